@@ -1,0 +1,293 @@
+"""Capture once: a model becomes a Program, a flat list of tensor operations whose every node knows its role.
+
+`torch.export` (non-strict) records the model, functionalised, with high-level operators kept whole (linear, layer_norm,
+scaled_dot_product_attention, gelu, lstm). Where export refuses (Python that branches on data), this very call is traced
+with `make_fx` instead, and the Program says so. The user's model is only read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
+
+from . import patterns
+from .program import CaptureError, Placeholder, Program, annotate
+
+__all__ = ["CaptureError", "capture"]
+
+log = logging.getLogger(__name__)
+
+_cache: weakref.WeakKeyDictionary[Any, list[Program]] = weakref.WeakKeyDictionary()
+
+
+def capture(
+    model: nn.Module | Callable[..., Any],
+    *inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    select: Callable[[Any], Tensor] | None = None,
+) -> Program:
+    """Record what `model` computes on these inputs, as a `Program` that can be run, rewritten and interpreted.
+
+    Args:
+        model: any module (in eval mode) or a function of tensors. Compiled models are unwrapped.
+        *inputs: positional arguments of the model; tensors may sit in tuples, lists and dicts.
+        kwargs: keyword arguments of the model. A single mapping as the only input is taken as keywords too.
+        select: picks the tensor to explain out of what the model returns. By default `logits` where the output has
+            them, otherwise its first floating tensor; so a model that also returns a cache is no obstacle.
+
+    Returns:
+        The Program. It is cached per model: a second call whose inputs fit returns the same one. Batch size (and the
+        length of token inputs) stay free where export allows, see `Program.dynamic`.
+
+    Raises:
+        TypeError: when `model` cannot be called.
+        ValueError: when a module of it is in training mode.
+        CaptureError: when neither export nor the fallback trace can record the model.
+
+    Example:
+        >>> program = capture(torch.nn.Linear(3, 2).eval(), torch.ones(4, 3))
+        >>> bool((program(torch.ones(5, 3)) == program.model(torch.ones(5, 3))).all())
+        True
+    """
+    model, inputs, kwargs = arguments(model, inputs, kwargs)
+    if isinstance(model, nn.Module) and (training := [n for n, m in model.named_modules() if m.training]):
+        raise ValueError(
+            f"{type(model).__name__} is in training mode{f' (at {training[0]})' if training[0] else ''}, where dropout and "
+            "batch statistics make its output random: call model.eval() first"
+        )
+    call = Call(model, inputs, kwargs, select)
+    try:
+        known = _cache.setdefault(model, [])
+    except TypeError:  # no weak reference to it: captured anew each time
+        known = []
+    for program in known:
+        if program.accepts(call):
+            return program.of(model)
+    program = _record(call)
+    known.append(program.of(None))
+    return program
+
+
+def arguments(
+    model: Any, inputs: Sequence[Any], kwargs: Mapping[str, Any] | None
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """The model itself (unwrapped from `torch.compile`) and its call, with a lone mapping read as keywords."""
+    model = getattr(model, "_orig_mod", model)
+    if not callable(model):
+        raise TypeError(f"model must be a torch.nn.Module or a function of tensors, got {type(model).__name__}")
+    keywords = dict(kwargs or {})
+    if len(inputs) == 1 and isinstance(inputs[0], Mapping) and not keywords:
+        inputs, keywords = (), dict(inputs[0])
+    return model, tuple(inputs), keywords
+
+
+class Call:
+    """One call of a model, flattened: its tensors by name, everything else baked in."""
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        inputs: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        select: Callable[[Any], Tensor] | None,
+    ) -> None:
+        """Name every tensor leaf by the argument that holds it."""
+        self.model, self.select = model, select
+        named, self._spec = pytree.tree_flatten_with_path((inputs, dict(kwargs)))
+        positional = _parameters(model)
+        self.leaves: list[Any] = [leaf for _, leaf in named]
+        self.slots = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor)]
+        self.names = [_argument_name(named[i][0], positional) for i in self.slots]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the arguments, in order."""
+        return [self.leaves[i] for i in self.slots]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What must agree, besides shapes, for a recorded program to stand for this call."""
+        weights = next(iter(self.model.parameters()), None) if isinstance(self.model, nn.Module) else None
+        return (
+            repr(self._spec),
+            tuple((t.dtype, t.device, t.ndim) for t in self.tensors),
+            tuple(repr(leaf) for leaf in self.leaves if not isinstance(leaf, Tensor)),
+            None if weights is None else (weights.dtype, weights.device),
+            getattr(getattr(self.model, "config", None), "_attn_implementation", None),
+            self.select,
+        )
+
+    def run(self, *tensors: Tensor) -> Any:
+        """Call the model with other tensors in place of its own; returns the tensor to explain."""
+        leaves = list(self.leaves)
+        for slot, tensor in zip(self.slots, tensors, strict=True):
+            leaves[slot] = tensor
+        args, kwargs = pytree.tree_unflatten(leaves, self._spec)
+        return (self.select or explained)(self.model(*args, **kwargs))
+
+
+def explained(output: Any) -> Tensor:
+    """The tensor of a model's output that is explained: `logits` where there are some, else the first floating one."""
+    if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
+        return output["logits"]
+    for leaf in _leaves(output):
+        if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
+            return leaf
+    raise CaptureError(f"the model returned {type(output).__name__}, in which there is no floating tensor to explain")
+
+
+def _leaves(output: Any) -> Iterator[Any]:
+    """Leaves in order, looking into any mapping or sequence, but into no other object (a cache, say)."""
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, (tuple, list)):
+        for item in output:
+            yield from _leaves(item)
+    else:
+        yield output
+
+
+def _parameters(model: Callable[..., Any]) -> list[str]:
+    function = model.forward if isinstance(model, nn.Module) else model
+    try:
+        return list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return []
+
+
+def _argument_name(path: Sequence[Any], positional: list[str]) -> str:
+    """`input_ids`, or `past.0.key` for a tensor inside an argument."""
+    kind, *rest = [getattr(p, "idx", getattr(p, "key", getattr(p, "name", p))) for p in path]
+    if kind == 0:  # positional
+        first, *rest = rest
+        rest = [positional[first] if first < len(positional) else f"input_{first}", *rest]
+    return ".".join(map(str, rest))
+
+
+class _Recorded(nn.Module):
+    """What is exported: tensors in, one tensor out."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.call = call
+        self.model = call.model  # a module is registered, so that its parameters are named
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.call.run(*tensors)
+
+
+def _record(call: Call) -> Program:
+    """Export; where that fails with dynamic sizes, with these sizes; where that fails, trace this very call."""
+    recorded = _Recorded(call)
+    recorded.training = False  # of the wrapper alone: the user's module keeps its flags
+    problems = []
+    with _quiet(), torch.no_grad(), _exportable_experts(call.model):
+        for dynamic in (True, False):
+            tensors = [_widened(t) for t in call.tensors] if dynamic else call.tensors
+            try:
+                return _from_export(recorded, call, tensors, dynamic)
+            except Exception as problem:  # export fails in very many ways
+                problems.append(f"{type(problem).__name__}: {str(problem).strip().splitlines()[0] if str(problem) else ''}")
+                log.debug("export failed (dynamic=%s)", dynamic, exc_info=True)
+        from .trace import from_trace
+
+        try:
+            return from_trace(call, why=problems[-1])
+        except Exception as problem:
+            raise CaptureError(
+                f"{type(call.model).__name__} could not be recorded. torch.export said: {problems[-1]}; the fallback "
+                f"trace said: {type(problem).__name__}: {problem}. Code that leaves torch (numpy, .item() on an input "
+                "that decides what is computed) cannot be taken apart: explain the part of the model behind it"
+            ) from problem
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """A batch of one repeated to two: export takes sizes 0 and 1 for constants."""
+    if tensor.ndim and tensor.shape[0] == 1:
+        return tensor.expand(2, *tensor.shape[1:]).clone()
+    return tensor
+
+
+def _from_export(recorded: _Recorded, call: Call, tensors: list[Tensor], dynamic: bool) -> Program:
+    from torch.export import Dim
+
+    # token inputs are free in their length too; image sizes are not, some models take a minute for that
+    free = [
+        {d: Dim.AUTO for d in range(min(t.ndim, 2 if not t.is_floating_point() else 1))} if dynamic else {}
+        for t in tensors
+    ]
+    exported = torch.export.export(recorded, tuple(tensors), strict=False, dynamic_shapes=(tuple(free),))
+    exported = exported.run_decompositions({})  # decomposes nothing: functionalises
+    module = exported.graph_module
+    placeholders: dict[str, Placeholder] = {}
+    names = iter(call.names)
+    for spec in exported.graph_signature.input_specs:
+        target = (spec.target or "").removeprefix("model.").removeprefix("call.")
+        if spec.kind == InputKind.USER_INPUT:
+            placeholders[spec.arg.name] = Placeholder("input", next(names))
+        elif spec.kind == InputKind.PARAMETER:
+            placeholders[spec.arg.name] = Placeholder("parameter", target)
+        elif spec.kind == InputKind.BUFFER:
+            placeholders[spec.arg.name] = Placeholder("buffer", target)
+        else:
+            placeholders[spec.arg.name] = Placeholder("constant", target, exported.constants[spec.target])
+    outputs = [s.arg.name for s in exported.graph_signature.output_specs if s.kind == OutputKind.USER_OUTPUT]
+    (out,) = [n for n in module.graph.nodes if n.op == "output"]
+    (value,) = [n for n in pytree.tree_leaves(out.args) if isinstance(n, fx.Node) and n.name == outputs[0]]
+    out.args = (value,)
+    return finish(module.graph, placeholders, call, tensors, how="export", dynamic=dynamic)
+
+
+def finish(
+    graph: fx.Graph, placeholders: dict[str, Placeholder], call: Call, tensors: list[Tensor], *, how: str, dynamic: bool
+) -> Program:
+    """Clean the graph, recognise patterns, give every node its role, and look where the samples lie."""
+    patterns.clean(graph)
+    patterns.recognise(graph)
+    annotate(graph, placeholders)
+    patterns.mark_gates(graph)
+    program = Program(graph, placeholders, call, tensors, how=how, dynamic=dynamic)
+    program.check()
+    return program
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Export's own warnings are about export, not about the user's model."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        levels = {name: logging.getLogger(name).level for name in ("torch.export", "torch._export", "torch.fx")}
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+@contextlib.contextmanager
+def _exportable_experts(model: Any) -> Iterator[None]:
+    """Mixture-of-experts configs choose at call time how experts run; only one choice exports, in every dtype."""
+    changed = []
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        config = getattr(module, "config", None)
+        choice = getattr(config, "_experts_implementation", None)
+        if choice is not None and choice != "batched_mm":
+            changed.append((config, choice))
+            config._experts_implementation = "batched_mm"
+    try:
+        yield
+    finally:
+        for config, choice in changed:
+            config._experts_implementation = choice

@@ -1,0 +1,327 @@
+"""The contract of every method: whole = sum of named parts + remainder, and the remainder is measured.
+
+    remainder = whole - sum_name contribution(name),      contribution(name) = parts[name] summed to whole's shape
+
+`whole` has shape S, first axis the sample where there is one. A part has shape S + extra dims, which is a part of
+parts (the pixels of an input, the channels of a bias). Nothing here knows a method: a method returns a Decomposition
+or a final subclass that adds what its domain needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
+
+__all__ = ["Decomposition", "DoesNotAddUp"]
+
+FORMAT = 1
+"""Version of the file layout written by `Decomposition.save`."""
+
+# Rounding of a long sum: loose enough for a thousand cancelling terms, tight enough to see a lost one.
+RTOL = {torch.float64: 1e-9, torch.complex128: 1e-9, torch.float32: 1e-5, torch.complex64: 1e-5}
+
+
+class DoesNotAddUp(ArithmeticError):
+    """The parts and the whole differ by more than was allowed; the message has the numbers."""
+
+
+@dataclass(frozen=True, eq=False)  # eq=False: comparing tensors with == has no truth value
+class Decomposition:
+    """A tensor written as a sum of named parts and a measured remainder.
+
+    Args:
+        whole: what is taken apart, shape S (first axis: samples).
+        parts: name -> tensor of shape S + extra dims; the extra dims are summed.
+
+    Raises:
+        ValueError: when a part's shape does not begin with S.
+
+    Example:
+        >>> whole = torch.tensor([3.0, 5.0])
+        >>> d = Decomposition(whole, {"left": torch.tensor([1.0, 2.0]), "right": torch.tensor([[1.0, 1.0], [1.5, 1.5]])})
+        >>> d.remainder.tolist(), d.check().error()
+        ([0.0, 0.0], 0.0)
+    """
+
+    whole: Tensor
+    parts: Mapping[str, Tensor]
+
+    _classes: ClassVar[dict[str, type[Decomposition]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Remember the subclass, so that `load` gives it back."""
+        super().__init_subclass__(**kwargs)
+        Decomposition._classes[f"{cls.__module__}:{cls.__qualname__}"] = cls
+
+    def __post_init__(self) -> None:
+        """Refuse parts that cannot be summed to the whole."""
+        shape = self.whole.shape
+        for name in self.parts:
+            if self.parts[name].shape[: len(shape)] != shape:
+                raise ValueError(
+                    f"part {name!r} has shape {tuple(self.parts[name].shape)}, which does not begin with the whole's "
+                    f"{tuple(shape)}: give each part the whole's axes first, then its own"
+                )
+
+    # -- the identity -------------------------------------------------------------------------------------------------
+
+    def contribution(self, name: str) -> Tensor:
+        """The part `name` summed to the shape of `whole`."""
+        part = self.parts[name]
+        return part.flatten(self.whole.ndim).sum(-1) if part.ndim > self.whole.ndim else part
+
+    def contributions(self) -> dict[str, Tensor]:
+        """Every part summed to the shape of `whole`, by name."""
+        return {name: self.contribution(name) for name in self.parts}
+
+    def total(self) -> Tensor:
+        """What the parts make together, shape S. A subclass whose parts do not combine by a sum overrides this."""
+        return sum(self.contributions().values(), torch.zeros_like(self.whole))
+
+    @property
+    def remainder(self) -> Tensor:
+        """`whole - total()`, shape S."""
+        return self.whole - self.total()
+
+    def error(self) -> float:
+        """The worst sample's |remainder| / |whole| (Euclidean norms over a sample's axes).
+
+        Where a sample's whole is exactly 0 a relative error is undefined, and |remainder| itself is taken.
+        """
+        return _worst_ratio(self.remainder.unsqueeze(-1), self.whole.unsqueeze(-1))
+
+    def cancellation(self) -> float:
+        """How much the parts fight: the worst sample's sum of |parts|, element by element, over |whole|.
+
+        1 means that nothing cancels. At 1000, parts a thousand times the whole compensate each other, and a single
+        one of them says little. Where the whole is exactly 0 the sum of |parts| itself is taken.
+        """
+        dims = self.whole.ndim
+        size = torch.zeros_like(self.whole.abs())
+        for part in self.parts.values():
+            size = size + (part.abs().flatten(dims).sum(-1) if part.ndim > dims else part.abs())
+        return _worst_ratio(size.unsqueeze(-1), self.whole.unsqueeze(-1))
+
+    def check(self, rtol: float | None = None) -> Self:
+        """Return self when `error() <= rtol`.
+
+        Args:
+            rtol: largest relative remainder allowed; by dtype when not given (1e-9 in float64, 1e-5 in float32,
+                1e-2 in half precision).
+
+        Raises:
+            DoesNotAddUp: with the numbers, when it does not.
+        """
+        rtol = RTOL.get(self.whole.dtype, 1e-2) if rtol is None else rtol
+        error = self.error()
+        if not error <= rtol:  # not >: a NaN must fail
+            raise DoesNotAddUp(
+                f"{len(self.parts)} parts make {_numbers(self.total())} of {_numbers(self.whole)}: the remainder is "
+                f"{error:.2g} of the whole, allowed were {rtol:.2g} (cancellation {self.cancellation():.3g}x)"
+            )
+        return self
+
+    # -- looking at it ------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, samples: int | slice | Tensor) -> Self:
+        """Some of the samples (first axis). An int keeps the axis, with one sample."""
+        if isinstance(samples, int):
+            samples = range(len(self))[samples]  # raises IndexError beyond the batch, and counts from the end
+            samples = slice(samples, samples + 1)
+        chosen: dict[str, Any] = {
+            f.name: _take(getattr(self, f.name), samples, len(self)) for f in fields(self) if f.name != "parts"
+        }
+        return replace(self, parts={name: part[samples] for name, part in self.parts.items()}, **chosen)
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        if not self.whole.ndim:
+            raise TypeError("this decomposition has a single number as its whole, and no samples to count or select")
+        return len(self.whole)
+
+    def __iter__(self) -> Any:
+        """One decomposition per sample."""
+        return (self[i] for i in range(len(self)))
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """The same with every floating tensor moved by `torch.Tensor.to` (a device, a dtype)."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(*args, **kwargs) if value.is_floating_point() or value.is_complex() else value
+            if isinstance(value, Mapping):
+                return {k: move(v) for k, v in value.items()}
+            return value
+
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+    def to_xarray(self) -> xarray.Dataset:
+        """An xarray Dataset: `whole`, `remainder`, `contribution` (part, ...) and each part under its own name."""
+        import xarray
+
+        axes = ["sample", *(f"axis_{i}" for i in range(1, self.whole.ndim))][: self.whole.ndim]
+
+        def array(value: Tensor, name: str) -> xarray.DataArray:
+            own = [f"{name}_{i}" for i in range(value.ndim - self.whole.ndim)]
+            return xarray.DataArray(value.detach().cpu().numpy(), dims=[*axes, *own])
+
+        contributions = self.contributions()
+        stacked = torch.stack(list(contributions.values())) if contributions else self.whole.new_zeros(0, *self.whole.shape)
+        return xarray.Dataset(
+            {
+                "whole": array(self.whole, "whole"),
+                "remainder": array(self.remainder, "remainder"),
+                "contribution": (["part", *axes], stacked.detach().cpu().numpy()),
+                **{name: array(part, name) for name, part in self.parts.items()},
+            },
+            coords={"part": list(contributions)},
+        )
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A pandas DataFrame, one row per sample and part, with its contribution and its share of the whole."""
+        import pandas
+
+        whole = self.whole.reshape(len(self.whole), -1).sum(-1) if self.whole.ndim else self.whole.reshape(1)
+        rows = []
+        for name, value in {**self.contributions(), "remainder": self.remainder}.items():
+            sums = value.reshape(len(whole), -1).sum(-1)
+            rows += [
+                {"sample": i, "part": name, "contribution": s, "share": s / w if w else math.nan}
+                for i, (s, w) in enumerate(zip(sums.tolist(), whole.tolist(), strict=True))
+            ]
+        return pandas.DataFrame(rows).sort_values("sample", kind="stable", ignore_index=True)
+
+    def summary(self) -> str:
+        """One honest line: what it adds up to, and how much the parts fight."""
+        return f"{len(self.parts)} parts, adds up to {self.error():.1e} (cancellation {self.cancellation():.3g}x)"
+
+    def __repr__(self) -> str:
+        """Class, shape and the honest line."""
+        return f"{type(self).__name__}(whole {tuple(self.whole.shape)} {self.whole.dtype}: {self.summary()})"
+
+    def show(self) -> None:
+        """Print the decomposition as a table in the terminal."""
+        from termwise.report.terminal import show
+
+        show(self)
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file: tensors as tensors, everything else as JSON in its header. No pickle.
+
+        Args:
+            path: where to; `.safetensors` is appended when there is no suffix.
+
+        Returns:
+            The path written. An existing file is replaced only once the new one is whole.
+
+        Raises:
+            TypeError: when a field is neither a tensor nor JSON.
+        """
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        path = path if path.suffix else path.with_suffix(".safetensors")
+        tensors: dict[str, Tensor] = {}
+        plain: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                tensors[f.name] = value
+            elif isinstance(value, Mapping) and value and all(isinstance(v, Tensor) for v in value.values()):
+                tensors |= {f"{f.name}/{k}": v for k, v in value.items()}
+                plain[f.name] = {"tensors": list(value)}  # keeps the order of the names
+            else:
+                plain[f.name] = {"json": value}
+        header = json.dumps(
+            {"format": FORMAT, "class": f"{type(self).__module__}:{type(self).__qualname__}", "fields": plain}
+        )
+        partial = path.with_name(path.name + ".partial")
+        try:
+            # clone: parts may be views of one tensor, which safetensors refuses
+            save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, partial, {"termwise": header})
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return path
+
+    @staticmethod
+    def load(path: str | Path) -> Decomposition:
+        """Read what `save` wrote, as the class that wrote it. Runs no code from the file.
+
+        Raises:
+            ValueError: when the file is no decomposition, or was written by a newer version.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = (file.metadata() or {}).get("termwise")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+        except SafetensorError as problem:
+            raise ValueError(f"{path} is not a safetensors file ({problem}): save with Decomposition.save") from None
+        if header is None:
+            raise ValueError(f"{path} is a safetensors file without a decomposition in it")
+        content = json.loads(header)
+        if content["format"] > FORMAT:
+            raise ValueError(f"{path} has format {content['format']}, this version reads up to {FORMAT}: update termwise")
+        values: dict[str, Any] = {}
+        for name, stored in content["fields"].items():
+            if "json" in stored:
+                values[name] = stored["json"]
+            else:
+                values[name] = {key: tensors.pop(f"{name}/{key}") for key in stored["tensors"]}
+        return _class(content["class"], path)(**values, **tensors)
+
+
+Decomposition._classes[f"{Decomposition.__module__}:Decomposition"] = Decomposition
+
+
+def _class(name: str, path: str | Path) -> type[Decomposition]:
+    """The class a file names: one already defined, or one of ours, never a module that the file chooses."""
+    module = name.partition(":")[0]
+    if name not in Decomposition._classes and module.startswith("termwise."):
+        importlib.import_module(module)
+    if name not in Decomposition._classes:
+        raise ValueError(f"{path} holds a {name}, which is not defined here: import its module first")
+    return Decomposition._classes[name]
+
+
+def _worst_ratio(part: Tensor, whole: Tensor) -> float:
+    """max over samples of |part| / |whole|; |part| where the whole is 0."""
+    part, whole = (t.detach().reshape(t.shape[0], -1).to(_wide(t)).norm(dim=1) for t in (part, whole))
+    ratios = torch.where(whole == 0, part, part / torch.where(whole == 0, torch.ones_like(whole), whole))
+    return ratios.max().item() if ratios.numel() else 0.0
+
+
+def _wide(t: Tensor) -> torch.dtype:
+    """A dtype in which a norm does not overflow."""
+    return torch.complex128 if t.is_complex() else torch.float64
+
+
+def _take(value: Any, samples: slice | Tensor, batch: int) -> Any:
+    """The chosen samples of a field, where it has one entry per sample; the field itself otherwise."""
+    if isinstance(value, Tensor) and value.ndim and len(value) == batch:
+        return value[samples]
+    if isinstance(value, list) and len(value) == batch:
+        return value[samples] if isinstance(samples, slice) else [value[i] for i in torch.arange(batch)[samples]]
+    return value
+
+
+def _numbers(values: Tensor) -> str:
+    """A few of the values, for a message."""
+    flat = [f"{v:.6g}" for v in values.detach().flatten()[:3].tolist()]
+    return ", ".join(flat) + (", ..." if values.numel() > 3 else "")

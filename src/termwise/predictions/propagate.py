@@ -1,0 +1,188 @@
+"""Relevance as a rewrite: one forward pass and one backward pass with modified local derivatives.
+
+Instead of R the ratio c = R / x travels, so that R = x c is formed once, at the leaves. Linear operations propagate c by
+their own vector-Jacobian product and only the others need a rule; torch's autograd does the rest.
+
+    start: c = d whole / d output (one-hot for a class);      end: R = leaf * c, for inputs, biases and constants alike
+
+Cost: forward + input-gradient backward, and one reduction of c per bias. Memory: that of the backward pass.
+Source: design "relevance as a rewrite"; papers.toml "dynamiclrp" for what it replaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from termwise.core.composite import Composite
+from termwise.core.program import Program, info, op_name
+from termwise.core.rewrite import rewrite
+
+from .fold import fold_batch_norm, foldable
+from .ledger import Ledger, Site
+from .rules import LOSSY, SPLITTING, Rules, rules_of
+from .rules.linear import add, own
+from .rules.products import product, signal_takes_all
+
+__all__ = ["Pass", "propagate"]
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+class Pass:
+    """A program under a rule set, ready to run: `module` is the rewritten graph."""
+
+    def __init__(self, program: Program, rules: Rules, *, measure_all: bool = False) -> None:
+        """Choose each node's rule and rewrite.
+
+        Args:
+            program: what is explained.
+            rules: name of a rule set, or a mapping.
+            measure_all: weigh every node, not only those that may lose: the debugging mode, twice as slow.
+        """
+        chosen = rules_of(program, rules)
+        fold = foldable(program) & {name for name, rule in chosen.items() if rule in SPLITTING}
+        if fold:
+            program = fold_batch_norm(program, fold)
+            chosen = rules_of(program, rules)
+        self.program, self.rules = program, chosen
+        out = program.output.meta.get("val")
+        self.dtype = out.dtype if isinstance(out, Tensor) else torch.float32
+        # half precision has too few digits for ratios: the whole pass runs in float32
+        self.lift = torch.float32 if self.dtype in HALF else None
+        sites = {}
+        for node in program.nodes:
+            if info(node).role == "cut":
+                sites[node.name] = Site(_cut(f"input:{info(node).origin}"), node.target)  # type: ignore[arg-type]
+            elif node.name in chosen:
+                measured = measure_all or chosen[node.name] in LOSSY or self._rounds(node)
+                if measured or not _is_own(chosen[node.name], node):
+                    sites[node.name] = self._site(node, measured)
+        self.module = rewrite(program, sites, lift=self.lift)
+
+    def _site(self, node: fx.Node, measured: bool) -> Site:
+        known, arguments = info(node), _flat(node.args)
+        return Site(
+            rule=self.rules[node.name],
+            op=node.target,  # type: ignore[arg-type]
+            name=f"{op_name(node)}@{known.path}",
+            path=known.path,
+            axis=self.program.axes.get(node.name),
+            axes=tuple(self.program.axes.get(a.name) for a in arguments if isinstance(a, fx.Node) and info(a).active),
+            measured=measured,
+            held=known.held,
+            gates=known.gates,
+            origins=tuple(_origin(a) for a in arguments),
+        )
+
+    def _rounds(self, node: fx.Node) -> bool:
+        """Whether a node computes more coarsely than the program's output: its rounding is a loss like any other."""
+        if self.lift is not None or not self.dtype.is_floating_point:
+            return False
+        bits = torch.finfo(self.dtype).bits
+        inner = node.target.graph.nodes if isinstance(node.target, Composite) else ()
+        values = [n.meta.get("val") for n in (*inner, *(n for n in (node, *node.all_input_nodes) if info(n).active))]
+        return any(isinstance(v, Tensor) and v.is_floating_point() and torch.finfo(v.dtype).bits < bits for v in values)
+
+    def run(self, tensors: list[Tensor], whole: Callable[[Tensor], Tensor], *, complete: bool = True) -> Result:
+        """Propagate.
+
+        Args:
+            tensors: the program's inputs.
+            whole: picks one scalar per sample from the output; its own derivative is where relevance starts.
+            complete: book biases, constants and losses too; without, only the inputs.
+        """
+        batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
+        ledger = Ledger(batch, complete=complete)
+        values = []
+        for name, value in self.program.bind(tensors).items():
+            if self.lift is not None and value.is_floating_point():
+                value = value.to(self.lift)
+            held = self.program.placeholders[name]
+            if held.kind == "input" and (value.is_floating_point() or value.is_complex()):
+                value = ledger.leaf(f"input:{held.name}", value, value.ndim)
+            values.append(value)
+        device = tensors[0].device.type if tensors else "cpu"
+        with torch.enable_grad(), torch.autocast(device, enabled=False):
+            output = self.module(ledger, *values)
+            explained = whole(output)
+            leaves = [leaf for _, leaf, _ in ledger.leaves] + [leaf for leaf, _ in ledger.constants]
+            if explained.requires_grad and leaves:
+                ratios = torch.autograd.grad(explained.sum(), leaves, allow_unused=True)
+            else:
+                ratios = tuple(None for _ in leaves)
+        for (_, book), c in zip(ledger.constants, ratios[len(ledger.leaves) :], strict=True):
+            if c is not None:
+                book(c)
+        parts: dict[str, Tensor] = {}
+        reached: dict[str, bool] = {}
+        for (name, leaf, axes), c in zip(ledger.leaves, ratios, strict=False):
+            value = leaf.detach()
+            part = torch.zeros_like(value) if c is None else value * c if not value.is_complex() else (value.conj() * c).real
+            part = part.flatten(axes).sum(-1) if part.ndim > axes else part
+            parts[name] = parts[name] + part if name in parts else part
+            reached[name] = reached.get(name, False) or c is not None
+        return Result(output.detach(), explained.detach(), {**parts, **ledger.parts()}, [n for n, r in reached.items() if not r])
+
+
+class Result:
+    """What a pass found: output, whole, parts by name, and the inputs that no relevance path reaches."""
+
+    def __init__(self, output: Tensor, whole: Tensor, parts: dict[str, Tensor], unreached: list[str]) -> None:
+        """Hold them."""
+        self.output, self.whole, self.parts, self.unreached = output, whole, parts, unreached
+
+
+def propagate(program: Program, rules: Rules = "default") -> Pass:
+    """The pass of a program under a rule set, rewritten once and kept with the recording."""
+    key = ("pass", rules if isinstance(rules, str) else tuple(rules.items()))
+    try:
+        known: Pass | None = program.derived.get(key)
+    except TypeError:  # an unhashable rule
+        return Pass(program, rules)
+    if known is None:
+        known = program.derived[key] = Pass(program.of(None) if isinstance(rules, str) else program, rules)
+    known.program = known.program.of(program.model)
+    return known
+
+
+def _cut(name: str) -> Callable[..., Tensor]:
+    """An embedding of explained ids: what was looked up becomes a leaf, and its part has the shape of the ids."""
+
+    def cut(at: Any, weight: Tensor, ids: Any, *rest: Any, **kwargs: Any) -> Tensor:
+        looked_up = at.op(weight, ids, *rest, **kwargs)
+        return at.ledger.leaf(name, looked_up, looked_up.ndim - (weight.ndim - 1))
+
+    return cut
+
+
+def _is_own(rule: Any, node: fx.Node) -> bool:
+    """Whether a rule leaves this node to autograd as it is: nothing constant to book, nothing to share or hold."""
+    operands = [a for a in _flat(node.args) if isinstance(a, fx.Node) or isinstance(a, float)]
+    active = [a for a in operands if isinstance(a, fx.Node) and info(a).active]
+    if rule is own:
+        return True
+    if rule is add:
+        return len(node.args) == 2 and len(active) == 2
+    return rule in (product, signal_takes_all) and len(active) == 1 and not info(node).held
+
+
+def _origin(argument: Any) -> str:
+    """The part under which a constant argument is booked."""
+    if not isinstance(argument, fx.Node) or info(argument).active:
+        return ""
+    origin = info(argument).origin
+    if origin and info(argument).role == "parameter":
+        owner, _, last = origin.rpartition(".")
+        return f"bias:{owner}" if last == "bias" else f"constant:{origin}"
+    path = info(argument).path
+    return f"constant:{path}" if path else ""
+
+
+def _flat(args: Any) -> list[Any]:
+    if isinstance(args, (tuple, list)):
+        return [x for a in args for x in _flat(a)]
+    return [args]

@@ -1,0 +1,177 @@
+"""Linear operations: the ratio goes back through the operation's own vector-Jacobian product, c_x = J^T c.
+
+    y = J x + offset:     R_x = x * (J^T c),     R_offset = offset * c,     sum R = sum y c exactly.
+
+Sums, means, moves, selections of winners (max, sort, topk), poolings and interpolations need no rule beyond autograd.
+What they may need is the offset: their constant operands are leaves with relevance of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .table import active, rule, share
+
+MOVES = (
+    "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "numpy_T", "mT", "expand", "expand_as", "repeat", "squeeze",
+    "unsqueeze", "flatten", "unflatten", "select", "slice", "narrow", "index", "index_select", "gather", "take",
+    "take_along_dim", "flip", "roll", "rot90", "as_strided", "masked_select", "pixel_shuffle", "pixel_unshuffle",
+    "channel_shuffle", "tril", "triu", "diagonal", "diag", "diag_embed", "split", "split_with_sizes", "chunk", "unbind", "clone",
+    "contiguous", "alias", "_to_copy", "to", "type_as", "lift_fresh", "lift_fresh_copy", "movedim", "swapaxes", "unfold",
+    "unfold_copy", "im2col", "col2im", "repeat_interleave", "view_as_real", "view_as_complex", "_conj", "conj", "resolve_conj",
+    "conj_physical", "_conj_physical", "real", "imag", "complex", "getitem", "detach", "view_copy", "expand_copy", "permute_copy",
+    "_reshape_copy", "positive", "hstack", "vstack", "atleast_1d", "atleast_2d", "squeeze_", "broadcast_to", "copy", "tensor_split",
+    "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
+    "_pad_circular", "block_diag", "dropout", "native_dropout", "alpha_dropout", "feature_dropout", "ravel", "resolve_neg", "nan_to_num",
+)  # fmt: skip
+"""Each output entry is one input entry."""
+
+SUMS = (
+    "neg", "sum", "mean", "cumsum", "diff", "trace", "nansum", "nanmean", "trapezoid",
+    "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d",
+    "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+    "_fft_r2c", "_fft_c2c", "_fft_c2r", "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_fft2", "fft_ifft2", "fft_rfft2",
+    "fft_irfft2", "fft_fftn", "fft_ifftn", "fft_rfftn", "fft_irfftn", "fft_hfft", "fft_ihfft", "fft_fftshift", "fft_ifftshift",
+    "rotary",
+)  # fmt: skip
+"""Each output entry is a fixed weighted sum of input entries."""
+
+WINNERS = (
+    "max_pool1d", "max_pool2d", "max_pool3d", "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices",
+    "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d", "max", "min", "amax", "amin",
+    "sort", "topk", "median", "nanmedian", "kthvalue", "mode", "cummax", "cummin", "aminmax", "msort",
+)  # fmt: skip
+"""Each output entry is the input entry that won: locally a move."""
+
+HOMOGENEOUS = ("linalg_vector_norm", "norm", "std", "relu", "leaky_relu", "abs", "_prelu_kernel", "prelu", "rrelu", "linalg_norm", "linalg_matrix_norm", "frobenius_norm", "renorm", "hypot")  # fmt: skip
+"""Of degree one, f(t x) = t f(x) for t > 0: x * grad f = f by Euler's theorem, so the own derivative conserves."""
+
+
+@rule(*MOVES, *SUMS, *WINNERS, *HOMOGENEOUS)
+def own(at: Any, *args: Any, **kwargs: Any) -> Any:
+    """c_x = J^T c: the operation's own derivative."""
+    return at.op(*args, **kwargs)
+
+
+@rule("add", "sub", "rsub")
+def add(at: Any, a: Any, b: Any, *, alpha: float = 1, **kwargs: Any) -> Tensor:
+    """y = a + alpha b: own derivative; a constant operand is a leaf."""
+    y = at.op(a, b, alpha=alpha, **kwargs) if alpha != 1 else at.op(a, b, **kwargs)
+    name = at.op.__name__ if hasattr(at.op, "__name__") else ""
+    signs = (-1, 1) if name.startswith("rsub") else (1, -1) if name.startswith("sub") else (1, 1)
+    # rsub is alpha-scaled on its first operand
+    scales = (signs[0] * alpha, signs[1]) if name.startswith("rsub") else (signs[0], signs[1] * alpha)
+    for position, (value, scale) in enumerate(zip((a, b), scales, strict=True)):
+        if not active(value):
+            at.adds(y, value if scale == 1 else value * scale, at.constant_name(position))
+    return y
+
+
+@rule(
+    "cat", "stack", "where", "masked_fill", "masked_scatter", "scatter", "scatter_add", "index_put", "_unsafe_index_put", "index_add",
+    "index_copy", "index_fill", "select_scatter", "slice_scatter", "diagonal_scatter", "as_strided_scatter", "pad",
+    "constant_pad_nd", "fill", "concat", "concatenate", "dstack", "lerp", "column_stack",
+)  # fmt: skip
+def assemble(at: Any, *args: Any, **kwargs: Any) -> Any:
+    """Put together from pieces, some of them constant (a class token, padding, a fill value): y = J x + offset.
+
+    The offset is what the operation makes of zeros in place of its activations.
+    """
+    y = at.op(*args, **kwargs)
+    if at.ledger.complete and y.requires_grad and _has_constant(args):
+        zeros = _zeroed(args)
+        offset = at.op(*zeros, **kwargs)
+        # an infinite fill is a mask: no relevance arrives there, and inf * 0 must not be NaN
+        offset = offset.masked_fill(offset.isinf(), 0)
+        at.adds(y, offset.expand_as(y), at.constant_name(_first_constant(args)))
+    return y
+
+
+def _zeroed(args: Any) -> Any:
+    if isinstance(args, (tuple, list)):
+        return type(args)(_zeroed(a) for a in args)
+    if isinstance(args, Tensor):
+        return torch.zeros_like(args) if args.requires_grad else args.detach()
+    return args
+
+
+def _flat(args: Any) -> list[Any]:
+    return [x for a in args for x in _flat(a)] if isinstance(args, (tuple, list)) else [args]
+
+
+def _has_constant(args: Any) -> bool:
+    """Whether any operand that may be a summand is constant: a floating tensor, or a number other than 0."""
+    return any(
+        (isinstance(a, Tensor) and not a.requires_grad and (a.is_floating_point() or a.is_complex()) and a.numel())
+        or (isinstance(a, float) and a != 0)
+        or (isinstance(a, int) and not isinstance(a, bool) and a != 0)
+        for a in _flat(args)
+    )
+
+
+def _first_constant(args: Any) -> int:
+    """Position (flattened over tensor arguments) of the first constant floating tensor."""
+    for i, a in enumerate(_flat(args)):
+        if isinstance(a, Tensor) and not a.requires_grad and (a.is_floating_point() or a.is_complex()):
+            return i
+    return 0
+
+
+# -- with parameters --------------------------------------------------------------------------------------------------
+
+CHANNEL = {"linear": -1, "addmm": -1, "batch_norm": 1}
+"""Axis of the value along which a bias vector lies; 1 for convolutions."""
+
+
+@rule("linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "conv_tbc")
+def affine(at: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **kwargs: Any) -> Tensor:
+    """y = W x + b: c_x = W^T c, the bias gets b * c. A weight that is an activation itself shares half and half."""
+    y = at.op(x, weight, bias, *rest, **kwargs)
+    at.adds(y, bias, f"bias:{at.site.path}", channel=bias_axis(at, y))
+    return share(y, 1 / max(1, active(x, weight)))
+
+
+def bias_axis(at: Any, y: Tensor) -> int:
+    """Axis of `y` that holds the channels: the last of a linear layer, the first after the batch of a convolution."""
+    name = getattr(at.op, "__name__", "")
+    if name.startswith("conv"):
+        spatial = {"1": 1, "2": 2, "3": 3}.get(name.partition("d")[0][-1:], y.ndim - 2)
+        return y.ndim - 1 - spatial
+    return -1
+
+
+@rule("addmm", "addmv", "addbmm", "baddbmm", "addr")
+def affine_bias_first(at: Any, bias: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """y = beta b + alpha x W."""
+    y = at.op(bias, x, weight, beta=beta, alpha=alpha)
+    if active(x, weight) == 2:  # the product is of degree 2, the summand of degree 1
+        product = share(at.op(torch.zeros_like(bias), x, weight, beta=1, alpha=alpha), 1 / 2)
+        y = product + beta * bias
+    if not active(bias):
+        at.adds(y, bias if beta == 1 else bias * beta, f"bias:{at.site.path}")
+    return y
+
+
+@rule("batch_norm")
+def batch_norm(
+    at: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, training: bool, momentum: float,
+    eps: float, *rest: Any,
+) -> Tensor:  # fmt: skip
+    """In eval mode y = g x + (beta - mu g), g = gamma / sqrt(var + eps): affine, the parenthesis is its bias."""
+    y = at.op(x, weight, bias, mean, var, training, momentum, eps, *rest)
+    if at.ledger.complete:
+        gain = torch.rsqrt(var + eps) if weight is None else weight * torch.rsqrt(var + eps)
+        offset = -mean * gain if bias is None else bias - mean * gain
+        at.adds(y, offset, f"bias:{at.site.path}", channel=1)
+    return y
+
+
+@rule("embedding_bag", "_embedding_bag")
+def looked_up(at: Any, *args: Any, **kwargs: Any) -> Any:
+    """A sum of looked-up rows: linear in the table."""
+    return at.op(*args, **kwargs)

@@ -1,0 +1,72 @@
+"""The table of rules: a plain mapping from operator to function, filled by a decorator.
+
+A rule is a function of a place and the operator's arguments. It returns the operator's value and leaves behind it the
+local derivative that carries the ratio c = R / y backwards:
+
+    @rule("square")
+    def square(at, x):
+        "y = x x is of degree 2 in x: its own derivative, halved."
+        return share(at.op(x), 1 / 2)
+
+Whether an argument is an activation is asked of the argument (`requires_grad`): weights and constants never do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["LOSSY", "RULES", "Rule", "active", "lossy", "rule", "share"]
+
+Rule = Callable[..., Any]
+
+RULES: dict[str, Rule] = {}
+"""Operator name (`linear` for aten.linear in every overload) -> its rule."""
+
+LOSSY: set[Rule] = set()
+"""Rules that do not conserve: what they lose is measured wherever they run."""
+
+
+def rule(*ops: str) -> Callable[[Rule], Rule]:
+    """Enter a function into the table as the rule of these operators.
+
+    Raises:
+        ValueError: when an operator has a rule already.
+    """
+
+    def enter(function: Rule) -> Rule:
+        for op in ops:
+            if op in RULES:
+                raise ValueError(f"{op} already has the rule {RULES[op].__name__}; override it in a rule set instead")
+            RULES[op] = function
+        return function
+
+    return enter
+
+
+def lossy(function: Rule) -> Rule:
+    """Mark a rule as one that loses relevance."""
+    LOSSY.add(function)
+    return function
+
+
+def active(*values: Any) -> int:
+    """How many of these are activations (looking into lists)."""
+    return sum(
+        active(*v) if isinstance(v, (tuple, list)) else isinstance(v, Tensor) and v.requires_grad for v in values
+    )
+
+
+def share(y: Tensor, fraction: float) -> Tensor:
+    """The same value, through which only a fraction of the ratio passes."""
+    if fraction != 1 and y.requires_grad:
+        y.register_hook(lambda c: c * fraction)
+    return y
+
+
+def hold(*values: Any) -> list[Any]:
+    """The same values, held constant: no relevance goes to them."""
+    return [v.detach() if isinstance(v, torch.Tensor) else v for v in values]
