@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import logging
 import warnings
 import weakref
@@ -197,10 +198,10 @@ def _record(call: Call) -> Program:
             try:
                 return _from_export(recorded, call, tensors, dynamic)
             except Exception as problem:  # export fails in very many ways
-                problems.append(f"{type(problem).__name__}: {str(problem).strip().splitlines()[0] if str(problem) else ''}")
-                log.debug("export failed (dynamic=%s)", dynamic, exc_info=True)
+                problems.append(": ".join([type(problem).__name__, *str(problem).strip().splitlines()[:1]]))
         from .trace import from_trace
 
+        log.info("torch.export refused %s (%s): tracing this call", type(call.model).__name__, problems[-1])
         try:
             return from_trace(call, why=problems[-1])
         except Exception as problem:
@@ -263,17 +264,15 @@ def finish(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Export's own warnings are about export, not about the user's model."""
-    with warnings.catch_warnings():
+    """Export's warnings and logs are about export, not about the user's model; failures are reported by us."""
+    level = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # it also prints whole graphs there
         warnings.simplefilter("ignore")
-        levels = {name: logging.getLogger(name).level for name in ("torch.export", "torch._export", "torch.fx")}
-        for name in levels:
-            logging.getLogger(name).setLevel(logging.ERROR)
+        logging.disable(logging.CRITICAL)
         try:
             yield
         finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
+            logging.disable(level)
 
 
 @contextlib.contextmanager

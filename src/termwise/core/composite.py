@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
-__all__ = ["Composite", "fuse"]
+__all__ = ["Composite", "fuse", "lifted"]
 
 
 class Composite:
@@ -25,7 +26,7 @@ class Composite:
         """Compile the sub-graph, once as it is and once with the nodes named in `held` detached."""
         self.kind = self.__name__ = self.__qualname__ = kind
         self.__module__ = __name__
-        self.graph = graph
+        self.graph, self._held = graph, tuple(held)
         self._run = fx.GraphModule({}, graph)
         detached = fx.Graph()
         seen: dict[fx.Node, Any] = {}
@@ -39,9 +40,35 @@ class Composite:
         """The value of the sub-graph."""
         return self._run(*args)
 
+    def lift(self, dtype: torch.dtype) -> Composite:
+        """The same, computed in `dtype` wherever it asks for a narrower one."""
+        graph = fx.Graph()
+        seen: dict[fx.Node, Any] = {}
+        held = []
+        for node in self.graph.nodes:
+            new = seen[node] = graph.node_copy(node, seen.__getitem__)
+            new.args, new.kwargs = lifted((new.args, new.kwargs), dtype)
+            if isinstance(new.target, Composite):
+                new.target = new.target.lift(dtype)
+            if node.name in self._held:
+                held.append(new.name)
+        return Composite(self.kind, graph, held)
+
     def __repr__(self) -> str:
         """Its kind and the primitives in it."""
         return f"<{self.kind} of {sum(n.op == 'call_function' for n in self.graph.nodes)} operations>"
+
+
+def lifted(args: Any, dtype: torch.dtype) -> Any:
+    """Nested arguments with every floating dtype below `dtype` replaced by it."""
+    if isinstance(args, torch.dtype):
+        narrower = args.is_floating_point and torch.finfo(args).bits < torch.finfo(dtype).bits
+        return dtype if narrower else args
+    if isinstance(args, (tuple, list)):
+        return type(args)(lifted(a, dtype) for a in args)
+    if isinstance(args, dict):
+        return {k: lifted(v, dtype) for k, v in args.items()}
+    return args
 
 
 def fuse(graph: fx.Graph, region: Sequence[fx.Node], kind: str, held: Sequence[fx.Node] = ()) -> fx.Node | None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .composite import Composite, lifted
 from .program import Program, op_name
 
 __all__ = ["rewrite"]
@@ -41,7 +42,9 @@ def rewrite(program: Program, sites: Mapping[str, Callable[..., Any]], *, lift: 
         if node.op != "call_function":
             continue
         if lift is not None:
-            new.args, new.kwargs = _lifted((new.args, new.kwargs), lift)
+            new.args, new.kwargs = lifted((new.args, new.kwargs), lift)
+            if isinstance(new.target, Composite):
+                new.target = new.target.lift(lift)
         site = sites.get(node.name)
         if site is not None:
             # generated code tells functions apart by their names
@@ -52,14 +55,3 @@ def rewrite(program: Program, sites: Mapping[str, Callable[..., Any]], *, lift: 
             new.target = _SAFER[node.target]
     return fx.GraphModule({}, graph)
 
-
-def _lifted(args: Any, lift: torch.dtype) -> Any:
-    """Nested arguments with every floating dtype below `lift` replaced by it."""
-    if isinstance(args, torch.dtype):
-        narrower = args.is_floating_point and torch.finfo(args).bits < torch.finfo(lift).bits
-        return lift if narrower else args
-    if isinstance(args, (tuple, list)):
-        return type(args)(_lifted(a, lift) for a in args)
-    if isinstance(args, dict):
-        return {k: _lifted(v, lift) for k, v in args.items()}
-    return args

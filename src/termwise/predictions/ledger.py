@@ -72,7 +72,7 @@ class Site:
         name: how the node is called in names of parts, "softmax@encoder.layer.0".
         path: module path.
         axis: where the samples lie in the node's value.
-        axes: where they lie in each of its node arguments, in order.
+        axes: where they lie in each of its arguments, nested as the arguments are.
         measured: whether relevance in and out is weighed here, and the difference booked as lost.
         held: argument positions that the rule is to hold constant.
         gates: argument positions that hold a gate.
@@ -84,7 +84,7 @@ class Site:
     name: str = "op@"
     path: str = ""
     axis: SampleAxis | None = None
-    axes: tuple[SampleAxis | None, ...] = ()
+    axes: tuple[Any, ...] = ()
     measured: bool = False
     held: tuple[int, ...] = ()
     gates: tuple[int, ...] = ()
@@ -188,19 +188,18 @@ class At:
 
     def weigh_inputs(self, args: Any) -> Any:
         """The arguments, with the relevance that leaves through each of them booked as it goes."""
-        axes = iter(self.site.axes)
 
-        def weigh(value: Any) -> Any:
-            if isinstance(value, (tuple, list)):
-                return type(value)(weigh(v) for v in value)
+        def weigh(value: Any, axis: Any) -> Any:
+            if isinstance(value, (tuple, list)):  # several arguments, or the several values of one
+                axes = axis if isinstance(axis, (tuple, list)) else [axis] * len(value)
+                return type(value)(map(weigh, value, axes))
             if not (isinstance(value, Tensor) and value.requires_grad):
                 return value
-            axis, x = next(axes, None), value.detach()
-            alias = value.view_as(value)
+            x, alias = value.detach(), value.view_as(value)
             alias.register_hook(lambda c: self._lost(-self._dot(x, c, axis)))
             return alias
 
-        return weigh(args)
+        return weigh(args, self.site.axes or [None] * len(args))
 
     def weigh_output(self, y: Any) -> Any:
         """The value(s), with the relevance that arrives booked."""

@@ -29,19 +29,23 @@ from .rules.products import product, signal_takes_all
 
 __all__ = ["Pass", "propagate"]
 
-HALF = (torch.bfloat16, torch.float16)
+HALF = {torch.bfloat16, torch.float16}
 
 
 class Pass:
     """A program under a rule set, ready to run: `module` is the rewritten graph."""
 
-    def __init__(self, program: Program, rules: Rules, *, measure_all: bool = False) -> None:
+    def __init__(
+        self, program: Program, rules: Rules, *, measure_all: bool = False, lift: torch.dtype | None = None
+    ) -> None:
         """Choose each node's rule and rewrite.
 
         Args:
             program: what is explained.
             rules: name of a rule set, or a mapping.
             measure_all: weigh every node, not only those that may lose: the debugging mode, twice as slow.
+            lift: compute in this dtype where the program asks for a narrower one. Half precision has too few digits
+                for ratios, so float32 there; otherwise the program's own casts are kept, and their rounding is booked.
         """
         chosen = rules_of(program, rules)
         fold = foldable(program) & {name for name, rule in chosen.items() if rule in SPLITTING}
@@ -49,38 +53,49 @@ class Pass:
             program = fold_batch_norm(program, fold)
             chosen = rules_of(program, rules)
         self.program, self.rules = program, chosen
-        out = program.output.meta.get("val")
-        self.dtype = out.dtype if isinstance(out, Tensor) else torch.float32
-        # half precision has too few digits for ratios: the whole pass runs in float32
-        self.lift = torch.float32 if self.dtype in HALF else None
-        sites = {}
+        dtypes = _dtypes(program)
+        self.dtype = max(dtypes, key=lambda d: torch.finfo(d).bits, default=torch.float32)
+        if lift is None and not dtypes.isdisjoint(HALF):
+            lift = torch.promote_types(self.dtype, torch.float32)
+        self.lift = lift
+        self._located = False
+        self.sites: dict[str, Site] = {}
         for node in program.nodes:
             if info(node).role == "cut":
-                sites[node.name] = Site(_cut(f"input:{info(node).origin}"), node.target)  # type: ignore[arg-type]
+                self.sites[node.name] = Site(_cut(f"input:{info(node).origin}"), node.target)  # type: ignore[arg-type]
             elif node.name in chosen:
                 measured = measure_all or chosen[node.name] in LOSSY or self._rounds(node)
                 if measured or not _is_own(chosen[node.name], node):
-                    sites[node.name] = self._site(node, measured)
-        self.module = rewrite(program, sites, lift=self.lift)
+                    self.sites[node.name] = self._site(node, measured)
+        self.module = rewrite(program, self.sites, lift=self.lift)
 
     def _site(self, node: fx.Node, measured: bool) -> Site:
         known, arguments = info(node), _flat(node.args)
         return Site(
             rule=self.rules[node.name],
-            op=node.target,  # type: ignore[arg-type]
+            op=node.target.lift(self.lift) if self.lift and isinstance(node.target, Composite) else node.target,  # type: ignore[arg-type]
             name=f"{op_name(node)}@{known.path}",
             path=known.path,
-            axis=self.program.axes.get(node.name),
-            axes=tuple(self.program.axes.get(a.name) for a in arguments if isinstance(a, fx.Node) and info(a).active),
             measured=measured,
             held=known.held,
             gates=known.gates,
             origins=tuple(_origin(a) for a in arguments),
         )
 
+    def _locate(self) -> None:
+        """Tell every site where the samples lie: needed, and paid for, from the second sample on."""
+        axes = self.program.axes
+        for node in self.program.nodes:
+            if site := self.sites.get(node.name):
+                site.axis = axes.get(node.name)
+                if site.axis is None and site.rule is own:
+                    site.measured = False  # a move between layouts (unbind of the batch): no sample to book a loss on
+                site.axes = fx.map_arg(node.args, lambda a: axes.get(a.name))
+        self._located = True
+
     def _rounds(self, node: fx.Node) -> bool:
-        """Whether a node computes more coarsely than the program's output: its rounding is a loss like any other."""
-        if self.lift is not None or not self.dtype.is_floating_point:
+        """Whether a node computes more coarsely than the program at its finest: its rounding is a loss like any other."""
+        if self.lift is not None:
             return False
         bits = torch.finfo(self.dtype).bits
         inner = node.target.graph.nodes if isinstance(node.target, Composite) else ()
@@ -96,6 +111,8 @@ class Pass:
             complete: book biases, constants and losses too; without, only the inputs.
         """
         batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
+        if batch > 1 and not self._located:
+            self._locate()
         ledger = Ledger(batch, complete=complete)
         values = []
         for name, value in self.program.bind(tensors).items():
@@ -125,7 +142,7 @@ class Pass:
             part = part.flatten(axes).sum(-1) if part.ndim > axes else part
             parts[name] = parts[name] + part if name in parts else part
             reached[name] = reached.get(name, False) or c is not None
-        return Result(output.detach(), explained.detach(), {**parts, **ledger.parts()}, [n for n, r in reached.items() if not r])
+        return Result(output.detach(), explained.detach().to(self.lift or self.dtype), {**parts, **ledger.parts()}, [n for n, r in reached.items() if not r])
 
 
 class Result:
@@ -157,6 +174,12 @@ def _cut(name: str) -> Callable[..., Tensor]:
         return at.ledger.leaf(name, looked_up, looked_up.ndim - (weight.ndim - 1))
 
     return cut
+
+
+def _dtypes(program: Program) -> set[torch.dtype]:
+    """The floating dtypes that active nodes of the program have."""
+    found = [n.meta.get("val") for n in program.graph.nodes if "info" in n.meta and info(n).active]
+    return {v.dtype for v in found if isinstance(v, Tensor) and v.is_floating_point()}
 
 
 def _is_own(rule: Any, node: fx.Node) -> bool:

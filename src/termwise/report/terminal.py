@@ -1,0 +1,115 @@
+"""A decomposition in the terminal: its parts as bars, the sentence in colours, and the honest line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from termwise.core.decomposition import Decomposition
+
+from .tokens import printable, rich_text, words
+from .waterfall import bars
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["classes_table", "rendered", "show"]
+
+WIDTH = 24
+"""Characters of the longest bar."""
+
+
+def show(decomposition: Decomposition, sample: int = 0, k: int = 10, console: Console | None = None) -> None:
+    """Print one sample of a decomposition: the sentence if there is one, the parts, and the honest line.
+
+    Args:
+        decomposition: any.
+        sample: which sample.
+        k: how many parts to name.
+        console: where to; the terminal when not given.
+
+    Raises:
+        ValueError: when there is no such sample.
+    """
+    (console or Console()).print(rendered(decomposition, sample, k))
+
+
+def rendered(decomposition: Decomposition, sample: int = 0, k: int = 10) -> RenderableType:
+    """What `show` prints, to be put into other layouts."""
+    whole = decomposition.whole
+    if whole.ndim and not -len(whole) <= sample < len(whole):
+        raise ValueError(f"sample {sample} is out of range: there are {len(whole)}")
+    blocks: list[RenderableType] = [_title(decomposition, sample)]
+    if sentence := words(decomposition, sample):
+        blocks.append(Padding(rich_text(sentence), (1, 2)))
+    blocks.append(_waterfall(decomposition, sample, k) if whole.ndim <= 1 and not whole.is_complex() else _norms(decomposition, k))
+    one = decomposition[sample] if whole.ndim else decomposition
+    blocks.append(Text(one.summary(), style="bold green" if one.error() < 1e-4 else "bold yellow"))
+    return Group(*blocks)
+
+
+def classes_table(scores: Sequence[tuple[str, float]], explained: str = "") -> Table:
+    """The model's most probable classes as bars."""
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    for name, probability in scores:
+        filled = Text("█" * round(WIDTH * probability), style="cyan")
+        style = "bold" if name == explained else ""
+        table.add_row(Text(printable(name), style=style), Text(f"{100 * probability:5.1f} %"), filled)
+    return table
+
+
+def _title(decomposition: Decomposition, sample: int) -> Text:
+    whole = decomposition.whole
+    label = getattr(decomposition, "label", None)
+    name = label(sample) if callable(label) and whole.ndim else type(decomposition).__name__
+    line = Text(printable(name), style="bold")
+    if whole.numel() == 1 or whole.ndim == 1:
+        line.append(f" = {float((whole[sample] if whole.ndim else whole).real):.6g}")
+    else:
+        line.append(f"  whole {tuple(whole.shape)}")
+    if whole.ndim and len(whole) > 1:
+        line.append(f"   (sample {sample % len(whole)} of {len(whole)})", style="dim")
+    return line
+
+
+def _waterfall(decomposition: Decomposition, sample: int, k: int) -> Table:
+    steps = bars(decomposition, k, sample)
+    whole = steps[-1].value
+    scale = max(abs(b.value) for b in steps) or 1.0
+    table = Table(box=None, header_style="dim", padding=(0, 1))
+    table.add_column("part", overflow="fold", max_width=48)
+    table.add_column("kind", style="dim")
+    table.add_column("contribution", justify="right")
+    table.add_column("share", justify="right", style="dim")
+    table.add_column("")
+    for bar in steps:
+        if bar.kind == "whole":
+            table.add_section()
+        share = f"{100 * bar.value / whole:.1f} %" if whole else "-"
+        colour = "bright_black" if bar.kind == "whole" else "red" if bar.value > 0 else "blue"
+        length = Text("█" * max(round(WIDTH * abs(bar.value) / scale), 1 if bar.value else 0), style=colour)
+        kind = "" if bar.kind == bar.label else bar.kind
+        table.add_row(Text(printable(bar.label)), Text(kind), f"{bar.value:+.5g}", share, length)
+    return table
+
+
+def _norms(decomposition: Decomposition, k: int) -> Table:
+    """Where the whole is an array: sizes of the parts."""
+    size = float(decomposition.whole.norm())
+    norms = {name: float(value.norm()) for name, value in decomposition.contributions().items()}
+    ranked = sorted(norms.items(), key=lambda item: -item[1])
+    table = Table(box=None, header_style="dim", padding=(0, 1))
+    for column in ("part", "size", "of the whole", ""):
+        table.add_column(column, justify="left" if column in ("part", "") else "right")
+    scale = max([size, *norms.values()]) or 1.0
+    for name, norm in [*ranked[:k], ("remainder", float(decomposition.remainder.norm())), ("whole", size)]:
+        share = f"{100 * norm / size:.1f} %" if size else "-"
+        table.add_row(Text(printable(name)), f"{norm:.5g}", share, Text("█" * round(WIDTH * norm / scale), style="cyan"))
+    if len(ranked) > k:
+        table.caption = f"{len(ranked) - k} smaller parts are not shown"
+    return table

@@ -1,0 +1,64 @@
+"""What goes wrong in the zoo, each time with what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+__all__ = ["AssetCorrupt", "AssetMissing", "need", "unknown"]
+
+
+class AssetMissing(FileNotFoundError):
+    """A file of the zoo is neither installed nor cached, and could not or must not be downloaded."""
+
+
+class AssetCorrupt(ValueError):
+    """A file is not the one of the table: its sha256, its size or its format differs. Nothing of it was kept."""
+
+
+def need(module: str, *, extra: str, wanted_by: str) -> ModuleType:
+    """Import an optional library where it is used.
+
+    Args:
+        module: name of the module.
+        extra: the extra of this package that brings it.
+        wanted_by: what cannot work without it, for the message.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: when it is not installed, naming the install line.
+
+    Example:
+        >>> need("json", extra="text", wanted_by="this example").__name__
+        'json'
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as missing:
+        line = f'pip install "termwise[{extra}]"'
+        raise ImportError(f"{wanted_by} needs {missing.name}, which is not installed: {line}") from missing
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> ValueError:
+    """The error for a name that is in no table, with the nearest one that is.
+
+    Args:
+        what: the kind of thing, "model".
+        name: what was asked for.
+        known: the names there are.
+
+    Returns:
+        The error, to be raised by the caller.
+
+    Example:
+        >>> str(unknown("photo", "chine", ["china", "cat"]))
+        "unknown photo 'chine': did you mean 'china'? There are: china, cat"
+    """
+    known = list(known)
+    near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return ValueError(f"unknown {what} {name!r}: {hint}There are: {', '.join(known)}")
