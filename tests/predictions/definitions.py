@@ -203,20 +203,20 @@ defines(
     "_upsample_nearest_exact3d", "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d",
     "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_fft_r2c", "_fft_c2c", "_fft_c2r", "fft_fft", "fft_ifft", "fft_rfft",
     "fft_irfft", "fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2", "fft_fftn", "fft_ifftn", "fft_rfftn", "fft_irfftn", "fft_hfft",
-    "fft_ihfft", "fft_fftshift", "fft_ifftshift", "rotary",
+    "fft_ihfft", "fft_fftshift", "fft_ifftshift",
     "add", "sub", "rsub", "cat", "stack", "where", "masked_fill", "masked_scatter", "scatter", "scatter_add", "index_put",
     "_unsafe_index_put", "index_add", "index_copy", "index_fill", "select_scatter", "slice_scatter", "diagonal_scatter",
-    "as_strided_scatter", "pad", "constant_pad_nd", "fill", "concat", "concatenate", "dstack", "column_stack", "embedding_bag",
-    "_embedding_bag",
+    "as_strided_scatter", "pad", "constant_pad_nd", "fill", "concat", "concatenate", "dstack", "column_stack",
 )(affine)  # fmt: skip
 defines(
     "mul", "mm", "bmm", "mv", "dot", "vdot", "matmul", "outer", "ger", "inner", "kron", "tensordot", "einsum", "linalg_cross", "cross",
-    "chain_matmul", "linalg_vecdot", "_trilinear", "trapezoid",
+    "chain_matmul", "linalg_vecdot", "_trilinear", "trapezoid", "embedding_bag", "_embedding_bag",
 )(product)  # fmt: skip
 defines(
     "linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "conv_tbc"
 )(with_bias)
 defines("addmm", "addmv", "addbmm", "baddbmm", "addr", "addcmul")(bias_first)
+defines("rotary")(sum_of_products(lambda n: [(0, 1), (0, 2)]))
 defines("bilinear")(sum_of_products(lambda n: [(0, 1, 2), (3,)][: n - 2]))
 
 
@@ -242,7 +242,9 @@ def interpolated(case: Case, c: Tensor) -> Relevance:
 @defines("batch_norm")
 def batch_norm(case: Case, c: Tensor) -> Relevance:
     """Running statistics: gamma (x - mu) / sqrt(var + eps) + beta, entry by entry."""
-    x, weight, bias, mean, var, _, _, eps, _ = case.args
+    x, weight, bias, mean, var, training, _, eps, _ = case.args
+    if training:
+        return normalised(x, ordinals(x, (1,)), along(weight, 1, x, True), along(bias, 0, x, True), eps, c)
     result, constants, c = torch.zeros_like(x), 0.0, c.reshape(x.shape)
     for k in range(x.shape[1]):
         gain = (1.0 if weight is None else weight[k].item()) / math.sqrt(var[k].item() + eps)
@@ -271,6 +273,8 @@ def sampled(case: Case, c: Tensor) -> Relevance:
 )  # fmt: skip
 def winners(case: Case, c: Tensor) -> Relevance:
     """Every output is the one input entry of the same value (the values are all different)."""
+    if case.name in ("max", "min") and isinstance(case.args[-1], Tensor) and len(case.args) == 2:
+        return two_operands(case, c)
     y = case()
     found, taken = {}, torch.zeros_like(y)
     for i, t in enumerate(case.tensors):
@@ -309,12 +313,12 @@ def derivative(fraction: float, *, conserves: bool = True) -> Definition:
 
 
 degree_one = derivative(1.0)
-defines("linalg_norm", "linalg_matrix_norm", "std", "hypot", "cdist", "_cdist_forward", "dist", "pdist", "_pdist_forward",
+defines("linalg_matrix_norm", "std", "cdist", "_cdist_forward", "dist", "pdist", "_pdist_forward",
         "_euclidean_dist")(degree_one)  # fmt: skip
 defines("var")(derivative(0.5))
 
 
-@defines("linalg_vector_norm", "norm", "frobenius_norm")
+@defines("linalg_vector_norm", "linalg_norm", "norm", "frobenius_norm")
 def vector_norm(case: Case, c: Tensor) -> Relevance:
     """Of degree one, except for the number of entries that are not 0, which is constant."""
     if 0 in case.args[1:2]:
@@ -327,13 +331,13 @@ def pairwise_distance(case: Case, c: Tensor) -> Relevance:
     """|a - b + eps|_p: of degree one in a, b and eps."""
     a, b = case.tensors
     _, _, p, eps, *keep = [*case.args, *(2.0, 1e-6)[len(case.args) - 2 :]]
-    whole = Case(lambda a, b, e: torch.linalg.vector_norm(a - b + e, p, -1, *keep), (a, b, torch.tensor(eps).double()), {}, case.active)
-    steps = 1e-7 if False else 1e-3
-    parts = [t * slope(Case(whole.op, (a, b, torch.tensor(eps).double())), i, c, steps) for i, t in enumerate(whole.tensors)]
+    size = torch.tensor(eps, dtype=torch.float64)
+    whole = Case(lambda a, b, e: torch.linalg.vector_norm(a - b + e, p, -1, *keep), (a, b, size), {}, case.active)
+    parts = [t * slope(whole, i, c) for i, t in enumerate(whole.tensors)]
     return Relevance([parts[i] for i in case.active], sum(p.sum() for i, p in enumerate(parts) if i not in case.active))
 
 
-@defines("renorm", "local_response_norm", "linalg_normalize")
+@defines("renorm")
 def held_denominator(case: Case, c: Tensor) -> Relevance:
     """x times a factor that is held constant."""
     return Relevance([(case() * c).reshape(case.tensors[0].shape)])
@@ -345,10 +349,10 @@ def held_denominator(case: Case, c: Tensor) -> Relevance:
 @defines(
     "gelu", "silu", "elu", "selu", "celu", "mish", "tanh", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh",
     "acosh", "atanh", "exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "sqrt", "rsqrt", "reciprocal", "sigmoid",
-    "softplus", "log_sigmoid", "log_sigmoid_forward", "hardtanh", "hardsigmoid", "hardswish", "relu6", "hardshrink", "softshrink",
-    "tanhshrink", "softsign", "erf", "erfc", "erfinv", "square", "clamp", "clamp_min", "clamp_max", "clip", "logit", "sinc",
+    "softplus", "log_sigmoid", "hardtanh", "hardsigmoid", "hardswish", "relu6", "hardshrink", "softshrink",
+    "erf", "erfc", "erfinv", "square", "clamp", "clamp_min", "clamp_max", "clip", "logit", "sinc",
     "pointwise", "lgamma", "digamma", "special_i0", "special_ndtr", "threshold", "special_log_ndtr", "special_erfcx", "frac", "special_expit",
-    "special_entr", "fmod", "remainder", "deg2rad", "rad2deg", "special_i0e", "special_i1", "special_i1e", "_softshrink", "pow",
+    "special_entr", "fmod", "remainder", "deg2rad", "rad2deg", "special_i0e", "special_i1", "special_i1e", "pow",
     "relu", "leaky_relu", "abs", "_prelu_kernel", "prelu", "rrelu",
 )  # fmt: skip
 def element_by_element(case: Case, c: Tensor) -> Relevance:
@@ -362,6 +366,8 @@ def element_by_element(case: Case, c: Tensor) -> Relevance:
     sources = sources.expand(shape).reshape(-1).tolist() if x.ndim <= len(shape) and case.name not in ("prelu",) else range(x.numel())
     result, constants = [0.0] * x.numel(), 0.0
     for j, (value, origin) in enumerate(zip(y, f0, strict=True)):
+        if cs[j] == 0:
+            continue
         origin = origin if math.isfinite(origin) else 0.0
         result[sources[j]] += cs[j] * (value - origin)
         constants += cs[j] * origin
@@ -374,11 +380,12 @@ def first(case: Case, tensors: Sequence[Tensor] | None = None) -> Tensor:
     return real(value[0] if isinstance(value, tuple) else value)
 
 
-@defines("maximum", "minimum", "fmax", "fmin", "atan2", "logaddexp", "logaddexp2", "xlogy", "special_xlogy", "copysign")
+@defines("maximum", "minimum", "fmax", "fmin", "atan2", "logaddexp", "logaddexp2", "xlogy", "special_xlogy", "copysign", "hypot")
 def two_operands(case: Case, c: Tensor) -> Relevance:
+    """Of two activations the own derivative, by differences."""
     if len(case.active) == 1:
         return element_by_element(case, c)
-    return derivative(1.0, conserves=case.name in ("maximum", "minimum", "fmax", "fmin", "copysign"))(case, c)
+    return derivative(1.0, conserves=case.name in ("max", "min", "maximum", "minimum", "fmax", "fmin", "copysign", "hypot"))(case, c)
 
 
 @defines("sign", "sgn", "floor", "ceil", "round", "trunc", "heaviside", "floor_divide", "nextafter")
@@ -469,6 +476,9 @@ def ordinals(x: Tensor, own: Sequence[int]) -> Tensor:
 
 @defines("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
 def last_axes_norm(case: Case, c: Tensor) -> Relevance:
+    if not hasattr(case.op, "_schema"):  # recognised from primitives
+        x, weight = case.args
+        return normalised(x, ordinals(x, range(x.ndim - 1)), along(weight, 1, x, False), torch.zeros_like(x), 1e-6, c, centre=False)
     x, shape, *rest = case.args
     weight, bias, eps = None, None, None
     if "rms" in case.name:
@@ -494,14 +504,14 @@ def group_norm(case: Case, c: Tensor) -> Relevance:
     return normalised(x, groups, along(weight, 1, x, True), along(bias, 0, x, True), eps, c[: x.numel()])
 
 
-@defines("instance_norm", "_native_batch_norm_legit", "native_batch_norm", "_batch_norm_with_update_functional")
+@defines("instance_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "native_batch_norm", "_batch_norm_with_update_functional")
 def statistics_of_this_input(case: Case, c: Tensor) -> Relevance:
     x, weight, bias, *rest = case.args
     if case.name == "instance_norm":
         mean, var, use_input, _, eps, _ = rest
         own = (0, 1)
     else:
-        use_input = next((r for r in rest if isinstance(r, bool)), True)
+        use_input = next((r for r in rest if isinstance(r, bool)), "no_training" not in case.name)
         mean, var = [*(r for r in rest if isinstance(r, Tensor)), None, None][:2]
         eps, own = rest[-1], (1,)
     if not use_input:
@@ -515,7 +525,7 @@ def statistics_of_this_input(case: Case, c: Tensor) -> Relevance:
 @defines("softmax", "_softmax", "special_softmax", "_safe_softmax", "_masked_softmax")
 def softmax(case: Case, c: Tensor) -> Relevance:
     """AttnLRP: R_i = x_i (R_i - s_i sum_j R_j)."""
-    x, dim = case.tensors[0], case.args[-1] if case.name == "_masked_softmax" and False else case.args[1]
+    x, dim = case.tensors[0], case.args[1]
     y = case().reshape(x.shape)
     if case.name == "_masked_softmax":
         dim = case.args[2] if len(case.args) > 2 and case.args[2] is not None else -1
@@ -544,13 +554,14 @@ def log_softmax(case: Case, c: Tensor) -> Relevance:
 def logsumexp(case: Case, c: Tensor) -> Relevance:
     """R_i = x_i s_i c: lost is c times the entropy of the softmax."""
     x, dims = case.tensors[0], case.args[1]
-    weights = x.exp() / x.exp().sum(dims, keepdim=True)
+    shifted = (x - x.amax(dims, keepdim=True)).exp()
+    weights = shifted / shifted.sum(dims, keepdim=True)
     cs = c.reshape(weights.sum(dims, keepdim=True).shape)
     entropy = -(weights * weights.clamp_min(1e-300).log()).sum(dims, keepdim=True)
     return Relevance([x * weights * cs], 0.0, (entropy * cs).sum())
 
 
-@defines("logcumsumexp", "_logcumsumexp")
+@defines("logcumsumexp")
 def logcumsumexp(case: Case, c: Tensor) -> Relevance:
     x, dim = case.tensors[0], case.args[1]
     xs, cs = x.movedim(dim, -1), c.reshape(x.shape).movedim(dim, -1)

@@ -196,7 +196,10 @@ def _record(call: Call) -> Program:
         for dynamic in (True, False):
             tensors = [_widened(t) for t in call.tensors] if dynamic else call.tensors
             try:
-                return _from_export(recorded, call, tensors, dynamic)
+                program = _from_export(recorded, call, tensors, dynamic)
+                if program.accepts(call):
+                    return program
+                problems.append("a size became fixed while recording")
             except Exception as problem:  # export fails in very many ways
                 problems.append(": ".join([type(problem).__name__, *str(problem).strip().splitlines()[:1]]))
         from .trace import from_trace

@@ -98,7 +98,8 @@ class Program:
         self._model, self._key, self._names = call.model, call.key, call.names
         self._example = [t.detach() for t in example]
         self._sizes = [
-            [int(s) if isinstance(s, int) else None for s in node.meta["val"].shape]
+            # a symbol may have turned out to be a constant while recording
+            [s if isinstance(s, int) else s.node.maybe_as_int() for s in node.meta["val"].shape]
             for node in graph.find_nodes(op="placeholder")
             if self.placeholders[node.name].kind == "input"
         ]

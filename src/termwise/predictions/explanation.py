@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from termwise.core.decomposition import Decomposition
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 __all__ = ["KINDS", "Explanation"]
 

@@ -127,6 +127,7 @@ def deletion(
     order: Literal["descending", "ascending"] = "descending",
     patch: int = 8,
     keep: Tensor | None = None,
+    name: str | None = None,
     random_orders: int = 10,
     generator: torch.Generator | None = None,
     batch_size: int = 32,
@@ -148,6 +149,7 @@ def deletion(
         order: "descending" replaces the most relevant features first.
         patch: side of the square of pixels that counts as one feature of an image; its relevance is the sum over it.
         keep: features never replaced (special tokens), True, of shape (tokens,) or (features,).
+        name: of a mapping's inputs, the one that is replaced; the first of the shape of `relevance` when not given.
         random_orders: how many random orders to measure beside it.
         generator: of the random orders and of the order among ties; seeded with 0 when not given.
         batch_size: inputs per forward pass.
@@ -171,7 +173,7 @@ def deletion(
     if random_orders < 1 or batch_size < 1:
         raise ValueError(f"random_orders and batch_size must be at least 1, got {random_orders} and {batch_size}")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    feature = Features(inputs, relevance, baseline, patch, keep)
+    feature = Features(inputs, relevance, baseline, patch, keep, name)
     counts = _counts(feature.n, steps, fractions)
     curves: list[tuple[Tensor, Tensor | None]] = []
     passes = feature.batch * (random_orders + 1) * (len(counts) - 1)

@@ -137,7 +137,7 @@ class At:
         if channel is not None:
             k = k.reshape(-1, *[1] * ((y.ndim - 1 - channel) if channel >= 0 else -1 - channel))
         ledger, axis, batch = self.ledger, axis or self.site.axis, self.ledger.batch
-        wide = k.reshape(*[1] * (y.ndim - k.ndim), *k.shape)
+        wide = k.reshape((1,) * (y.ndim - k.ndim) + tuple(k.shape))
         # does the constant differ from sample to sample? then it is split as y is
         own = batch > 1 and axis is not None and wide.shape[axis.dim] == y.shape[axis.dim] > 1
         k = per_sample(wide, axis, batch) if own else wide.unsqueeze(0)
@@ -196,7 +196,7 @@ class At:
             if not (isinstance(value, Tensor) and value.requires_grad):
                 return value
             x, alias = value.detach(), value.view_as(value)
-            alias.register_hook(lambda c: self._lost(-self._dot(x, c, axis)))
+            alias.register_hook(lambda c: None if c is None else self._lost(-self._dot(x, c, axis)))
             return alias
 
         return weigh(args, self.site.axes or [None] * len(args))

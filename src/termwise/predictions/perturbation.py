@@ -21,9 +21,11 @@ class Features:
     Arguments as of `termwise.predictions.faithfulness.deletion`; `n` features per sample, called `what`.
     """
 
-    def __init__(self, inputs: Any, relevance: Tensor, baseline: Any, patch: int, keep: Tensor | None) -> None:
+    def __init__(
+        self, inputs: Any, relevance: Tensor, baseline: Any, patch: int, keep: Tensor | None, name: str | None = None
+    ) -> None:
         self.inputs, self.baseline, self.patch = inputs, baseline, patch
-        self.name = _explained(inputs, relevance) if isinstance(inputs, Mapping) else None
+        self.name = _explained(inputs, relevance, name) if isinstance(inputs, Mapping) else None
         x: Tensor = inputs if self.name is None else inputs[self.name]
         self.x, self.batch, self.image = x, len(x), x.ndim == 4
         if self.image and relevance.ndim == 4:
@@ -120,8 +122,12 @@ class Features:
         }
 
 
-def _explained(inputs: Mapping[str, Tensor], relevance: Tensor) -> str:
-    """The name of the input that `relevance` is about."""
+def _explained(inputs: Mapping[str, Tensor], relevance: Tensor, chosen: str | None) -> str:
+    """The name of the input that `relevance` is about: the chosen one, or the first of its shape."""
+    if chosen is not None:
+        if chosen not in inputs:
+            raise ValueError(f"there is no input {chosen!r}: there are {', '.join(inputs)}")
+        return chosen
     for name, value in inputs.items():
         if value.shape == relevance.shape or (value.ndim == 4 and relevance.shape == (len(value), *value.shape[2:])):
             return name

@@ -24,7 +24,7 @@ from termwise.core.rewrite import rewrite
 from .fold import fold_batch_norm, foldable
 from .ledger import Ledger, Site
 from .rules import LOSSY, SPLITTING, Rules, rules_of
-from .rules.linear import add, own
+from .rules.linear import add, assemble, own
 from .rules.products import product, signal_takes_all
 
 __all__ = ["Pass", "propagate"]
@@ -88,9 +88,9 @@ class Pass:
         for node in self.program.nodes:
             if site := self.sites.get(node.name):
                 site.axis = axes.get(node.name)
-                if site.axis is None and site.rule is own:
-                    site.measured = False  # a move between layouts (unbind of the batch): no sample to book a loss on
                 site.axes = fx.map_arg(node.args, lambda a: axes.get(a.name))
+                if site.rule in (own, assemble) and any(axes.get(a.name) is None for a in (node, *node.all_input_nodes) if info(a).active):
+                    site.measured = False  # a move between layouts (unbind of the batch): no sample to book a loss on
         self._located = True
 
     def _rounds(self, node: fx.Node) -> bool:

@@ -20,21 +20,21 @@ class Curve(Protocol):
     """Scores while more and more of an input is replaced: `termwise.predictions.DeletionCurve` is one."""
 
     @property
-    def fractions(self) -> Tensor: ...  # noqa: D102
+    def fractions(self) -> Tensor: ...
     @property
-    def scores(self) -> Tensor: ...  # noqa: D102
+    def scores(self) -> Tensor: ...
     @property
-    def random_scores(self) -> Tensor: ...  # noqa: D102
+    def random_scores(self) -> Tensor: ...
     @property
-    def probabilities(self) -> Tensor | None: ...  # noqa: D102
+    def probabilities(self) -> Tensor | None: ...
     @property
-    def what(self) -> str: ...  # noqa: D102
+    def what(self) -> str: ...
     @property
-    def area(self) -> Tensor: ...  # noqa: D102
+    def area(self) -> Tensor: ...
     @property
-    def random_area(self) -> tuple[Tensor, Tensor]: ...  # noqa: D102
-    def drop(self, fraction: float = 0.1) -> Tensor: ...  # noqa: D102
-    def random_drop(self, fraction: float = 0.1) -> tuple[Tensor, Tensor]: ...  # noqa: D102
+    def random_area(self) -> tuple[Tensor, Tensor]: ...
+    def drop(self, fraction: float = 0.1) -> Tensor: ...
+    def random_drop(self, fraction: float = 0.1) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["classes_table", "rendered", "show"]
 
-WIDTH = 24
+WIDTH = 18
 """Characters of the longest bar."""
 
 
@@ -82,11 +82,11 @@ def _waterfall(decomposition: Decomposition, sample: int, k: int) -> Table:
     whole = steps[-1].value
     scale = max(abs(b.value) for b in steps) or 1.0
     table = Table(box=None, header_style="dim", padding=(0, 1))
-    table.add_column("part", overflow="fold", max_width=48)
-    table.add_column("kind", style="dim")
-    table.add_column("contribution", justify="right")
-    table.add_column("share", justify="right", style="dim")
-    table.add_column("")
+    table.add_column("part", overflow="ellipsis", no_wrap=True, max_width=44)
+    table.add_column("kind", style="dim", no_wrap=True)
+    table.add_column("sum", justify="right", no_wrap=True)
+    table.add_column("share", justify="right", style="dim", no_wrap=True)
+    table.add_column("", no_wrap=True, max_width=WIDTH)
     for bar in steps:
         if bar.kind == "whole":
             table.add_section()

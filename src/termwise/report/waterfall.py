@@ -53,6 +53,7 @@ def bars(decomposition: Decomposition, k: int = 10, sample: int = 0) -> list[Bar
         group = inputs if kind == "input" else others
         group[key] = group.get(key, 0.0) + value
     ranked = sorted(others.items(), key=lambda item: -abs(item[1]))
+    ranked = [item for item in ranked if item[1]]  # what is exactly nothing needs no bar
     shown = ranked if len(ranked) <= k + 1 else ranked[:k]  # "the rest" of one part would be that part
     rest = ranked[len(shown) :]
     steps = [(path or "(the model itself)", KINDS.get(kind, kind), value) for (path, kind), value in [*inputs.items(), *shown]]

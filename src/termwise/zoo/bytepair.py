@@ -1,7 +1,8 @@
 """Byte-pair encoding (Gage, 1994; Sennrich et al., 2016, arXiv:1508.07909) from a table of merge ranks.
 
-A text is cut into pieces by a regular expression; within each piece the adjacent pair of lowest rank is merged, over and
-over, until no pair is in the table. The table may come in a pickle: `read_pickle` takes its data and runs nothing in it.
+A text is cut into pieces by a regular expression; within each piece the adjacent pair of lowest rank is merged, over
+and over, until no pair is in the table. The table may come in a pickle: `read_pickle` takes its data and runs nothing
+in it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """EfficientNet-Lite0: EfficientNet-B0 (Tan & Le, 2019, arXiv:1905.11946) for mobile hardware, with TensorFlow's habits.
 
 Against B0: ReLU6 in place of swish, no squeeze-and-excite, stem and head not scaled. From TensorFlow: batch norm with
-eps = 1e-3, and "same" padding, which pads more at the bottom and right where a stride leaves an odd rest. The attributes
-(underscores included) are named as in the checkpoint's keys, so that it loads strictly.
+eps = 1e-3, and "same" padding, which pads more at the bottom and right where a stride leaves an odd rest. The
+attributes (underscores included) are named as in the checkpoint's keys, so that it loads strictly.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from .pictures import PicturePreparation
 
 __all__ = ["EfficientNetLite0", "MBConv", "SamePaddedConv2d", "efficientnet_lite0", "preparation"]
 
-preparation = PicturePreparation(
-    resize=256, crop=224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3, filter="bicubic"
-)
+preparation = PicturePreparation(resize=256, crop=224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3, filter="bicubic")
 """(value - 127) / 128. ImageNet's mean and deviation look alive here and give wrong classes."""
 
 # kernel, stride of the first block, widening factor, output channels, number of blocks
@@ -38,10 +36,7 @@ class SamePaddedConv2d(nn.Conv2d):
     """A convolution whose output has ceil(size / stride) pixels, the odd pixel of padding at the bottom and right."""
 
     def forward(self, x: Float[Tensor, "b cin h w"]) -> Float[Tensor, "b cout h2 w2"]:
-        """Pad, then convolve.
-
-            padding = (ceil(n / s) - 1) s + k - n,      half of it (rounded down) before, the rest after
-        """
+        """Pad by (ceil(n / s) - 1) s + k - n, half of it (rounded down) before and the rest after; then convolve."""
         pads = []
         for n, k, s in zip(reversed(x.shape[2:]), reversed(self.kernel_size), reversed(self.stride), strict=True):
             padding = max((-(-n // s) - 1) * s + k - n, 0)  # F.pad counts from the last axis

@@ -1,6 +1,7 @@
 """MobileNetV2 (Sandler et al., 2018, arXiv:1801.04381) with the weights of torchvision's first ImageNet release.
 
-An inverted residual widens with a 1x1 convolution, filters each channel by itself, and narrows again without an activation:
+An inverted residual widens with a 1x1 convolution, filters each channel by itself, and narrows again without an
+activation:
 
     x -> expand (1x1, ReLU6) -> depthwise (3x3, ReLU6) -> project (1x1), plus x where shape and stride allow
 

@@ -1,13 +1,13 @@
 """NanoGuard: a small transformer that tells prompt injections from harmless requests, read from its checkpoint.
 
-Four layers over a running mix with the normalised embedding e, N = RMSNorm without parameters:
+Four layers over a running mix with the normalised embedding e; N is RMSNorm without parameters:
 
     x <- a_i x + b_i e;     x <- x + Attention(N x);     x <- x + W_2 relu(W_1 N x)^2
     logits = head(LayerNorm(mean of N x over the tokens under the mask))
 
-Attention is bidirectional, its queries and keys are rotated and then normalised; the rotary tables are bfloat16, and b_i is
-50 to 180: the embedding dominates. The mask acts in the mean alone, so padding is attended to: pad nothing. The
-attributes are named as in the checkpoint's keys, so that it loads strictly.
+Attention is bidirectional, its queries and keys are rotated and then normalised; the rotary tables are bfloat16, and
+b_i is 50 to 180: the embedding dominates. The mask acts in the mean alone, so padding is attended to: pad nothing.
+The attributes are named as in the checkpoint's keys, so that it loads strictly.
 """
 
 from __future__ import annotations
@@ -84,6 +84,8 @@ class NanoGuard(nn.Module):
         torch.Size([1, 2])
     """
 
+    rotary: Float[Tensor, "2 longest half"]
+
     def __init__(
         self, vocabulary: int = 8192, width: int = 512, layers: int = 4, heads: int = 4, longest: int = 512
     ) -> None:
@@ -93,10 +95,10 @@ class NanoGuard(nn.Module):
         self.resid_lambdas, self.x0_lambdas = nn.Parameter(torch.ones(layers)), nn.Parameter(torch.zeros(layers))
         self.cls_norm, self.cls_head = nn.LayerNorm(width), nn.Linear(width, 2)
         dims = width // heads
-        angles = torch.arange(longest)[:, None] / 10000 ** (torch.arange(0, dims, 2) / dims)
+        frequencies = 1 / 10000 ** (torch.arange(0, dims, 2) / dims)
+        angles = torch.arange(longest)[:, None] * frequencies
         # in bfloat16, as in training: the model was fitted to these rounded tables
         self.register_buffer("rotary", torch.stack([angles.cos(), angles.sin()]).bfloat16(), persistent=False)
-        self.rotary: Tensor
 
     def forward(
         self, input_ids: Int[Tensor, "b t"], attention_mask: Int[Tensor, "b t"] | None = None
@@ -104,7 +106,7 @@ class NanoGuard(nn.Module):
         """Logits of (safe, injection). The mask says which tokens are averaged; all of them are attended to."""
         table = self.rotary[:, : input_ids.shape[1]]
         x = embedding = _norm(self.transformer["wte"](input_ids))
-        for i, block in enumerate(self.transformer["h"]):
+        for i, block in enumerate(self.transformer["h"].children()):
             x = block(self.resid_lambdas[i] * x + self.x0_lambdas[i] * embedding, table)
         x = _norm(x)
         if attention_mask is None:
@@ -128,5 +130,5 @@ def nanoguard() -> NanoGuard:
 
 
 def preparation() -> TextPreparation:
-    """Its tokenizer: byte pairs after a token of beginning, at most 512. The padding token stands in for deleted ones."""
+    """Its tokenizer: byte pairs after a token of beginning, at most 512; padding stands in for deleted tokens."""
     return TextPreparation(read_pickle(fetch("nanoguard-tokenizer")), limit=512, prefix=(BEGIN,), baseline=PAD)

@@ -1,6 +1,8 @@
 """From a picture of any kind to what an image model takes, and back to what the model saw.
 
     short side to `resize` -> centre crop of `crop` -> (value / 255 - mean) / std
+
+Resizing, cropping and rounding follow what the checkpoints were trained with, to the pixel.
 """
 
 from __future__ import annotations
@@ -9,17 +11,15 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
 import torch
 from jaxtyping import Float, UInt8
+from PIL.Image import Image
 from torch import Tensor
-
-from .errors import need
-
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL.Image import Image
 
 __all__ = ["PicturePreparation", "read"]
 
@@ -71,7 +71,7 @@ class PicturePreparation:
         scale = self.resize / min(width, height)
         # the longer side is rounded down, as the training pipelines of these checkpoints did
         size = tuple(self.resize if side == min(width, height) else int(side * scale) for side in (width, height))
-        resampling = getattr(need("PIL.Image", extra="zoo", wanted_by="a picture").Resampling, self.filter.upper())
+        resampling = PIL.Image.Resampling[self.filter.upper()]
         crop = _centre(picture.resize(size, resampling), self.crop, self.crop)
         values = _pixels(crop).to(torch.float64).permute(2, 0, 1) / 255
         return self._normalised(values)[None].to(dtype=dtype, device=device)
@@ -99,8 +99,8 @@ def read(picture: Any) -> Image:
     """Any picture as an upright 8-bit RGB image.
 
     Args:
-        picture: a path; a PIL image; an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4); or a tensor (h, w) or (c, h, w), perhaps
-            in a batch of 1. Numbers are uint8, uint16, bool, or floating within 0..1.
+        picture: a path; a PIL image; an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4); or a tensor (h, w) or
+            (c, h, w), perhaps in a batch of 1. Numbers are uint8, uint16, bool, or floating within 0..1.
 
     Returns:
         Transparency is laid over white; palettes, grey and CMYK are converted; 16 bits are scaled by their full range
@@ -116,49 +116,43 @@ def read(picture: Any) -> Image:
         >>> read(torch.zeros(3, 4, 6)).size  # PIL says (width, height)
         (6, 4)
     """
-    image = need("PIL.Image", extra="zoo", wanted_by="a picture")
     if isinstance(picture, (str, os.PathLike)):
         return _open(Path(picture))
-    if isinstance(picture, image.Image):
+    if isinstance(picture, Image):
         return _rgb(picture, "the image")
     if isinstance(picture, Tensor):
         picture = _channels_last(picture)
     if not hasattr(picture, "__array_interface__"):
         raise TypeError(f"a picture must be a path, a PIL image, an array or a tensor, got {type(picture).__name__}")
-    return _rgb(image.fromarray(_eight_bit(picture)), "the array")
+    return _rgb(PIL.Image.fromarray(_eight_bit(picture)), "the array")
 
 
 def _open(path: Path) -> Image:
-    image = need("PIL.Image", extra="zoo", wanted_by="a picture")
     if not path.is_file():
         raise FileNotFoundError(f"no picture file {str(path)!r}")
     try:
-        with image.open(path) as opened:
+        with PIL.Image.open(path) as opened:
             opened.load()
             return _rgb(opened, str(path))
     # Pillow's decoders raise all of these on damaged files, depending on the format
-    except (OSError, SyntaxError, EOFError, image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a picture: {error}") from error
 
 
 def _rgb(picture: Image, name: str) -> Image:
-    image = need("PIL.Image", extra="zoo", wanted_by="a picture")
     if min(picture.size) == 0:
         raise ValueError(f"{name} has no pixels: its size is {picture.size}")
-    picture = need("PIL.ImageOps", extra="zoo", wanted_by="a picture").exif_transpose(picture)
+    picture = PIL.ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":  # 16 or 32 bits in one channel
-        import numpy as np
-
         values = np.asarray(picture)
         values = values if picture.mode == "F" else _sixteen_bit(values, name)
-        picture = image.fromarray(_eight_bit(values))
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        with warnings.catch_warnings():  # Pillow warns that palette transparency needs RGBA, which is what is asked for
-            warnings.simplefilter("ignore")
-            picture = picture.convert("RGBA")
-        white = image.new("RGBA", picture.size, "white")
-        picture = image.alpha_composite(white, picture)
+        picture = PIL.Image.fromarray(_eight_bit(values))
     try:
+        if picture.has_transparency_data:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # "palette transparency needs RGBA", which it is about to get
+                picture = picture.convert("RGBA")
+            picture = PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, "white"), picture)
         return picture.convert("RGB")
     except ValueError as error:
         raise ValueError(f"{name} has colour mode {picture.mode}, which has no way to RGB: convert it first") from error
@@ -171,8 +165,6 @@ def _sixteen_bit(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def _eight_bit(values: Any) -> UInt8[np.ndarray, "h w *c"]:
-    import numpy as np
-
     values = np.asarray(values)
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[..., 0]
@@ -193,7 +185,7 @@ def _eight_bit(values: Any) -> UInt8[np.ndarray, "h w *c"]:
             f"a floating picture must lie in 0..1, got {values.min():.3g}..{values.max():.3g}: divide it by its range; "
             f"a tensor that is normalised already goes to the model as it is"
         )
-    return np.round(values * 255.0).astype(np.uint8)
+    return np.round(values.astype(np.float64) * 255).astype(np.uint8)
 
 
 def _channels_last(picture: Tensor) -> np.ndarray:
@@ -202,14 +194,13 @@ def _channels_last(picture: Tensor) -> np.ndarray:
     if picture.ndim == 3 and picture.shape[0] in (1, 3, 4):
         picture = picture.permute(1, 2, 0)
     elif picture.ndim != 2:
-        raise ValueError(f"a picture tensor has shape (c, h, w) with c of 1, 3 or 4, or (h, w), got {tuple(picture.shape)}")
+        shape = tuple(picture.shape)
+        raise ValueError(f"a picture tensor has shape (c, h, w) with c of 1, 3 or 4, or (h, w), got {shape}")
     picture = picture.detach().cpu()
     return (picture.float() if picture.dtype == torch.bfloat16 else picture).numpy()
 
 
 def _pixels(picture: Image) -> UInt8[Tensor, "h w 3"]:
-    import numpy as np
-
     return torch.from_numpy(np.array(picture))
 
 

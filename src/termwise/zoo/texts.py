@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from .errors import need
 from .words import Style, merge
 
-__all__ = ["TextPreparation", "Tokenizer", "Vocabulary"]
+__all__ = ["FastTokenizer", "TextPreparation", "Tokenizer", "Vocabulary"]
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What is asked of a tokenizer; no special token is added or dropped by it."""
 
@@ -22,6 +25,35 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
     def name(self, token: int) -> str: ...
     def __len__(self) -> int: ...
+
+
+class FastTokenizer:
+    """A `tokenizer.json` read with the tokenizers library: no padding, no truncation, no special tokens added.
+
+    Names of special tokens *are* recognised in a text ("[SEP]", "<|im_start|>"), as chat templates need.
+
+    Args:
+        path: the file.
+        raw: name tokens as they stand in the vocabulary ("##ing") instead of as decoded text (" the").
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, raw: bool) -> None:
+        library = need("tokenizers", extra="text", wanted_by="this model's tokenizer")
+        self._tokenizer, self._raw = library.Tokenizer.from_file(os.fspath(path)), raw
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    def __len__(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def name(self, token: int) -> str:
+        return self._tokenizer.id_to_token(token) if self._raw else self.decode([token])
 
 
 @dataclass(frozen=True)
@@ -43,11 +75,13 @@ class TextPreparation:
     baseline: int | None = None
     style: Style = "bytes"
 
-    def __call__(self, text: str, *, truncate: bool = False, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    def __call__(
+        self, text: object, *, truncate: bool = False, device: torch.device | str = "cpu"
+    ) -> dict[str, Tensor]:
         """One text as a mapping of keyword inputs, batch 1, not padded.
 
         Args:
-            text: one text; a list is not taken (texts differ in length).
+            text: one str; a list is not taken (texts differ in length).
             truncate: cut off what is too long instead of refusing it.
             device: where the ids go.
 
@@ -75,24 +109,34 @@ class TextPreparation:
         ids = torch.tensor([[*self.prefix, *body[:room], *self.suffix]], device=device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
-    def names(self, prepared: Mapping[str, Tensor] | Int[Tensor, "1 tokens"]) -> list[str]:
+    def names(self, prepared: Mapping[str, Tensor] | Int[Tensor, "b tokens"]) -> list[str]:
         """The tokens of a prepared text as strings, spaces and continuation marks kept."""
         return [self.tokenizer.name(i) for i in _ids(prepared)]
 
-    def words(self, prepared: Mapping[str, Tensor] | Int[Tensor, "1 tokens"]) -> list[tuple[str, list[int]]]:
+    def words(self, prepared: Mapping[str, Tensor] | Int[Tensor, "b tokens"]) -> list[tuple[str, list[int]]]:
         """The words of a prepared text, each with the indices of its tokens (a partition of them)."""
         ids = _ids(prepared)
-        words = merge([self.tokenizer.name(i) for i in ids], self.style)
-        # a character split over several tokens is readable only when its bytes are put together again
-        return [(self._whole(word, [ids[k] for k in indices]), indices) for word, indices in words]
+        by_token = [(self.tokenizer.name(i), [k]) for k, i in enumerate(ids)]
+        pieces = self._characters(ids) if self.style == "bytes" else by_token
+        words = merge([text for text, _ in pieces], self.style)
+        return [(word, [k for piece in members for k in pieces[piece][1]]) for word, members in words]
 
-    def special(self, prepared: Mapping[str, Tensor] | Int[Tensor, "1 tokens"]) -> list[int]:
+    def special(self, prepared: Mapping[str, Tensor] | Int[Tensor, "b tokens"]) -> list[int]:
         """Indices of the tokens that were put around the text: no deletion test should touch them."""
         around = {*self.prefix, *self.suffix}
         return [k for k, i in enumerate(_ids(prepared)) if i in around]
 
-    def _whole(self, word: str, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids).strip() if "\N{REPLACEMENT CHARACTER}" in word else word
+    def _characters(self, ids: list[int]) -> list[tuple[str, list[int]]]:
+        """Tokens whose bytes make up one character put together, so that every piece but broken ones is readable."""
+        pieces: list[tuple[str, list[int]]] = []
+        open_: list[int] = []
+        for k in range(len(ids)):
+            open_.append(k)
+            text = self.tokenizer.decode([ids[j] for j in open_])
+            if not text.endswith("\N{REPLACEMENT CHARACTER}") or len(open_) == 4:  # UTF-8 has no longer ones
+                pieces.append((text, open_))
+                open_ = []
+        return [*pieces, (self.tokenizer.decode([ids[j] for j in open_]), open_)] if open_ else pieces
 
 
 @dataclass(frozen=True)

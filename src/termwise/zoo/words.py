@@ -1,8 +1,8 @@
 """Words out of sub-words: which tokens make up which word.
 
-Three spellings of "a new word begins here" are in use, and this file knows them all: byte-level byte pairs keep the space in
-front of a word (as " ", or GPT-2's "Ġ"), SentencePiece writes "▁", WordPiece marks the *continuations* with "##".
-Every token lands in exactly one word, in order, so relevance summed by words is relevance summed by tokens.
+Three spellings of "a new word begins here" are in use, and this file knows them all: byte-level byte pairs keep the
+space in front of a word (as " ", or GPT-2's "Ġ"), SentencePiece writes "▁", WordPiece marks the *continuations* with
+"##". Every token lands in exactly one word, in order, so relevance summed by words is relevance summed by tokens.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def merge(tokens: Sequence[str], style: Style | None = None) -> list[tuple[str, 
             "[CLS]", else "bytes").
 
     Returns:
-        One (word, indices of its tokens) per word; the indices partition `range(len(tokens))`. Punctuation and special tokens
-        such as "<|endoftext|>" are words of their own, and so is every ideograph.
+        One (word, indices of its tokens) per word; the indices partition `range(len(tokens))`. Punctuation and special
+        tokens such as "<|endoftext|>" are words of their own, and so is every ideograph.
 
     Example:
         >>> merge(["un", "believ", "able", ",", " my", " friend", "'s", " cat"])

@@ -20,7 +20,7 @@ from torch import Tensor
 from .table import active, hold, lossy, rule, share
 
 SOFTMAX = ("softmax", "_softmax", "special_softmax", "_safe_softmax", "_masked_softmax")
-LOGARITHMIC = ("log_softmax", "_log_softmax", "special_log_softmax", "logsumexp", "logcumsumexp", "_logcumsumexp")
+LOGARITHMIC = ("log_softmax", "_log_softmax", "special_log_softmax", "logsumexp", "logcumsumexp")
 FUSED = ("scaled_dot_product_attention",)
 
 

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .table import active, hold, rule
+from .table import active, hold, lossy, rule
 
 ELEMENTWISE = (
     "gelu", "silu", "elu", "selu", "celu", "mish", "tanh", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh",
     "acosh", "atanh", "exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "sqrt", "rsqrt", "reciprocal", "sigmoid",
-    "softplus", "log_sigmoid", "log_sigmoid_forward", "hardtanh", "hardsigmoid", "hardswish", "relu6", "hardshrink", "softshrink",
-    "tanhshrink", "softsign", "erf", "erfc", "erfinv", "square", "clamp", "clamp_min", "clamp_max", "clip", "logit", "sinc",
+    "softplus", "log_sigmoid", "hardtanh", "hardsigmoid", "hardswish", "relu6", "hardshrink", "softshrink",
+    "erf", "erfc", "erfinv", "square", "clamp", "clamp_min", "clamp_max", "clip", "logit", "sinc",
     "pointwise", "lgamma", "digamma", "special_i0", "special_ndtr", "threshold", "special_log_ndtr", "special_erfcx", "frac", "special_expit", "special_entr",
-    "fmod", "remainder", "deg2rad", "rad2deg", "special_i0e", "special_i1", "special_i1e", "_softshrink",
+    "fmod", "remainder", "deg2rad", "rad2deg", "special_i0e", "special_i1", "special_i1e",
 )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def elementwise(at: Any, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
             f"{at.site.name} takes an activation beside its first argument, which its rule does not know: give it a rule "
             "of its own in `rules`"
         )
-    return function(at, lambda x: _value(at.op(x, *rest, **kwargs)), x, varies=any(isinstance(r, Tensor) for r in rest))
+    return function(at, lambda x: at.op(x, *rest, **kwargs), x, varies=any(isinstance(r, Tensor) for r in rest))
 
 
 def function(at: Any, f: Callable[[Tensor], Tensor], x: Tensor, *, varies: bool) -> Tensor:
@@ -88,11 +88,6 @@ def _at_zero(at: Any, f: Callable[[Tensor], Tensor], x: Tensor, varies: bool) ->
     return value.item(), slope.item()
 
 
-def _value(y: Any) -> Tensor:
-    """The first of an operator's values (log_sigmoid_forward also returns a buffer)."""
-    return y[0] if isinstance(y, tuple) else y
-
-
 @rule("pow")
 def power(at: Any, base: Any, exponent: Any) -> Tensor:
     """x^p is of degree p: c_x = c x^(p-1). An exponent that is an activation makes it a function of the exponent."""
@@ -101,14 +96,29 @@ def power(at: Any, base: Any, exponent: Any) -> Tensor:
     return function(at, lambda p: at.op(base, p), exponent, varies=isinstance(base, Tensor))
 
 
-@rule("maximum", "minimum", "fmax", "fmin", "atan2", "logaddexp", "logaddexp2", "xlogy", "special_xlogy", "copysign")
+@rule("maximum", "minimum", "fmax", "fmin", "copysign", "hypot")
 def two_operands(at: Any, a: Any, b: Any) -> Tensor:
-    """Against a constant a function of the other; of two activations own derivative (max: the winner takes all)."""
+    """Against a constant a function of the other; of two activations own derivative (of degree one: max, |a| sign b)."""
     if active(a) and active(b):
         return at.op(a, b)
     if active(a):
         return function(at, lambda x: at.op(x, b), a, varies=True)
     return function(at, lambda x: at.op(a, x), b, varies=True)
+
+
+@rule("atan2", "logaddexp", "logaddexp2", "xlogy", "special_xlogy")
+@lossy
+def two_mixed_operands(at: Any, a: Any, b: Any) -> Tensor:
+    """As `two_operands`; of no one degree, so that with two activations something is lost, and booked."""
+    return two_operands(at, a, b)
+
+
+@rule("max", "min")
+def extreme(at: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """The winner takes all: along an axis, or of two."""
+    if args and isinstance(args[0], Tensor):
+        return two_operands(at, x, *args)
+    return at.op(x, *args, **kwargs)
 
 
 @rule("sign", "sgn", "floor", "ceil", "round", "trunc", "heaviside", "floor_divide", "nextafter")

@@ -89,22 +89,53 @@ def group_norm(
 ) -> Tensor:
     """Per group: centring is linear, 1 / sigma is held."""
     spread = x.reshape(x.shape[0], groups, -1)
-    centred = spread - spread.mean(-1, keepdim=True)
-    rstd = torch.rsqrt(spread.detach().var(-1, correction=0, keepdim=True) + eps)
-    return _rescaled(at, (centred * rstd).reshape(x.shape), weight, bias)
+    return _rescaled(at, _standardised(spread, [2], eps).reshape(x.shape), weight, bias)
 
 
-@rule("instance_norm", "_native_batch_norm_legit", "native_batch_norm", "_batch_norm_with_update_functional")
-def instance_norm(at: Any, x: Tensor, weight: Any = None, bias: Any = None, *rest: Any) -> Any:
-    """Statistics of this very input (instance norm, or a batch norm that keeps no running ones): 1 / sigma is held."""
-    tuple_form = "native" in at.op.__name__
-    *_, eps = rest[: -1 if "instance" in at.op.__name__ else None]
-    dims = [0, *range(2, x.ndim)] if tuple_form else list(range(2, x.ndim))
+@rule("native_group_norm")
+def native_group_norm(
+    at: Any, x: Tensor, weight: Any, bias: Any, n: int, channels: int, size: int, groups: int, eps: float
+) -> Any:
+    """As `group_norm`; the statistics it also returns are constants."""
+    _, mean, rstd = at.op(x.detach(), weight, bias, n, channels, size, groups, eps)
+    return group_norm(at, x, groups, weight, bias, eps), mean, rstd
+
+
+@rule("instance_norm")
+def instance_norm(
+    at: Any, x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, use_input_stats: bool, momentum: float, eps: float, *_: Any
+) -> Tensor:
+    """Statistics of each channel of each sample, held; or the running ones."""
+    if use_input_stats:
+        return own_statistics(at, x, weight, bias, list(range(2, x.ndim)), eps)
+    return running_statistics(at, x, weight, bias, mean, var, eps)
+
+
+@rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "_batch_norm_with_update_functional")
+def native_batch_norm(at: Any, x: Tensor, weight: Any, bias: Any, *rest: Any) -> Any:
+    """Statistics of the batch, held; or the running ones. What else it returns are constants."""
+    _, *others = at.op(x.detach(), weight, bias, *rest)
+    *statistics, _, eps = rest
+    training = next((r for r in statistics if isinstance(r, bool)), "no_training" not in at.op.__name__)
+    if training:
+        return own_statistics(at, x, weight, bias, [0, *range(2, x.ndim)], eps), *others
+    return running_statistics(at, x, weight, bias, statistics[0], statistics[1], eps), *others
+
+
+def own_statistics(at: Any, x: Tensor, weight: Any, bias: Any, dims: list[int], eps: float) -> Tensor:
+    """(x - mean) / sigma over these axes of this very input: 1 / sigma is held."""
+    return _rescaled(at, _standardised(x, dims, eps), weight, bias)
+
+
+def running_statistics(at: Any, x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+    """y = g x + (beta - mu g), g = gamma / sqrt(var + eps): affine, the parenthesis is its bias."""
+    gain = torch.rsqrt(var + eps) if weight is None else weight * torch.rsqrt(var + eps)
+    return _rescaled(at, x, gain, -mean * gain if bias is None else bias - mean * gain)
+
+
+def _standardised(x: Tensor, dims: list[int], eps: float) -> Tensor:
     centred = x - x.mean(dims, keepdim=True)
-    variance, mean = torch.var_mean(x.detach(), dims, correction=0, keepdim=True)
-    rstd = torch.rsqrt(variance + eps)
-    y = _rescaled(at, centred * rstd, weight, bias)
-    return (y, mean.flatten(), rstd.flatten()) if tuple_form else y
+    return centred * torch.rsqrt(x.detach().var(dims, correction=0, keepdim=True) + eps)
 
 
 def _rescaled(at: Any, y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -117,8 +148,8 @@ def _rescaled(at: Any, y: Tensor, weight: Tensor | None, bias: Tensor | None) ->
     return y
 
 
-@rule("local_response_norm", "linalg_normalize")
-def held_denominator(at: Any, x: Tensor, *args: Any) -> Tensor:
+@rule("renorm")
+def held_denominator(at: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """x / norm(x), as one operator."""
-    y = at.op(x.detach(), *args)
+    y = at.op(x.detach(), *args, **kwargs)
     return _Scaled.apply(x, y, torch.where(x == 0, torch.zeros_like(y), y / x))

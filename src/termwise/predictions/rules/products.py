@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .table import active, hold, rule, share
 
-PRODUCTS = ("mm", "bmm", "mv", "dot", "vdot", "matmul", "outer", "ger", "inner", "kron", "tensordot", "einsum", "linalg_cross", "cross", "chain_matmul", "linalg_vecdot", "bilinear", "_trilinear")  # fmt: skip
+PRODUCTS = ("mm", "bmm", "mv", "dot", "vdot", "matmul", "outer", "ger", "inner", "kron", "tensordot", "einsum", "linalg_cross", "cross", "chain_matmul", "linalg_vecdot", "_trilinear", "trapezoid")  # fmt: skip
 
 
 @rule("mul", *PRODUCTS)
@@ -73,9 +73,9 @@ def running_product(at: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """A product of n factors: 1/n to each. Of a running product, entry k has k factors."""
     y = at.op(x, *args, **kwargs)
     dim = args[0] if args and isinstance(args[0], int) and not isinstance(args[0], bool) else None
-    n = x.numel() if dim is None else x.shape[dim]
+    n = x.numel() if dim is None or not x.ndim else x.shape[dim]
     name = getattr(at.op, "__name__", "")
-    if name.startswith("cumprod") and dim is not None:
+    if name.startswith("cumprod") and x.ndim:
         counts = torch.arange(1, n + 1, dtype=y.dtype, device=y.device)
         counts = counts.reshape(-1, *[1] * (y.ndim - 1 - dim % y.ndim))
         y.register_hook(lambda c: c / counts)
@@ -83,22 +83,57 @@ def running_product(at: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return share(y, 1 / n)
 
 
-@rule("var", "_euclidean_dist")
-def degree_two(at: Any, *args: Any, **kwargs: Any) -> Tensor:
+@rule("var")
+def degree_two(at: Any, *args: Any, **kwargs: Any) -> Any:
     """A sum of squares is of degree 2: own derivative, halved."""
-    y = at.op(*args, **kwargs)
-    return share(y, 1 / 2)
+    return share(at.op(*args, **kwargs), 1 / 2)
 
 
-@rule("cdist", "_cdist_forward", "dist", "pairwise_distance", "_pdist_forward", "pdist")
-def distance(at: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """A distance is of degree 1 in both points together; a constant point is an offset no derivative sees."""
-    y = at.op(*args, **kwargs)
-    return y
+@rule("pdist", "_pdist_forward")
+def distances_within(at: Any, x: Tensor, p: float = 2) -> Tensor:
+    """|x_i - x_j|_p is of degree 1; for p = 0 it is a count, and constant."""
+    return at.op(x.detach() if p == 0 else x, p)
+
+
+@rule("cdist", "_cdist_forward", "_euclidean_dist")
+def distances(at: Any, a: Tensor, b: Tensor, *args: Any) -> Tensor:
+    """|a_i - b_j|_p, every pair."""
+    p = args[0] if args else 2
+    if p == 0:  # a count, and constant
+        return at.op(*hold(a, b), *args)
+    if active(a, b) == 2:
+        return at.op(a, b, *args)
+    return _norm_of_difference(at, a.unsqueeze(-2), b.unsqueeze(-3), p)
+
+
+@rule("dist")
+def distance(at: Any, a: Tensor, b: Tensor, p: float = 2) -> Tensor:
+    """|a - b|_p over all entries."""
+    return at.op(*hold(a, b), p) if p == 0 else _norm_of_difference(at, a, b, p, dim=None)
+
+
+@rule("pairwise_distance")
+def pairwise_distance(at: Any, a: Tensor, b: Tensor, p: float = 2, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
+    """|a - b + eps|_p, row by row."""
+    return _norm_of_difference(at, a, b, p, eps=eps, keepdim=keepdim)
+
+
+def _norm_of_difference(
+    at: Any, a: Tensor, b: Tensor, p: float, dim: int | None = -1, eps: float = 0.0, keepdim: bool = False
+) -> Tensor:
+    """Of degree 1 in the difference, in which a constant point is a summand."""
+    difference = a - b + eps
+    at.adds(difference, eps, at.constant_name(-1))
+    if not active(a):
+        at.adds(difference, a, at.constant_name(0))
+    if not active(b):
+        at.adds(difference, -b, at.constant_name(1))
+    return torch.linalg.vector_norm(difference, p, dim, keepdim)
 
 
 @rule("cosine_similarity")
 def cosine(at: Any, a: Tensor, b: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """a b / (|a| |b|): norms held constant, the product half each."""
+    a, b = torch.broadcast_tensors(a, b)
     norms = a.detach().norm(dim=dim).clamp_min(eps) * b.detach().norm(dim=dim).clamp_min(eps)
     return share((a * b).sum(dim) / norms, 1 / max(1, active(a, b)))

@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 from termwise.core.samples import SampleAxis
 
 from .elementwise import _Ratio
+from .linear import as_leaf
 from .table import rule
 
 
@@ -36,6 +37,7 @@ def lstm(
         h = torch.sigmoid(o) * _tanh(c)
         return h, (h, c)
 
+    states = [as_leaf(at, s, i + 1, SampleAxis(1)) for i, s in enumerate(states)]
     out, last = _layers(at, x, list(zip(*states, strict=True)), weights, has_bias, layers, bidirectional, batch_first, cell, 4, 2)
     return out, torch.stack([h for h, _ in last]), torch.stack([c for _, c in last])
 
@@ -46,7 +48,7 @@ def gru(
     bidirectional: bool, batch_first: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gates r, z held; h = (1 - z) n + z h."""
-    out, last = _layers(at, x, list(states), weights, has_bias, layers, bidirectional, batch_first, _GRU(), 3, 2)
+    out, last = _layers(at, x, list(as_leaf(at, states, 1, SampleAxis(1))), weights, has_bias, layers, bidirectional, batch_first, _GRU(), 3, 2)
     return out, torch.stack(last)
 
 
@@ -77,7 +79,7 @@ def rnn(
         h = squash(own + linear(h, recurrent))
         return h, h
 
-    out, last = _layers(at, x, list(states), weights, has_bias, layers, bidirectional, batch_first, cell, 1, 0)
+    out, last = _layers(at, x, list(as_leaf(at, states, 1, SampleAxis(1))), weights, has_bias, layers, bidirectional, batch_first, cell, 1, 0)
     return out, torch.stack(last)
 
 

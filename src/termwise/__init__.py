@@ -1,0 +1,49 @@
+"""Termwise: take any neural network apart, term by term, and check that the terms add up.
+
+    whole = sum of named parts + remainder          (the remainder is measured, shown, and never hidden)
+
+`import termwise as tw`; verbs and rooms load when first used, so that the import itself costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import core, predictions, report, testing, zoo
+    from .core import Decomposition, DoesNotAddUp, capture
+    from .predictions import Explanation, explain
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Decomposition", "DoesNotAddUp", "Explanation", "__version__", "capture", "core", "explain", "predictions", "report", "testing",
+    "zoo",
+]  # fmt: skip
+
+_ROOMS = ("core", "predictions", "report", "testing", "zoo")
+_VERBS = {
+    "capture": "core", "Decomposition": "core", "DoesNotAddUp": "core", "explain": "predictions", "Explanation": "predictions",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import a room, or the room of a verb, when it is first asked for (PEP 562)."""
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _VERBS:
+        value = getattr(importlib.import_module(f"{__name__}.{_VERBS[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if os.environ.get("TERMWISE_EAGER"):  # CI: a broken import is seen at once
+    for _name in (*_ROOMS, *_VERBS):
+        __getattr__(_name)

@@ -1,0 +1,237 @@
+"""The command line: parses, calls, prints. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["app", "main"]
+
+MISTAKES = (ValueError, TypeError, OSError, ImportError, ArithmeticError)
+"""What a command raises for bad input: one line for the user and exit code 2, the traceback on request."""
+
+
+@dataclass
+class Settings:
+    """The options before the command."""
+
+    quiet: bool = False
+    verbose: int = 0
+    progress: bool = True
+
+
+settings = Settings()
+
+
+class Careful(TyperGroup):
+    """Turns what a user can mend into one red line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; exit code 2 for bad input."""
+        try:
+            return super().invoke(ctx)
+        except MISTAKES as problem:
+            from rich.console import Console
+            from rich.text import Text
+
+            if settings.verbose:
+                sys.stderr.write(traceback.format_exc())
+            console = Console(stderr=True, soft_wrap=True)
+            console.print(Text.assemble(("error: ", "bold red"), (str(problem) or type(problem).__name__, "red")))
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    cls=Careful,
+    help="Take any neural network apart, term by term, and check that the terms add up.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+
+@app.callback()
+def options(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")] = False,
+    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log what is done; -vv everything.")] = 0,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress bars.")] = False,
+) -> None:
+    """Set up logging."""
+    settings.quiet, settings.verbose, settings.progress = quiet, verbose, not (no_progress or quiet)
+    level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(level=level, format="%(name)s: %(message)s", force=True)
+    logging.captureWarnings(True)
+
+
+@app.command()
+def explain(
+    model: Annotated[
+        str,
+        typer.Option(help="A name from `termwise models`, or path/to/file.py:factory. WARNING: the file is run; use only what you trust."),
+    ],
+    image: Annotated[Path | None, typer.Option(help="A picture.")] = None,
+    text: Annotated[str | None, typer.Option(help="A text.")] = None,
+    target: Annotated[str | None, typer.Option(help="Class to explain, by number or name; the model's answer by default.")] = None,
+    rules: Annotated[str, typer.Option(help="Rule set: default, zero, epsilon, attnlrp, cp-lrp, gamma, z+.")] = "default",
+    out: Annotated[Path | None, typer.Option(help="Write a self-contained page here (why.html).")] = None,
+    weights: Annotated[Path | None, typer.Option(help="safetensors file for a model of your own; every key must match.")] = None,
+    classes: Annotated[Path | None, typer.Option(help="Names of your model's classes, one per line.")] = None,
+    size: Annotated[int, typer.Option(min=1, help="Side of the picture that your model takes.")] = 224,
+    float32: Annotated[bool, typer.Option("--float32", help="Compute in float32; float64 by default.")] = False,
+    check: Annotated[bool, typer.Option(help="Test the map by removing what it calls important.")] = True,
+) -> None:
+    """Say why a model answered so: pixels or words, biases, constants, and the proof that they add up."""
+    if (image is None) == (text is None):
+        raise ValueError("give either --image or --text")
+    if out is not None:
+        from termwise.report.output import check_writable
+
+        check_writable(out)
+    from termwise.demo import print_section, steps
+    from termwise.report import page, write
+    from termwise.showcase import examine
+
+    subject = _subject(model, weights, classes, size)
+    if subject.kind != ("text" if image is None else "image"):
+        raise ValueError(f"{model} takes {'a text: give --text' if image is not None else 'a picture: give --image'}")
+    if not float32:
+        subject.model.double()
+    console = _console()
+    about = text if image is None else image.name
+    with steps(_console(stderr=True), 1, settings.progress) as step:
+        section = examine(
+            subject, text if image is None else image, target=_target(target), rules=rules,
+            about=about or "", random_orders=8 if check else 0, progress=step(subject.name),
+        )  # fmt: skip
+    print_section(section, console)
+    if out is not None:
+        write(out, page([section], title=section.heading))
+        if not settings.quiet:
+            console.print(f"written: {out}", markup=False, highlight=False)
+
+
+@app.command()
+def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the models that come with names: what they take, their licence and size, and whether they are here."""
+    from termwise import zoo
+
+    rows = [
+        {"name": name, "kind": e.kind, "licence": e.licence, "bytes": e.size, "present": e.present, "about": e.about, "install": e.install}
+        for name, e in zoo.subjects.items()
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    from rich.table import Table
+
+    table = Table(box=None, header_style="dim", padding=(0, 1))
+    for column in ("name", "takes", "licence", "size", "here", "what it is"):
+        table.add_column(column, justify="right" if column == "size" else "left", no_wrap=column in ("name", "size"))
+    for row in rows:
+        here = "[green]yes[/]" if row["present"] else "[dim]downloaded when used[/]"
+        table.add_row(row["name"], row["kind"], row["licence"], f"{row['bytes'] / 1e6:.0f} MB", here, row["about"])
+    _console().print(table)
+
+
+@app.command()
+def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Versions and machine, for a bug report."""
+    import os
+    import platform
+    from importlib import metadata
+
+    def version(package: str) -> str:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return "not installed"
+
+    facts: dict[str, Any] = {p: version(p) for p in ("termwise", "torch", "transformers", "numpy", "safetensors", "matplotlib")}
+    facts |= {"python": platform.python_version(), "platform": platform.platform(), "cpu": _cpu(), "cores": os.cpu_count()}
+    import torch
+
+    facts |= {"threads": torch.get_num_threads(), "cuda": torch.version.cuda or "no", "devices": torch.cuda.device_count()}
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    typer.echo("\n".join(f"{name:<{width}}  {value}" for name, value in facts.items()))
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Folder for the page and its pictures.")] = Path("demo")) -> None:
+    """Explain real photographs and a real sentence with real networks; write a page to look at."""
+    from termwise.demo import run
+
+    run(out, progress=settings.progress, console=_console())
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def _subject(model: str, weights: Path | None, classes: Path | None, size: int) -> Any:
+    """A model of the zoo, or the user's own."""
+    if ":" in model or model.endswith(".py"):
+        from termwise import own_model
+
+        names = None if classes is None else [line for line in classes.read_text().splitlines() if line.strip()]
+        return own_model.load(model, weights, classes=names, size=size)
+    if weights is not None or classes is not None:
+        raise ValueError(f"--weights and --classes are for a model of your own (path/to/file.py:factory); {model} has its own")
+    from termwise import zoo
+
+    return zoo.load(model)
+
+
+def _target(target: str | None) -> int | str | None:
+    """A number as a number, so that its range is checked against the output."""
+    if target is None:
+        return None
+    return int(target) if target.lstrip("-").isdecimal() else target
+
+
+def _cpu() -> str:
+    """The processor's name, where the system tells it."""
+    import platform
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _register() -> None:
+    """Commands that live in files of their own."""
+    try:
+        from termwise.cli_verify import register
+    except ModuleNotFoundError as missing:
+        if missing.name != "termwise.cli_verify":
+            raise
+        return
+    register(app)
+
+
+def main() -> None:
+    """Entry point of the `termwise` command."""
+    app()
+
+
+_register()
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""`termwise papers` and `termwise verify`: the papers whose claims run, and what came out."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["register"]
+
+_COLOURS = {"holds": "green", "contradicted": "yellow", "failed": "bold red"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the two commands to the command line."""
+    app.command()(papers)
+    app.command()(verify)
+
+
+def papers(
+    room: Annotated[str | None, typer.Option(help="Only the papers of this room.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A list of objects instead of a table.")] = False,
+) -> None:
+    """List the papers whose claims run."""
+    from termwise.core.claims import papers as rows
+
+    chosen = [row for row in rows().values() if room in (None, row["room"])]
+    if room is not None and not chosen:
+        raise ValueError(f"no paper in a room {room!r}: rooms are {', '.join(sorted({r['room'] for r in rows().values()}))}")
+    if as_json:
+        typer.echo(json.dumps(chosen, indent=2, ensure_ascii=False))
+        return
+    table = _table("no", "key", "title", "room", "call")
+    for row in chosen:
+        table.add_row(str(row["number"]), row["key"], f"{row['title']} ({row['year']})", row["room"], "\n".join(row["api"]))
+    _print(table)
+
+
+def verify(
+    keys: Annotated[list[str] | None, typer.Argument(help="Keys of papers (see `termwise papers`).")] = None,
+    room: Annotated[str | None, typer.Option(help="Every claim of a room.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every claim, in parallel processes.")] = False,
+    slow: Annotated[bool, typer.Option("--slow", help="Also those that take minutes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A list of objects instead of a table.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks of claims that raised.")] = False,
+) -> None:
+    """Measure what papers claim, and print published beside measured. Ends with 1 when a claim failed."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from termwise.core import claims
+
+    chosen = [c for c in _chosen(keys or [], room, everything) if slow or not c.slow]
+    if not chosen:
+        raise ValueError("nothing to verify: these claims are all slow, add --slow")
+    results = []
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(),
+        console=Console(stderr=True), transient=True, disable=as_json,
+    ) as progress:  # fmt: skip
+        task = progress.add_task("measuring", total=len(chosen))
+        for result in claims.verify(chosen, processes=(os.cpu_count() or 1) if everything else 1):
+            results.append(result)
+            progress.update(task, advance=1, description=result.name)
+    order = {c.name: i for i, c in enumerate(chosen)}
+    results.sort(key=lambda r: order[r.name])
+    if as_json:
+        typer.echo(json.dumps([r.json() for r in results], indent=2, ensure_ascii=False))
+    else:
+        table = _table("paper", "claim", "published", "measured", "outcome", "s")
+        for r in results:
+            outcome = f"[{_COLOURS[r.outcome]}]{r.outcome}[/]" + (" (exact)" if r.exact and r.outcome == "holds" else "")
+            note = f"\n[dim]{escape(r.note)}[/]" if r.note else ""
+            table.add_row(r.paper, escape(r.statement) + note, escape(r.published), escape(r.measured), outcome, f"{r.seconds:.1f}")
+        _print(table)
+        for r in results if verbose else []:
+            if r.details:
+                typer.echo(f"\n{r.name}\n{r.details}", err=True)
+    if any(r.outcome == "failed" for r in results):
+        raise typer.Exit(1)
+
+
+def _chosen(keys: list[str], room: str | None, everything: bool) -> list[Any]:
+    from termwise.core import claims
+
+    known = claims.papers()
+    if not (keys or room or everything):
+        raise ValueError("say what to verify: keys of papers, --room ROOM or --all")
+    for key in keys:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            raise ValueError(f"no paper {key!r}" + (f": did you mean {close[0]!r}?" if close else f": known are {', '.join(known)}"))
+    found = claims.load_claims(None if everything or keys else room)
+    return [c for c in found if everything or c.paper in keys or (room is not None and known[c.paper]["room"] == room)]
+
+
+def _table(*columns: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_lines=False, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold", justify="right" if column in ("no", "s") else "left")
+    return table
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    Console().print(table)

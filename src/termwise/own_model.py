@@ -1,0 +1,143 @@
+"""A user's own model as a subject: `path/to/file.py:factory`, with its weights from safetensors.
+
+The file is Python and is run. Weights are data and are never unpickled.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from termwise.zoo import Subject
+from termwise.zoo.pictures import PicturePreparation
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["load", "load_weights"]
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def load(spec: str, weights: str | Path | None = None, *, classes: Sequence[str] | None = None, size: int = 224) -> Subject:
+    """The subject that a factory in a file makes. Runs the file.
+
+    Args:
+        spec: "path/to/file.py:factory". The factory takes no arguments and returns a module that takes pictures
+            (1, 3, size, size) and gives (1, classes), or a `termwise.zoo.Subject` with a preparation of its own (texts,
+            another normalisation).
+        weights: a safetensors file with exactly the model's keys.
+        classes: names of the outputs; "class 0", "class 1", ... when not given.
+        size: side of the picture; pictures are resized, cut from the centre and normalised as usual for ImageNet.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no such factory, weights that do not fit, outputs that are no classes.
+        TypeError: the factory gives something else.
+    """
+    path, _, name = spec.rpartition(":")
+    if not path or not path.endswith(".py"):
+        raise ValueError(f"a model of your own is given as path/to/file.py:factory, got {spec!r}")
+    made = _factory(Path(path), name)()
+    model = made.model if isinstance(made, Subject) else made
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{spec} gave a {type(made).__name__}: it must return a torch.nn.Module or a termwise.zoo.Subject")
+    if weights is not None:
+        load_weights(model, Path(weights))
+    model.eval()
+    if isinstance(made, Subject):
+        return made
+    preparation = PicturePreparation(resize=round(size * 8 / 7), crop=size, **IMAGENET)
+    count = _outputs(model, size)
+    if classes is not None and len(classes) != count:
+        raise ValueError(f"there are {len(classes)} class names for {count} outputs")
+    names = list(classes) if classes is not None else [f"class {i}" for i in range(count)]
+    return Subject(name, model, preparation, names, "your own")
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a safetensors file whose keys are exactly the model's.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a pickle or another format (with what to do), missing, extra or misshapen keys (named).
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file {str(path)!r}")
+    try:
+        state = load_file(path)
+    except SafetensorError as problem:
+        with path.open("rb") as file:
+            start = file.read(4)
+        pickled = start[:2] in (b"PK", b"\x80\x02", b"\x80\x04") or path.suffix in (".pt", ".pth", ".bin", ".pkl")
+        if not pickled:
+            raise ValueError(f"{path} is no safetensors file, or a damaged one: {problem}") from None
+        raise ValueError(
+            f"{path} is a pickle, which can run code when it is opened: refused. If you trust it, convert it once:\n"
+            f"  from safetensors.torch import save_file\n"
+            f"  save_file(torch.load({path.name!r}, weights_only=True), {path.stem + '.safetensors'!r})"
+        ) from None
+    own = model.state_dict()
+    missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]
+    # a tied weight is stored once; it counts as there when the tensor it shares is
+    missing = [k for k in missing if not any(own[k].data_ptr() == own[s].data_ptr() and own[k].numel() for s in state if s in own)]
+    wrong = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape]
+    if missing or extra or wrong:
+        problems = [("missing", missing), ("not in the model", extra), ("of another shape", wrong)]
+        text = "; ".join(f"{what}: {_few(keys)}" for what, keys in problems if keys)
+        raise ValueError(f"the weights in {path} do not fit {type(model).__name__}: {text}")
+    model.load_state_dict(state, strict=False)  # strict but for tied keys, checked above
+
+
+def _few(keys: Sequence[str], k: int = 6) -> str:
+    return ", ".join(keys[:k]) + (f" and {len(keys) - k} more" if len(keys) > k else "")
+
+
+def _factory(path: Path, name: str) -> Any:
+    """The function of that name in a file, which is run as a module of its own."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no model file {str(path)!r}")
+    spec = importlib.util.spec_from_file_location(f"termwise_own_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} cannot be read as Python")
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickling look their module up
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)  # the file may import its neighbours
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as problem:
+        raise ValueError(f"{path}, line {problem.lineno}: {problem.msg}") from problem
+    finally:
+        sys.path.remove(folder)
+    found = {n: v for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == spec.name}
+    if name not in found:
+        raise ValueError(f"{path} has no function {name!r}; it has {_few(list(found)) or 'none'}")
+    return found[name]
+
+
+def _outputs(model: nn.Module, size: int) -> int:
+    """How many classes the model gives."""
+    first = next(model.parameters(), torch.zeros(()))
+    picture = torch.zeros(1, 3, size, size, dtype=first.dtype, device=first.device)
+    try:
+        with torch.no_grad():
+            output = model(picture)
+    except (RuntimeError, TypeError) as problem:
+        raise ValueError(
+            f"{type(model).__name__} does not take a picture (1, 3, {size}, {size}): {problem}. Choose another --size, or let "
+            "the factory return a termwise.zoo.Subject with its own preparation"
+        ) from problem
+    if not isinstance(output, torch.Tensor) or output.ndim != 2:
+        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ValueError(f"{type(model).__name__} gives {shape}, not scores (1, classes): wrap it so that it does")
+    return output.shape[1]

@@ -1,0 +1,111 @@
+"""From a model and one input to everything a page shows of it: explanation, probabilities, and the test by deletion."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from termwise.predictions.explain import explain
+from termwise.predictions.faithfulness import DeletionCurve, deletion
+from termwise.report import Section
+
+if TYPE_CHECKING:
+    from termwise.predictions.explanation import Explanation
+    from termwise.zoo import Subject
+
+__all__ = ["examine"]
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, float], None]
+"""Told what is being done and how much of all is done, 0 to 1."""
+
+
+def examine(
+    subject: Subject,
+    source: Any,
+    *,
+    target: int | str | None = None,
+    rules: Any = "default",
+    heading: str = "",
+    about: str = "",
+    random_orders: int = 8,
+    progress: Progress | None = None,
+) -> Section:
+    """Explain one answer of a model, and test the explanation by removing what it calls important.
+
+    Args:
+        subject: the model with what it takes; its precision is the precision of the explanation.
+        source: a picture or a text, as `subject.prepare` takes it.
+        target: class index or name; the model's own answer when not given.
+        rules: of the relevance, see `termwise.explain`.
+        heading: of the section; the class and the input when not given.
+        about: the input in a few words, for the line below the heading.
+        random_orders: to compare the order of relevance with; 0 skips the test.
+        progress: told what is being done.
+
+    Raises:
+        ValueError: a bad picture, text, target or rule.
+    """
+    tell = progress or (lambda what, done: log.debug("%s (%.0f %%)", what, 100 * done))
+    model = subject.model
+    index = subject.index(target) if isinstance(target, str) else target
+    tell("preparing the input", 0.0)
+    x = subject.prepare(source)
+    with torch.no_grad():
+        output = model(**x) if isinstance(x, Mapping) else model(x)
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"{subject.name} gives {shape} and no scores (1, classes): wrap it so that it does")
+    tell("explaining", 0.05)
+    why = explain(model, x, target=index, rules=rules, names=subject.names(x), classes=subject.classes)
+    tell("removing, step by step", 0.25)
+    curve = None
+    if random_orders:
+        curve = _deleted(subject, x, why, random_orders, lambda done, of: tell("removing, step by step", 0.25 + 0.75 * done / of))
+    tell("done", 1.0)
+    image = subject.kind == "image"
+    return Section(
+        why,
+        heading=heading or f"Why {_short(why.label())}?",
+        source=" · ".join(filter(None, [about, f"{subject.name} ({subject.licence})", f"rules {why.rules}", _precision(why)])),
+        picture=subject.picture(x) if image else None,
+        scores=_best(output[0], subject.classes),
+        curve=curve,
+    )
+
+
+def _deleted(subject: Subject, x: Any, why: Explanation, orders: int, progress: Callable[[int, int], None]) -> DeletionCurve:
+    """The deletion curve, in float32: the test asks for percent, and the copy leaves the model as it is."""
+    name, relevance = next(iter(why.inputs.items()))
+    baseline: Any = "remove" if subject.baseline is None else subject.baseline
+    keep = None
+    if isinstance(x, Mapping):
+        keep = torch.zeros(relevance.shape[1], dtype=torch.bool)
+        keep[subject.special(x) or []] = True
+    else:
+        x = x.float()
+    return deletion(
+        copy.deepcopy(subject.model).float(), x, relevance, why.target,
+        baseline=baseline, keep=keep, name=name, random_orders=orders, progress=progress,
+    )  # fmt: skip
+
+
+def _best(logits: Tensor, classes: Any, k: int = 5) -> list[tuple[str, float]]:
+    """The most probable classes; equal names are told apart by their index."""
+    values, indices = logits.double().softmax(0).topk(min(k, len(logits)))
+    return [(classes[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
+
+
+def _short(name: str) -> str:
+    """The first of the names of a class."""
+    return name.partition(",")[0]
+
+
+def _precision(why: Explanation) -> str:
+    return str(why.whole.dtype).removeprefix("torch.")
