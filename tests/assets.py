@@ -25,9 +25,7 @@ def subject(name: str) -> zoo.Subject:
     """A subject of the zoo. It is shared by the tests of a process: copy its model before you change it."""
     entry = zoo.subjects[name]
     if not CI and not entry.present:
-        pytest.skip(
-            f"{name} is not here: {entry.install}, or python -c \"from termwise import zoo; zoo.load('{name}')\""
-        )
+        pytest.skip(f"{name} is not here: {entry.install}, or python -c \"from termwise import zoo; zoo.load('{name}')\"")
     try:
         return _load(name)
     except ImportError as missing:

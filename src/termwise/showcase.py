@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from termwise.predictions.explain import explain
-from termwise.predictions.faithfulness import DeletionCurve, deletion
+from termwise.predictions.faithfulness import DeletionCurve, blurred, deletion
 from termwise.report import Section
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["examine"]
 
 log = logging.getLogger(__name__)
+
+PATCH = 16
+"""Side of the squares that are removed from a picture, in pixels: smaller ones break a network wherever they lie."""
 
 Progress = Callable[[str, float], None]
 """Told what is being done and how much of all is done, 0 to 1."""
@@ -83,16 +86,18 @@ def examine(
 def _deleted(subject: Subject, x: Any, why: Explanation, orders: int, progress: Callable[[int, int], None]) -> DeletionCurve:
     """The deletion curve, in float32: the test asks for percent, and the copy leaves the model as it is."""
     name, relevance = next(iter(why.inputs.items()))
-    baseline: Any = "remove" if subject.baseline is None else subject.baseline
+    baseline: Any = subject.baseline
     keep = None
     if isinstance(x, Mapping):
         keep = torch.zeros(relevance.shape[1], dtype=torch.bool)
         keep[subject.special(x) or []] = True
+        baseline = "remove" if baseline is None else baseline
     else:
         x = x.float()
+        baseline = blurred(x)
     return deletion(
         copy.deepcopy(subject.model).float(), x, relevance, why.target,
-        baseline=baseline, keep=keep, name=name, random_orders=orders, progress=progress,
+        baseline=baseline, patch=PATCH, keep=keep, name=name, random_orders=orders, progress=progress,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from termwise.predictions.faithfulness import abpc, deletion
+from termwise.predictions.faithfulness import abpc, blurred, deletion
 
 DOUBLE = torch.float64
 
@@ -126,6 +126,25 @@ def test_an_image_baseline_may_be_a_channel_mean_or_a_picture():
         assert curve.logits[0, -1] == 2.0
 
 
+def test_blurred_pictures_keep_what_has_no_detail():
+    flat = torch.full((2, 3, 20, 30), 0.3, dtype=DOUBLE)
+    torch.testing.assert_close(blurred(flat), flat)
+    point = torch.zeros(1, 1, 41, 41, dtype=DOUBLE)
+    point[..., 20, 20] = 1
+    seen = blurred(point, 2.0)[0, 0]
+    torch.testing.assert_close(seen[20, 22] / seen[20, 20], torch.tensor(math.exp(-0.5), dtype=DOUBLE))
+    torch.testing.assert_close(seen, seen.mT)
+    with pytest.raises(ValueError, match="sigma"):
+        blurred(flat, 0.0)
+
+
+def test_each_sample_may_have_its_own_baseline():
+    image = torch.rand(2, 3, 4, 4, dtype=DOUBLE)
+    own = torch.stack([torch.zeros(3, 4, 4, dtype=DOUBLE), torch.ones(3, 4, 4, dtype=DOUBLE)])
+    curve = deletion(lambda x: x.mean((2, 3)), image, image, 1, baseline=own, patch=2, random_orders=1)
+    assert curve.logits[:, -1].tolist() == [0.0, 1.0]
+
+
 class Bag(nn.Module):
     """Logits from the mean embedding of the tokens that the mask allows."""
 
@@ -197,7 +216,7 @@ def test_training_mode_and_output_without_classes_are_refused():
     with pytest.raises(ValueError, match="not \\(batch, classes\\)"):
         deletion(lambda x: x.sum(1), x, x, 0, baseline=0.0)
     with pytest.raises(TypeError, match="integer"):
-        deletion(model, x, x, 0.5, baseline=0.0)
+        deletion(model, x, x, torch.tensor(0.5), baseline=0.0)
     a = deletion(model, x, x, 0, baseline=0.0)
     with pytest.raises(ValueError, match="ascending"):
         abpc(a, a)

@@ -21,11 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import definitions
 import pytest
 import torch
 import torch.utils._pytree as pytree
-from definitions import DEFINITIONS, Case, Definition, flat, is_float, subsets
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -35,9 +33,20 @@ from termwise.predictions.rules import LOSSY, RULE_SETS, RULES, epsilon, gamma, 
 from termwise.predictions.rules.attention import attention_constant, softmax_constant
 from termwise.predictions.rules.products import signal_takes_all
 from termwise.predictions.rules.splitting import own_derivative
+from tests.predictions import definitions
+from tests.predictions.definitions import DEFINITIONS, Case, Definition, flat, is_float, subsets
 
 aten = torch.ops.aten
 SAMPLES, ENTRIES = 5, 1200  # per OpInfo; floating numbers in the arguments of one case
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Thousands of tiny operations: threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 # -- running a rule alone ----------------------------------------------------------------------------------------------
@@ -482,7 +491,7 @@ def usable(case: Case) -> bool:
     return bool(enough) and not bool(y.isnan().any()) and not (element and bool(y.isinf().any()))
 
 
-SEQUENCES = ("as_strided_scatter", "logcumsumexp", "cumprod", "linalg_norm", "linalg_vector_norm")
+SEQUENCES = ("logcumsumexp", "cumprod", "linalg_norm", "linalg_vector_norm")
 
 
 # -- the tests ---------------------------------------------------------------------------------------------------------
@@ -514,3 +523,271 @@ TOLERANCE = dict.fromkeys(("linalg_norm", "linalg_matrix_norm", "std", "var", "h
 def test_rule_is_its_definition(name: str) -> None:
     problem = verdict(name)
     assert not problem, problem
+
+
+# -- the rules of the sets ---------------------------------------------------------------------------------------------
+
+AFFINE_CASES = {
+    "linear": lambda: [Case(aten.linear.default, (r(2, 3), r(4, 3), r(4))), Case(aten.linear.default, (r(1, 2, 3), r(4, 3)))],
+    "addmm": lambda: [Case(aten.addmm.default, (r(4), r(2, 3), r(3, 4)), k, (1,)) for k in ({}, {"beta": 2, "alpha": 3})],
+    "mm": lambda: [Case(aten.mm.default, (r(2, 3), r(3, 4)))],
+    "bmm": lambda: [Case(aten.bmm.default, (r(2, 2, 3), r(2, 3, 4)))],
+    "matmul": lambda: [Case(aten.matmul.default, (r(2, 3), r(3, 4)))],
+    "conv1d": lambda: [Case(aten.conv1d.default, (r(1, 4, 6), r(4, 2, 3), r(4), [2], [1], [2], 2))],
+    "conv2d": lambda: [Case(aten.conv2d.default, (r(1, 4, 4, 3), r(6, 2, 2, 3), r(6), [2, 1], [1, 0], [1, 1], 2)),
+                       Case(aten.conv2d.default, (r(2, 3, 3), r(2, 2, 2, 2)[:, :2], None))],
+    "conv3d": lambda: [Case(aten.conv3d.default, (r(1, 2, 3, 2, 3), r(2, 1, 2, 2, 2), r(2), [1, 1, 1], [0, 1, 0], [1, 1, 1], 2))],
+    "convolution": lambda: [Case(aten.convolution.default, (r(1, 4, 5), r(4, 2, 3), r(4), [2], [1], [1], False, [0], 2)),
+                            Case(aten.convolution.default, (r(1, 4, 3), r(4, 2, 3), r(4), [2], [1], [1], True, [1], 2))],
+    "conv_transpose1d": lambda: [Case(aten.conv_transpose1d.default, (r(1, 4, 3), r(4, 2, 3), r(4), [2], [1], [1], 2))],
+    "conv_transpose2d": lambda: [Case(aten.conv_transpose2d.input, (r(1, 2, 3, 2), r(2, 3, 2, 2), r(3), [2, 1], [1, 0]))],
+    "conv_transpose3d": lambda: [Case(aten.conv_transpose3d.input, (r(1, 2, 2, 2, 2), r(2, 1, 2, 2, 2), None, [2, 1, 1]))],
+}  # fmt: skip
+SPLITTING_RULES = {
+    "epsilon": (epsilon, (1e-6, 0.5), definitions.epsilon), "gamma": (gamma, (0.25, 1.0), definitions.gamma),
+    "z+": (lambda _: zplus(), (0.0,), lambda _: definitions.zplus),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SPLITTING_RULES)
+@pytest.mark.parametrize("name", AFFINE_CASES)
+def test_sign_splitting_rule_is_its_definition(name: str, kind: str) -> None:
+    make, sizes, define = SPLITTING_RULES[kind]
+    G.manual_seed(zlib.crc32((name + kind).encode()))
+    for case, size in itertools.product(AFFINE_CASES[name]() * 3, sizes):
+        check(make(size), define(size), case)
+        # nothing arrives, nothing positive arrives, every sign alike: where denominators vanish
+        x = case.active[0]
+        for values in (torch.zeros_like(case.tensors[x]), -case.tensors[x].abs(), case.tensors[x].abs()):
+            tensors = [values if i == x else t.abs() if values is not case.tensors[x] else t for i, t in enumerate(case.tensors)]
+            args, kwargs = case.arguments(tensors)
+            check(make(size), define(size), Case(case.op, args, kwargs, case.active))
+
+
+@pytest.mark.parametrize("kind", SPLITTING_RULES)
+def test_a_product_of_two_activations_keeps_its_own_rule(kind: str) -> None:
+    make, sizes, _ = SPLITTING_RULES[kind]
+    G.manual_seed(0)
+    for op, active in ((aten.mm.default, (0, 1)), (aten.mm.default, (1,)), (aten.matmul.default, (0, 1))):
+        case = Case(op, (r(2, 3), r(3, 4)), {}, active)
+        if kind == "epsilon":  # it damps this product too
+            c = torch.randn(8, dtype=torch.float64)
+            z = case()
+            wanted = definitions.product(case, c * z.abs() / (z.abs() + 0.5))
+            _, found, _, lost = run(epsilon(0.5), case, c)
+            assert all(torch.allclose(a, b) for a, b in zip(found, wanted.inputs, strict=True))
+            assert torch.allclose(lost, (z * c * 0.5 / (z.abs() + 0.5)).sum())
+        else:
+            c = torch.randn(8, dtype=torch.float64)
+            wanted, found = definitions.product(case, c), run(make(sizes[0]), case, c)[1]
+            assert all(torch.allclose(a, b) for a, b in zip(found, wanted.inputs, strict=True))
+
+
+def test_the_biases_of_splitting_rules_are_booked_per_channel() -> None:
+    G.manual_seed(0)
+    case = Case(aten.conv2d.default, (r(1, 2, 3, 3), r(3, 2, 2, 2), r(3)))
+    for rule, size in ((gamma(0.25), 0.25), (zplus(), None), (epsilon(0.5), 0.5)):
+        c = torch.randn(12, generator=G, dtype=torch.float64)
+        part = parts_of(rule, case, c)["bias:here"]
+        m, b, z = definitions.contributions(case)
+        if rule.__name__ == "epsilon":
+            shares = b * z * c / (z + size * z.sign())
+        else:
+            shares = torch.zeros_like(b)
+            for j in range(12):
+                up = z[j] >= 0
+                weigh = (lambda v: v.clamp_min(0)) if size is None else lambda v, up=up: v + size * (v.clamp_min(0) if up else v.clamp_max(0))
+                shares[j] = weigh(b[j]) * z[j] * c[j] / (weigh(m[j]).sum() + weigh(b[j]))
+        assert torch.allclose(part, shares.reshape(3, 4).sum(1)[None])
+
+
+def parts_of(rule: Any, case: Case, c: Tensor, batch: int = 1, **place: Any) -> dict[str, Tensor]:
+    """Every part that one operator books, by name."""
+    ledger = Ledger(batch)
+    leaves = [t.detach().clone().requires_grad_(i in case.active) for i, t in enumerate(case.tensors)]
+    args, kwargs = case.arguments(leaves)
+    y = Site(rule, case.op, name="op@here", path="here", **place)(ledger, *args, **kwargs)
+    y = next(v for v in pytree.tree_leaves(y) if is_float(v))
+    grads = torch.autograd.grad(y, [leaf for leaf, _ in ledger.constants] + [leaves[i] for i in case.active], c.reshape(y.shape), allow_unused=True)
+    for (_, book), g in zip(ledger.constants, grads, strict=False):
+        if g is not None:
+            book(g)
+    return {**ledger.parts(), **{f"operand {i}": leaves[i].detach() * g for i, g in zip(case.active, grads[len(ledger.constants) :], strict=True)}}
+
+
+BIASED = {
+    "linear": (2, lambda: Case(aten.linear.default, (r(2, 3), r(4, 3), r(4)))),
+    "conv1d": (2, lambda: Case(aten.conv1d.default, (r(1, 2, 4), r(3, 2, 2), r(3)))),
+    "conv2d": (2, lambda: Case(aten.conv2d.default, (r(1, 2, 3, 3), r(3, 2, 2, 2), r(3)))),
+    "conv2d, no batch": (2, lambda: Case(aten.conv2d.default, (r(2, 3, 3), r(3, 2, 2, 2), r(3)))),
+    "conv3d": (2, lambda: Case(aten.conv3d.default, (r(1, 2, 2, 2, 2), r(3, 2, 1, 2, 1), r(3)))),
+    "convolution": (2, lambda: Case(aten.convolution.default, (r(1, 2, 4), r(3, 2, 2), r(3), [1], [0], [1], False, [0], 1))),
+    "conv_transpose2d": (2, lambda: Case(aten.conv_transpose2d.input, (r(1, 2, 2, 2), r(2, 3, 2, 2), r(3)))),
+    "conv_tbc": (2, lambda: Case(aten.conv_tbc.default, (r(4, 1, 2), r(2, 2, 3), r(3)))),
+    "addmm": (0, lambda: Case(aten.addmm.default, (r(4), r(2, 3), r(3, 4)), {"beta": 2}, (1,))),
+    "bilinear": (3, lambda: Case(aten.bilinear.default, (r(2, 3), r(2, 2), r(4, 3, 2), r(4)), {}, (0, 1))),
+    "layer_norm": (2, lambda: Case(aten.layer_norm.default, (r(2, 3), [3], r(3), r(3)))),
+    "group_norm": (2, lambda: Case(aten.group_norm.default, (r(1, 4, 3), 2, r(4), r(4)))),
+    "instance_norm": (2, lambda: Case(aten.instance_norm.default, (r(1, 4, 3), r(4), r(4), None, None, True, 0.1, 1e-5, False))),
+    "batch_norm": (2, lambda: Case(aten.batch_norm.default, (r(2, 3, 2), r(3), r(3), torch.zeros(3).double(), r(3, positive=True), False, 0.1, 1e-5, False))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_every_entry_of_a_bias_gets_what_it_added(name: str) -> None:
+    position, make = BIASED[name]
+    G.manual_seed(3)
+    case = make()
+    c = torch.randn(case().shape, generator=G, dtype=torch.float64)
+    bias = case.tensors[position]
+    without = case([torch.zeros_like(t) if i == position else t for i, t in enumerate(case.tensors)])
+    wanted = [
+        ((case([e if i == position else t for i, t in enumerate(case.tensors)]) - without) * c).sum() for e in definitions.entries(bias)
+    ]
+    assert torch.allclose(parts_of(RULES[case.name], case, c)["bias:here"], torch.stack(wanted)[None])
+
+
+BATCHED = {
+    "bias": (0, None, lambda: Case(aten.linear.default, (r(3, 5, 2), r(4, 2), r(4)))),
+    "batch in the second axis": (1, None, lambda: Case(aten.linear.default, (r(5, 3, 2), r(4, 2), r(4)))),
+    "a batch folded into windows": (0, 2, lambda: Case(aten.linear.default, (r(12, 2), r(4, 2), r(4)))),
+    "sample-major windows": (0, None, lambda: Case(aten.linear.default, (r(12, 2), r(4, 2), r(4)))),
+    "one constant for all": (0, None, lambda: Case(aten.add.Tensor, (r(3, 5), r(5)))),
+    "one constant for all, with an axis": (0, None, lambda: Case(aten.add.Tensor, (r(3, 5), r(1, 5)))),
+    "a constant for each": (0, None, lambda: Case(aten.add.Tensor, (r(3, 5), r(3, 1)))),
+    "a number": (0, None, lambda: Case(aten.add.Tensor, (r(3, 5), 2.5))),
+    "a class token": (0, None, lambda: Case(aten.cat.default, ([r(3, 1, 2), r(3, 4, 2)], 1), {}, (1,))),
+    "f(0)": (0, None, lambda: Case(aten.sigmoid.default, (r(3, 5),))),
+    "channels": (0, None, lambda: Case(aten.conv1d.default, (r(3, 2, 4), r(3, 2, 2), r(3)))),
+    "a lossy rule": (0, None, lambda: Case(aten.softmax.int, (r(3, 4), -1))),
+    "lstm": (0, None, lambda: Case(aten.lstm.input, (r(3, 4, 2), [r(1, 3, 2), r(1, 3, 2)], _lstm_weights(4, 2, 2, layers=1, both=False, bias=True), True, 1, 0.0, False, False, True))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_what_is_booked_for_a_sample_is_what_it_gets_alone(name: str) -> None:
+    """Zeroing the ratios of all samples but one must leave the parts of that one as they are, and zero the others'."""
+    from termwise.core.samples import SampleAxis
+
+    dim, inner, make = BATCHED[name]
+    G.manual_seed(5)
+    case, axis = make(), SampleAxis(dim, inner)
+    rule = RULES[case.name]
+    place = {"axis": axis, "axes": (axis,) * 3, "measured": rule in LOSSY}
+    y = first_value(case)
+    c = torch.randn(y.shape, generator=G, dtype=torch.float64)
+    every = parts_of(rule, case, c, batch=3, **place)
+    position = torch.arange(y.shape[dim])
+    sample = (position // (inner or y.shape[dim] // 3) % 3).reshape(-1, *[1] * (y.ndim - 1 - dim))
+    for i in range(3):
+        alone = parts_of(rule, case, c * (sample == i), batch=3, **place)
+        for part in (n for n in every if not n.startswith("operand")):
+            assert torch.allclose(alone[part][i], every[part][i]), part
+            assert not alone[part][[j for j in range(3) if j != i]].any(), part
+    total = sum(p.sum() for p in every.values())
+    assert torch.allclose(total, (y * c).sum())
+
+
+def first_value(case: Case) -> Tensor:
+    args, kwargs = case.arguments(case.tensors)
+    value = case.op(*args, **kwargs)
+    return value[0] if isinstance(value, tuple) else value
+
+
+def holding(definition: Definition, positions: tuple[int, ...]) -> Definition:
+    """The definition with some operands constant: nothing goes to them."""
+
+    def definition_(case: Case, c: Tensor) -> definitions.Relevance:
+        rest = Case(case.op, case.args, case.kwargs, tuple(i for i in case.active if i not in positions))
+        found = definition(rest, c)
+        by_position = dict(zip(rest.active, found.inputs, strict=True))
+        zeros = {i: torch.zeros_like(case.tensors[i]) for i in case.active}
+        return definitions.Relevance([{**zeros, **by_position}[i] for i in case.active], found.constants, found.lost)
+
+    return definition_
+
+
+def test_gates_and_held_operands_get_nothing() -> None:
+    G.manual_seed(0)
+    mul, div = Case(aten.mul.Tensor, (r(2, 3), r(3)), {}, (0, 1)), Case(aten.div.Tensor, (r(2, 3), r(3, positive=True)), {}, (0, 1))
+    check(RULES["mul"], definitions.product, mul, gates=(1,))  # the table's own rule does not look at gates
+    check(signal_takes_all, definitions.product, mul)
+    for position in (0, 1):
+        check(RULES["mul"], holding(definitions.product, (position,)), mul, held=(position,))
+        check(signal_takes_all, holding(definitions.product, (position,)), mul, gates=(position,))
+        check(signal_takes_all, holding(definitions.product, (1 - position,)), mul, gates=(position,), held=(1 - position,))
+    check(RULES["div"], holding(definitions.quotient, (1,)), div, held=(1,))
+    bmm = Case(aten.bmm.default, (r(1, 2, 3), r(1, 3, 2)), {}, (0, 1))
+    check(RULES["bmm"], holding(definitions.product, (1,)), bmm, held=(1,))
+
+
+def test_constant_attention() -> None:
+    for case in cases("softmax") + cases("_softmax"):
+        check(softmax_constant, definitions.softmax_constant, case)
+    for case in cases("scaled_dot_product_attention"):
+        if 3 not in case.active:
+            check(attention_constant, definitions.attention_with_constant_weights, case)
+
+
+def test_own_derivative_measures_what_it_loses() -> None:
+    for name in ("gelu", "mul", "logsumexp"):
+        for case in cases(name):
+            if all(t.numel() < 50 and not t.is_complex() for t in case.tensors) and case().abs().max() < 1e3:
+                check(own_derivative, definitions.own_derivative, case, tolerance=1e-6)
+
+
+def test_every_rule_of_the_sets_has_a_definition() -> None:
+    splitting = {f"{kind}" for kind in SPLITTING_RULES}
+    used = {rule for rules in RULE_SETS.values() for rule in rules.values()}
+    tested = {softmax_constant, attention_constant, signal_takes_all, own_derivative}
+    rest = {r.__name__.partition("(")[0] for r in used - tested - set(RULES.values())}
+    assert rest <= splitting | {"zplus"}, rest
+    assert set(RULES) == set(DEFINITIONS), set(RULES) ^ set(DEFINITIONS)
+
+
+def test_an_activation_where_a_rule_does_not_expect_one_is_an_error() -> None:
+    G.manual_seed(0)
+    with pytest.raises(ValueError, match=r"op@here takes an activation beside its first argument"):
+        run(RULES["fmod"], Case(aten.fmod.Tensor, (r(3), r(3)), {}, (0, 1)), torch.ones(3).double())
+    with pytest.raises(ValueError, match=r"op@here multiplies what it scatters"):
+        case = Case(aten.scatter_reduce.two, (r(3), 0, torch.tensor([0, 1]), r(2), "prod"))
+        run(RULES["scatter_reduce"], case, torch.ones(3).double())
+
+
+# -- how much of ATen that is ------------------------------------------------------------------------------------------
+
+NO_RELEVANCE = {
+    "compare or decide": "any argmax argmin eq ge gt isinf isnan le lt ne nonzero logical_and logical_not logical_or logical_xor "
+    "bitwise_and bitwise_not bitwise_or bitwise_xor",
+    "make a tensor": "arange empty empty_strided full full_like rand randn randperm scalar_tensor",
+    "are derivatives": "_adaptive_avg_pool2d_backward avg_pool2d_backward convolution_backward embedding_dense_backward "
+    "max_pool2d_with_indices_backward native_group_norm_backward native_layer_norm_backward",
+    "read a number or a size": "_local_scalar_dense sym_is_contiguous sym_numel sym_size sym_storage_offset sym_stride",
+    "write in place": "resize_",
+}
+"""Core operators of ATen through which no relevance can go, by reason."""
+
+
+def core_operators() -> set[str]:
+    found = set()
+    for schema in torch._C._jit_get_all_schemas():
+        space, _, name = schema.name.partition("::")
+        if space == "aten":
+            overload = getattr(getattr(aten, name, None), schema.overload_name or "default", None)
+            if overload is not None and torch.Tag.core in overload.tags:
+                found.add(name)
+    return found
+
+
+def test_share_of_core_aten_with_a_tested_rule() -> None:
+    excluded = {op for ops in NO_RELEVANCE.values() for op in ops.split()}
+    wanted = core_operators() - excluded
+    covered = {op for op in wanted if op in RULES and not verdict(op)}
+    report = {
+        "differentiable core operators": len(wanted), "with a tested rule": len(covered), "share": len(covered) / len(wanted),
+        "without": sorted(wanted - covered), "rules in the table": len(RULES), "excluded": NO_RELEVANCE,
+    }  # fmt: skip
+    print(f"{len(covered)} of {len(wanted)} differentiable core ATen operators have a tested rule: {100 * report['share']:.1f} %")
+    print(f"without: {', '.join(report['without']) or 'none'}; {len(RULES)} operators in the table")
+    Path(__file__).with_name("operators.json").write_text(json.dumps(report, indent=1))
+    assert report["share"] >= 0.95

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from assets import photo, subject
 
 IMAGENET = {
@@ -56,6 +57,13 @@ def test_injections(text):
         probability = s.model(**s.prepare(text)).softmax(-1)[0, 1]
     assert s.classes == ["safe", "injection"]
     assert float(probability) == pytest.approx(INJECTION[text], abs=1e-3)
+
+
+def test_the_rotary_tables_are_rounded_as_in_training():
+    table = subject("nanoguard").model.rotary
+    assert table.dtype == torch.bfloat16
+    assert table.shape == (2, 512, 64)
+    assert torch.equal(table[:, 0].float(), torch.stack([torch.ones(64), torch.zeros(64)]))
 
 
 def test_the_mask_of_nanoguard_acts_in_the_mean_alone():

@@ -104,7 +104,7 @@ def test_a_file_that_is_no_picture_is_named(tmp_path, content):
 
 
 def test_no_file():
-    with pytest.raises(FileNotFoundError, match="nowhere.png"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
         read("nowhere.png")
 
 

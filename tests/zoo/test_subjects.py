@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from assets import photo, subject
 
+from assets import photo, subject
 from termwise import zoo
 
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name == "smollm2-135m" else []) for name in zoo.subjects]
@@ -23,10 +23,13 @@ def run(s, prepared):
 @pytest.mark.parametrize("name", NAMES)
 def test_ready_to_be_explained(name):
     s = subject(name)
-    assert not s.model.training and s.licence == zoo.subjects[name].licence and s.kind == zoo.subjects[name].kind
+    assert not s.model.training
+    assert s.licence == zoo.subjects[name].licence
+    assert s.kind == zoo.subjects[name].kind
     assert {p.dtype for p in s.model.parameters()} == {torch.float32}
     output = run(s, s.prepare(source(s)))
-    assert output.shape == (1, len(s.classes)) and output.dtype == torch.float32
+    assert output.shape == (1, len(s.classes))
+    assert output.dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,8 +50,11 @@ def test_tokens_words_and_pictures(name):
     s = subject(name)
     prepared = s.prepare(source(s))
     if s.kind == "image":
-        assert s.names(prepared) is None and s.words(prepared) is None and s.special(prepared) is None
-        assert s.picture(prepared).shape == (224, 224, 3) and s.baseline == 0
+        assert s.names(prepared) is None
+        assert s.words(prepared) is None
+        assert s.special(prepared) is None
+        assert s.picture(prepared).shape == (224, 224, 3)
+        assert s.baseline == 0
         with pytest.raises(TypeError, match="truncate is for texts"):
             s.prepare(source(s), truncate=True)
         return

@@ -5,10 +5,10 @@ import re
 
 import pytest
 import torch
-from assets import subject
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assets import subject
 from termwise.zoo import AssetCorrupt, merge
 from termwise.zoo.bytepair import BytePairs, read_pickle
 from termwise.zoo.texts import TextPreparation, Vocabulary
@@ -44,9 +44,7 @@ def merged_rank_by_rank(ranks, piece):
     return [ranks[part] for part in parts]
 
 
-@pytest.mark.parametrize(
-    "word", [" unbelievable", "instructions", " mississippi", "aaaaaaaa", " déjà", "日本", "😀", "x"]
-)
+@pytest.mark.parametrize("word", [" unbelievable", "instructions", " mississippi", "aaaaaaaa", " déjà", "日本", "😀", "x"])
 def test_byte_pairs_are_their_slow_definition(word):
     tokenizer = subject("nanoguard").preparation.tokenizer
     assert tokenizer._merge(word.encode()) == merged_rank_by_rank(tokenizer._ranks, word.encode())
@@ -109,8 +107,12 @@ def test_characters_split_over_tokens_are_put_together():
 
 def test_vocabularies_are_read_one_at_a_time():
     vocabulary = Vocabulary(byte_pairs(), 300)
-    assert len(vocabulary) == 300 and vocabulary[257] == "the" and vocabulary[-1] == "<unused 299>"
-    assert vocabulary[97:100] == ["a", "b", "c"] and "the" in vocabulary and vocabulary.index("the") == 257
+    assert len(vocabulary) == 300
+    assert vocabulary[257] == "the"
+    assert vocabulary[-1] == "<unused 299>"
+    assert vocabulary[97:100] == ["a", "b", "c"]
+    assert "the" in vocabulary
+    assert vocabulary.index("the") == 257
     with pytest.raises(IndexError, match="300"):
         vocabulary[300]
 
@@ -123,7 +125,7 @@ class Evil:
 @pytest.mark.parametrize("content", [Evil(), re.compile("a"), torch.zeros(1)])
 def test_a_pickle_that_asks_for_more_than_data_is_refused(tmp_path, content, capsys):
     (tmp_path / "t.pkl").write_bytes(pickle.dumps(content))
-    with pytest.raises(AssetCorrupt, match="the pickle asks for .*refused"):
+    with pytest.raises(AssetCorrupt, match=r"the pickle asks for .*refused"):
         read_pickle(tmp_path / "t.pkl")
     assert capsys.readouterr().out == ""
 

@@ -11,7 +11,8 @@ AUC = sum_k (f_{k+1} - f_k) (y_k + y_{k+1}) / 2, and
 
 A relevance that adds up may still be wrong about the model; this is the test that can tell. The same curve for random
 orders, with its spread, is measured beside it. Removing is no neutral act: the replaced input is one the model never
-saw, so compare curves of one baseline only.
+saw, so compare curves of one baseline only. Small grey squares scattered over a picture break most image networks
+wherever they lie; larger patches that turn blurred ask what the test means to ask.
 
 Cost: (random_orders + 1) * steps forward passes per sample, in batches; memory: one batch.
 Source: Samek et al. 2017, arXiv 1509.06321 (perturbation curves, MoRF and LeRF); ABPC, also called SRG: Bluecher et al.
@@ -22,17 +23,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .perturbation import Features
+from .perturbation import Features, blurred
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["DeletionCurve", "abpc", "deletion"]
+__all__ = ["DeletionCurve", "abpc", "blurred", "deletion"]
 
 Target = int | Tensor | Callable[[Any], Tensor] | None
 
@@ -121,10 +122,10 @@ def deletion(
     relevance: Tensor,
     target: Target = None,
     *,
-    baseline: Tensor | float | Literal["remove"],
+    baseline: Tensor | float | int | str,
     steps: int = 20,
     fractions: Sequence[float] | None = None,
-    order: Literal["descending", "ascending"] = "descending",
+    order: str = "descending",
     patch: int = 8,
     keep: Tensor | None = None,
     name: str | None = None,
@@ -142,8 +143,8 @@ def deletion(
         relevance: one number per feature, of the input's shape; for images also (batch, height, width).
         target: class index, or one per sample (batch,); None: the class the model gives to the whole input. A callable:
             from the model's output to one score per sample.
-        baseline: what replaces a feature: a number, a tensor that broadcasts to one sample (a channel mean, a blurred
-            picture), the id of a mask token; or "remove", which takes tokens out of the sequence.
+        baseline: what replaces a feature: a number, a tensor that broadcasts to one sample (a channel mean) or has the
+            inputs' shape (`blurred(inputs)`), the id of a mask token; or "remove", which takes tokens out of the sequence.
         steps: number of equal steps from nothing to everything replaced.
         fractions: instead of `steps`, the fractions to measure at; 0 is always measured.
         order: "descending" replaces the most relevant features first.

@@ -25,8 +25,8 @@ def fold_batch_norm(program: Program, nodes: set[str]) -> Program:
         nodes: names of linear and convolution nodes.
 
     Returns:
-        The same program with the pairs replaced; the folded node has the batch norm's name, so that its place in
-        `axes` and in messages stays.
+        The same program with the pairs replaced; a folded node has the batch norm's name, so that the sample axes of
+        the recorded program hold for it too.
     """
     graph = fx.Graph()
     seen: dict[fx.Node, fx.Node] = {}
@@ -46,7 +46,7 @@ def fold_batch_norm(program: Program, nodes: set[str]) -> Program:
             seen[node] = graph.node_copy(node, seen.__getitem__)
     graph.eliminate_dead_code()
     result = copy.copy(program)
-    result.graph, result.derived = graph, {"axes": program.axes}
+    result.graph, result.derived = graph, {}
     return result
 
 

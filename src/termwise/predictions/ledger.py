@@ -156,21 +156,6 @@ class At:
 
         ledger.watch(y, hook)
 
-    def adds_scaled(self, y: Tensor, shares: Tensor, name: str, channel: int) -> None:
-        """Say that the bias owns `shares` (shape of `y`) of it, element by element: booked per channel, (batch, channels)."""
-        if not self.ledger.complete or not y.requires_grad:
-            return
-        ledger, axis, batch, n = self.ledger, self.site.axis, self.ledger.batch, y.shape[channel]
-        ledger.expect(name, lambda: torch.zeros(batch, n, dtype=y.dtype, device=y.device))
-
-        def hook(c: Tensor) -> None:
-            booked = per_sample(c * shares, axis, batch).movedim(channel + 1, 1).reshape(batch, n, -1).sum(2)
-            ledger.book(name, booked)
-            if self.site.measured:
-                self._lost(-booked.sum(1, dtype=torch.float64))
-
-        ledger.watch(y, hook)
-
     def constant_name(self, position: int) -> str:
         """The part that the constant at an argument position is booked under."""
         origins = self.site.origins

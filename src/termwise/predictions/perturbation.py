@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-__all__ = ["Features"]
+__all__ = ["Features", "blurred"]
 
 
 class Features:
@@ -99,6 +100,7 @@ class Features:
         else:
             mask = self._full(replaced)
         value = torch.as_tensor(self.baseline, dtype=x.dtype, device=x.device)
+        value = value[sample] if value.shape == self.x.shape else value
         return torch.where(mask.to(x.device), value, x)
 
     def _with(self, sample: int, x: Tensor) -> Any:
@@ -120,6 +122,23 @@ class Features:
             k: shorten(v[sample]) if v.shape == shape else v[sample : sample + 1].expand(len(stay), *v.shape[1:])
             for k, v in self.inputs.items()
         }
+
+
+def blurred(images: Tensor, sigma: float = 10.0) -> Tensor:
+    """Images seen through a Gaussian window, (batch, channels, height, width): what a patch is without its detail.
+
+    Args:
+        images: floating.
+        sigma: width of the window, pixels. Borders are continued outwards.
+    """
+    if not sigma > 0:
+        raise ValueError(f"sigma must be positive, got {sigma}")
+    reach = torch.arange(-int(3 * sigma) - 1, int(3 * sigma) + 2, dtype=images.dtype, device=images.device)
+    window = torch.exp(-0.5 * (reach / sigma) ** 2)
+    window = (window / window.sum()).expand(images.shape[1], 1, 1, -1)
+    side, channels = len(reach) // 2, images.shape[1]
+    wide = functional.pad(images, (side, side, side, side), mode="replicate")
+    return functional.conv2d(functional.conv2d(wide, window, groups=channels), window.mT, groups=channels)
 
 
 def _explained(inputs: Mapping[str, Tensor], relevance: Tensor, chosen: str | None) -> str:

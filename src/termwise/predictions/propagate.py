@@ -47,6 +47,7 @@ class Pass:
             lift: compute in this dtype where the program asks for a narrower one. Half precision has too few digits
                 for ratios, so float32 there; otherwise the program's own casts are kept, and their rounding is booked.
         """
+        self.recorded = program
         chosen = rules_of(program, rules)
         fold = foldable(program) & {name for name, rule in chosen.items() if rule in SPLITTING}
         if fold:
@@ -84,7 +85,7 @@ class Pass:
 
     def _locate(self) -> None:
         """Tell every site where the samples lie: needed, and paid for, from the second sample on."""
-        axes = self.program.axes
+        axes = self.recorded.axes
         for node in self.program.nodes:
             if site := self.sites.get(node.name):
                 site.axis = axes.get(node.name)
@@ -162,7 +163,7 @@ def propagate(program: Program, rules: Rules = "default") -> Pass:
         return Pass(program, rules)
     if known is None:
         known = program.derived[key] = Pass(program.of(None) if isinstance(rules, str) else program, rules)
-    known.program = known.program.of(program.model)
+    known.recorded, known.program = program, known.program.of(program.model)
     return known
 
 

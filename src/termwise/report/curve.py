@@ -78,7 +78,8 @@ def verdict(curve: Curve, sample: int = 0, fraction: float = 0.1) -> str:
         costs, chance = f"{drop:.3g} of {start:.3g}", f"{float(random[sample]):.3g}"
     else:
         start = 100 * float(curve.scores[sample, 0])
-        costs, chance = f"{100 * drop:.0f} of {start:.0f} points of probability", f"{100 * float(random[sample]):.0f}"
+        costs = f"{round(100 * drop)} of {round(start)} points of probability"
+        chance = str(round(100 * float(random[sample])))
     return (
         f"Removing the most relevant {100 * fraction:.0f} % of the {curve.what} costs the model {costs}; "
         f"a random {100 * fraction:.0f} % costs {chance}. Area under the curve {area:.2f}, "

@@ -98,8 +98,8 @@ def _context(section: Section) -> dict[str, Any]:
         "source": section.source,
         "note": section.note,
         "label": printable(label(0)) if callable(label) and whole.ndim else "",
-        "whole": f"{float(one.whole.reshape(-1)[0]):.4g}" if scalar else f"shape {tuple(whole.shape)}",
-        "of": f"sample {sample % len(whole)} of {len(whole)}" if whole.ndim and len(whole) > 1 else "",
+        "whole": _minus(f"{float(one.whole.reshape(-1)[0]):.4g}") if scalar else f"shape {tuple(whole.shape)}",
+        "of": f"sample {sample % len(whole) + 1} of {len(whole)}" if whole.ndim and len(whole) > 1 else "",
         "summary": one.summary(),
         "tiles": _tiles(one),
         "pictures": _pictures(one, section.picture),
@@ -112,13 +112,14 @@ def _context(section: Section) -> dict[str, Any]:
 
 def _tiles(one: Decomposition) -> list[dict[str, str]]:
     """The numbers of the honest line, to be read at a glance."""
-    tiles = [{"name": "adds up to", "value": f"{one.error():.0e}", "hint": "remainder over the whole"}]
+    tiles = [{"name": "adds up to", "value": f"{one.error():.0e}" if one.error() else "0", "hint": "remainder over the whole"}]
     shares = getattr(one, "shares", None)
     if callable(shares) and one.whole[0] != 0:
         for group, value in shares().items():
-            percent = 100 * float(value[0])
+            percent = round(100 * float(value[0]), 1) + 0.0  # + 0.0: no "-0.0"
             name = "lost by rules" if group == "rules" else group
-            tiles.append({"name": name, "value": f"{percent:.1f} %" if abs(percent) < 9.95 else f"{percent:.0f} %", "hint": "of the whole"})
+            text = f"{percent:.1f} %" if abs(percent) < 10 else f"{percent:.0f} %"
+            tiles.append({"name": name, "value": _minus(text), "hint": "of the whole"})
     tiles.append({"name": "cancellation", "value": f"{one.cancellation():.3g}×", "hint": "sum of |parts| over the whole"})
     return tiles
 
@@ -148,7 +149,7 @@ def _words(one: Decomposition) -> list[dict[str, Any]]:
         {
             "text": printable(w.text),
             "colour": css(w.value, scale),
-            "value": f"{w.value:+.3g}",
+            "value": _minus(f"{w.value:+.2f}"),
             "title": f"{w.value:+.5g}" + (f" from {' + '.join(map(printable, w.pieces))}" if len(w.pieces) > 1 else ""),
             "space": w.space,
             "special": w.special,
@@ -171,7 +172,7 @@ def _waterfall(one: Decomposition) -> dict[str, Any]:
         {
             "label": printable(b.label),
             "kind": b.kind,
-            "value": f"{b.value:+.4g}".replace("-", "\N{MINUS SIGN}"),
+            "value": _minus(f"{b.value:+.4g}"),
             "left": place(min(b.start, b.end)),
             "width": round(100 * abs(b.value) / width, 3),
             "end": place(b.end),
@@ -180,6 +181,11 @@ def _waterfall(one: Decomposition) -> dict[str, Any]:
         for b in steps
     ]
     return {"rows": rows, "zero": place(0.0)}
+
+
+def _minus(number: str) -> str:
+    """A number with a minus sign as wide as its plus, where it is no exponent's."""
+    return "\N{MINUS SIGN}" + number[1:] if number.startswith("-") else number
 
 
 def _curve(curve: Curve, sample: int) -> dict[str, Any]:
@@ -195,7 +201,7 @@ def _curve(curve: Curve, sample: int) -> dict[str, Any]:
         "line": " ".join(points(drawn.y)),
         "mean": " ".join(points(drawn.mean)),
         "band": " ".join([*points(drawn.high), *reversed(points(drawn.low))]),
-        "across": [{"at": 150 * i, "text": f"{25 * i * drawn.x[-1]:.0f} %"} for i in range(5)],
+        "across": [{"at": 150 * i, "text": f"{25 * i * drawn.x[-1]:.0f} %", "anchor": "end" if i == 4 else "middle"} for i in range(5)],
         "up": [{"at": 240 - 60 * i, "text": f"{100 * t:.0f} %" if drawn.percent else f"{t:.3g}"} for i, t in enumerate(ticks)],
         "what": curve.what,
         "score": "probability" if drawn.percent else "score",

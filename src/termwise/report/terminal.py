@@ -73,7 +73,7 @@ def _title(decomposition: Decomposition, sample: int) -> Text:
     else:
         line.append(f"  whole {tuple(whole.shape)}")
     if whole.ndim and len(whole) > 1:
-        line.append(f"   (sample {sample % len(whole)} of {len(whole)})", style="dim")
+        line.append(f"   (sample {sample % len(whole) + 1} of {len(whole)})", style="dim")
     return line
 
 

@@ -61,10 +61,11 @@ def merge(tokens: Sequence[str], values: Sequence[float]) -> list[Word]:
     for place, (token, value) in enumerate(zip(tokens, values, strict=True)):
         special = SPECIAL.fullmatch(token.strip()) is not None
         text, begins, space = _read(token, style)
-        begins |= special or not found or found[-1].special or _mark(text) or _mark(found[-1].text)
+        begins |= special or not found or found[-1].special or _mark(text, style) or _mark(found[-1].text, style)
         if begins:
             glued = style in ("", "##") and text in CLOSING
-            found.append(Word(text, value, (token,), space and place > 0 and not glued, special))
+            apart = (space or special or (bool(found) and found[-1].special)) and place > 0 and not glued
+            found.append(Word(text, value, (token,), apart, special))
         else:
             last = found[-1]
             found[-1] = Word(last.text + text, last.value + value, (*last.pieces, token), last.space, False)
@@ -120,9 +121,11 @@ def _read(token: str, style: str) -> tuple[str, bool, bool]:
     return token, not style, not style  # no convention: every token is a word
 
 
-def _mark(text: str) -> bool:
+def _mark(text: str, style: str) -> bool:
     """Whether this is punctuation or white space alone."""
-    return bool(text) and not any(c.isalnum() or c in "'’_" or ord(c) > 0x2FFF or unicodedata.category(c)[0] in "ML" for c in text)
+    if style == "Ġ" and not text.isascii():  # characters that stand for bytes
+        return False
+    return bool(text) and not any(c.isalnum() or c in "'’_\N{REPLACEMENT CHARACTER}" or unicodedata.category(c)[0] == "M" for c in text)
 
 
 def _text(word: Word, style: str) -> str:

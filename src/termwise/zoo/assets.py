@@ -23,7 +23,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -154,10 +154,8 @@ def locate(asset: Asset, *, hashed: bool = True) -> Path | None:
         The path, or None when no file there is the one of the table.
     """
     places = [asset.cached]
-    try:
+    with suppress(metadata.PackageNotFoundError):
         places.insert(0, Path(str(metadata.distribution(asset.package).locate_file(asset.member))))
-    except metadata.PackageNotFoundError:
-        pass
     return next((place for place in places if _is(place, asset, hashed=hashed)), None)
 
 

@@ -7,6 +7,7 @@ in it.
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ class BytePairs:
     def _merge(self, piece: bytes) -> list[int]:
         parts = [piece[i : i + 1] for i in range(len(piece))]
         while len(parts) > 1:
-            pairs = [self._ranks.get(a + b, len(self._ranks)) for a, b in zip(parts, parts[1:], strict=False)]
+            pairs = [self._ranks.get(a + b, len(self._ranks)) for a, b in itertools.pairwise(parts)]
             best = min(pairs)
             if best == len(self._ranks):
                 break

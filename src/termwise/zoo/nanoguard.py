@@ -86,9 +86,7 @@ class NanoGuard(nn.Module):
 
     rotary: Float[Tensor, "2 longest half"]
 
-    def __init__(
-        self, vocabulary: int = 8192, width: int = 512, layers: int = 4, heads: int = 4, longest: int = 512
-    ) -> None:
+    def __init__(self, vocabulary: int = 8192, width: int = 512, layers: int = 4, heads: int = 4, longest: int = 512) -> None:
         super().__init__()
         blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
         self.transformer = nn.ModuleDict({"wte": nn.Embedding(vocabulary, width), "h": blocks})
@@ -100,9 +98,7 @@ class NanoGuard(nn.Module):
         # in bfloat16, as in training: the model was fitted to these rounded tables
         self.register_buffer("rotary", torch.stack([angles.cos(), angles.sin()]).bfloat16(), persistent=False)
 
-    def forward(
-        self, input_ids: Int[Tensor, "b t"], attention_mask: Int[Tensor, "b t"] | None = None
-    ) -> Float[Tensor, "b 2"]:
+    def forward(self, input_ids: Int[Tensor, "b t"], attention_mask: Int[Tensor, "b t"] | None = None) -> Float[Tensor, "b 2"]:
         """Logits of (safe, injection). The mask says which tokens are averaged; all of them are attended to."""
         table = self.rotary[:, : input_ids.shape[1]]
         x = embedding = _norm(self.transformer["wte"](input_ids))

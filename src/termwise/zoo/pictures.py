@@ -54,7 +54,8 @@ class PicturePreparation:
 
         Args:
             picture: whatever `read` takes.
-            dtype, device: of the result.
+            dtype: of the result.
+            device: of the result.
 
         Returns:
             The normalised crop. Pictures smaller than the crop are enlarged.

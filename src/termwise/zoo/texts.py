@@ -75,9 +75,7 @@ class TextPreparation:
     baseline: int | None = None
     style: Style = "bytes"
 
-    def __call__(
-        self, text: object, *, truncate: bool = False, device: torch.device | str = "cpu"
-    ) -> dict[str, Tensor]:
+    def __call__(self, text: object, *, truncate: bool = False, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """One text as a mapping of keyword inputs, batch 1, not padded.
 
         Args:

@@ -96,7 +96,7 @@ def add(at: Any, a: Any, b: Any, scale: float = 1, *, alpha: float = 1, **kwargs
 
 @rule(
     "cat", "stack", "where", "masked_fill", "masked_scatter", "scatter", "scatter_add", "index_put", "_unsafe_index_put", "index_add",
-    "index_copy", "index_fill", "select_scatter", "slice_scatter", "diagonal_scatter", "as_strided_scatter", "pad",
+    "index_copy", "index_fill", "select_scatter", "slice_scatter", "diagonal_scatter", "pad",
     "constant_pad_nd", "fill", "concat", "concatenate", "dstack", "hstack", "vstack", "lerp", "column_stack", "block_diag", "complex", "diff",
 )  # fmt: skip
 def assemble(at: Any, *args: Any, **kwargs: Any) -> Any:
@@ -234,6 +234,18 @@ def bag(at: Any, table: Tensor, ids: Tensor, offsets: Tensor, by_frequency: bool
 def sampled(at: Any, x: Tensor, grid: Tensor, *args: Any) -> Tensor:
     """Interpolation: linear in the picture. Where it is sampled is a position, held constant."""
     return at.op(x, *hold(grid), *args)
+
+
+@rule("as_strided_scatter")
+def as_strided_scatter(at: Any, x: Tensor, source: Tensor, *place: Any) -> Tensor:
+    """`source` in some places of x. (torch's own derivative keeps the overwritten entries of x in place of the others.)"""
+    covered = at.op(torch.zeros_like(x), torch.ones_like(source), *place) != 0
+    y = torch.where(covered, at.op(torch.zeros_like(x), source, *place), x)
+    if not active(x):
+        at.adds(y, y.detach().masked_fill(covered, 0), at.constant_name(0))
+    if not active(source):
+        at.adds(y, y.detach().masked_fill(~covered, 0), at.constant_name(1))
+    return y
 
 
 @rule("scatter_reduce")
