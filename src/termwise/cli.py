@@ -78,11 +78,15 @@ def options(
 def explain(
     model: Annotated[
         str,
-        typer.Option(help="A name from `termwise models`, or path/to/file.py:factory. WARNING: the file is run; use only what you trust."),
+        typer.Option(
+            help="A name from `termwise models`, or path/to/file.py:factory. WARNING: the file is run; use only what you trust."
+        ),
     ],
     image: Annotated[Path | None, typer.Option(help="A picture.")] = None,
     text: Annotated[str | None, typer.Option(help="A text.")] = None,
-    target: Annotated[str | None, typer.Option(help="Class to explain, by number or name; the model's answer by default.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Class to explain, by number or name; the model's answer by default.")
+    ] = None,
     rules: Annotated[str, typer.Option(help="Rule set: default, zero, epsilon, attnlrp, cp-lrp, gamma, z+.")] = "default",
     out: Annotated[Path | None, typer.Option(help="Write a self-contained page here (why.html).")] = None,
     weights: Annotated[Path | None, typer.Option(help="safetensors file for a model of your own; every key must match.")] = None,
@@ -126,8 +130,16 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     """List the models that come with names: what they take, their licence and size, and whether they are here."""
     from termwise import zoo
 
-    rows = [
-        {"name": name, "kind": e.kind, "licence": e.licence, "bytes": e.size, "present": e.present, "about": e.about, "install": e.install}
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "kind": e.kind,
+            "licence": e.licence,
+            "bytes": e.size,
+            "present": e.present,
+            "about": e.about,
+            "install": e.install,
+        }
         for name, e in zoo.subjects.items()
     ]
     if as_json:
@@ -217,12 +229,8 @@ def _cpu() -> str:
 
 def _register() -> None:
     """Commands that live in files of their own."""
-    try:
-        from termwise.cli_verify import register
-    except ModuleNotFoundError as missing:
-        if missing.name != "termwise.cli_verify":
-            raise
-        return
+    from termwise.cli_verify import register
+
     register(app)
 
 

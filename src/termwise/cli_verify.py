@@ -102,9 +102,10 @@ def _table(*columns: str) -> Any:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, show_lines=False, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
     for column in columns:
-        table.add_column(column, overflow="fold", justify="right" if column in ("no", "s") else "left")
+        wide = {"claim": 3, "title": 3, "measured": 3, "published": 2, "call": 2}.get(column)
+        table.add_column(column, overflow="fold", justify="right" if column in ("no", "s") else "left", ratio=wide)
     return table
 
 

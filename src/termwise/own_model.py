@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "load_weights"]
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet, on a scale of 0..1: what most image models were trained with."""
 
 
 def load(spec: str, weights: str | Path | None = None, *, classes: Sequence[str] | None = None, size: int = 224) -> Subject:
@@ -53,7 +54,7 @@ def load(spec: str, weights: str | Path | None = None, *, classes: Sequence[str]
     model.eval()
     if isinstance(made, Subject):
         return made
-    preparation = PicturePreparation(resize=round(size * 8 / 7), crop=size, **IMAGENET)
+    preparation = PicturePreparation(resize=round(size * 8 / 7), crop=size, mean=MEAN, std=STD)
     count = _outputs(model, size)
     if classes is not None and len(classes) != count:
         raise ValueError(f"there are {len(classes)} class names for {count} outputs")
@@ -89,8 +90,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
     own = model.state_dict()
     missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]
     # a tied weight is stored once; it counts as there when the tensor it shares is
-    missing = [k for k in missing if not any(own[k].data_ptr() == own[s].data_ptr() and own[k].numel() for s in state if s in own)]
-    wrong = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape]
+    missing = [
+        k for k in missing if not any(own[k].data_ptr() == own[s].data_ptr() and own[k].numel() for s in state if s in own)
+    ]
+    wrong = [
+        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape
+    ]
     if missing or extra or wrong:
         problems = [("missing", missing), ("not in the model", extra), ("of another shape", wrong)]
         text = "; ".join(f"{what}: {_few(keys)}" for what, keys in problems if keys)

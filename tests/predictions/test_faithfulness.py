@@ -65,7 +65,9 @@ def test_abpc_changes_sign_with_the_map(seed):
     relevance = torch.randn(1, 12, generator=torch.Generator().manual_seed(seed + 1), dtype=DOUBLE)
 
     def area(sign):
-        curves = [deletion(model, x, sign * relevance, 1, baseline=0.0, order=o, random_orders=1) for o in ("ascending", "descending")]
+        curves = [
+            deletion(model, x, sign * relevance, 1, baseline=0.0, order=o, random_orders=1) for o in ("ascending", "descending")
+        ]
         return abpc(*curves)
 
     torch.testing.assert_close(area(-1), -area(1), rtol=0, atol=1e-14)
@@ -76,7 +78,9 @@ def test_abpc_of_random_maps_is_nothing():
     g = torch.Generator().manual_seed(11)
     maps = torch.rand(60, 16, generator=g, dtype=DOUBLE)
     many = x.expand(60, -1)
-    values = abpc(*(deletion(model, many, maps, 0, baseline=0.0, order=o, steps=8, random_orders=1) for o in ("ascending", "descending")))
+    values = abpc(
+        *(deletion(model, many, maps, 0, baseline=0.0, order=o, steps=8, random_orders=1) for o in ("ascending", "descending"))
+    )
     assert abs(values.mean()) < 3 * values.std() / 60**0.5
     assert values.std() > 1e-3  # so the bound above could have been missed
 
@@ -110,12 +114,16 @@ def test_patches_of_an_image_are_summed_over_channels_and_pixels():
     g = torch.Generator().manual_seed(0)
     image = torch.rand(2, 3, 5, 7, generator=g, dtype=DOUBLE)
     curve = deletion(lambda x: x.sum((1, 2, 3)), image, image, lambda y: y, baseline=0.0, patch=2, steps=12, random_orders=2)
-    assert curve.features == 12 and curve.what == "2x2 patches" and curve.probabilities is None
+    assert curve.features == 12
+    assert curve.what == "2x2 patches"
+    assert curve.probabilities is None
     for sample in range(2):
         sums = [image[sample, :, i : i + 2, j : j + 2].sum() for i in range(0, 5, 2) for j in range(0, 7, 2)]
         left = torch.stack(sums).sort(descending=True).values.cumsum(0)
         torch.testing.assert_close(curve.logits[sample, 1:], image[sample].sum() - left)
-    same = deletion(lambda x: x.sum((1, 2, 3)), image, image.sum(1), lambda y: y, baseline=0.0, patch=2, steps=12, random_orders=2)
+    same = deletion(
+        lambda x: x.sum((1, 2, 3)), image, image.sum(1), lambda y: y, baseline=0.0, patch=2, steps=12, random_orders=2
+    )
     assert torch.equal(same.logits, curve.logits)
 
 
@@ -165,7 +173,9 @@ def test_tokens_are_removed_or_masked_and_some_are_kept(baseline):
     relevance = torch.tensor([[9.0, 1.0, 3.0, 2.0], [9.0, 3.0, 2.0, 1.0]])
     keep = torch.tensor([True, False, False, False])
     curve = deletion(model, inputs, relevance, 1, baseline=baseline, keep=keep, steps=3, random_orders=3)
-    assert curve.what == "tokens" and curve.features == 3 and curve.fractions.tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert curve.what == "tokens"
+    assert curve.features == 3
+    assert curve.fractions.tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
     left = {"remove": [[7, 3, 5], [7, 6, 1]], 0: [[7, 3, 0, 5], [7, 0, 6, 1]]}[baseline]
     expected = torch.stack([model.table(torch.tensor(row)).mean(0)[1] for row in left])
     torch.testing.assert_close(curve.logits[:, 1], expected)
@@ -183,7 +193,8 @@ def test_progress_reaches_the_end():
     model, x = linear(5, 1)
     seen = []
     deletion(model, x.expand(3, -1), x.expand(3, -1), 0, baseline=0.0, progress=lambda done, of: seen.append((done, of)))
-    assert seen[-1][0] == seen[-1][1] and [d for d, _ in seen] == sorted(d for d, _ in seen)
+    assert seen[-1][0] == seen[-1][1]
+    assert [d for d, _ in seen] == sorted(d for d, _ in seen)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from termwise.report import check_writable, write
 
 def test_written_whole_in_folders_that_are_made(tmp_path):
     path = tmp_path / "a" / "b" / "why.html"
-    assert write(path, "é") == path and path.read_bytes() == "é".encode()
+    assert write(path, "é") == path
+    assert path.read_bytes() == "é".encode()
     assert write(path, b"new").read_bytes() == b"new"
     assert os.listdir(path.parent) == ["why.html"]
     assert stat.S_IMODE(path.stat().st_mode) & 0o044 == 0o044 & ~_umask()
@@ -46,4 +47,5 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(KeyboardInterrupt):
         write(path, "new")
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["why.html"]
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["why.html"]

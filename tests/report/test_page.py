@@ -32,7 +32,8 @@ class Reader(HTMLParser):
         self.attributes += attrs
 
     def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes something else"
+        assert [tag] == self.open[-1:], f"</{tag}> closes something else"
+        self.open.pop()
 
     def handle_data(self, data):
         self.text.append(data)
@@ -49,7 +50,15 @@ def parsed(html: str) -> Reader:
 def full() -> str:
     photo = np.zeros((12, 12, 3), dtype=np.uint8)
     sections = [
-        Section(image(classes=["a", "espresso"]), "Why espresso?", "cup.png", photo, [("espresso", 0.9), ("cup", 0.1)], curve(), "A note."),
+        Section(
+            image(classes=["a", "espresso"]),
+            "Why espresso?",
+            "cup.png",
+            photo,
+            [("espresso", 0.9), ("cup", 0.1)],
+            curve(),
+            "A note.",
+        ),
         Section(sentence(["<s>", " hel", "lo", " you"]), "A sentence", scores=[("class 1", 1.0)]),
     ]
     return page(sections, title="Why?", lead="Lead.", footer="Foot.")
@@ -58,14 +67,31 @@ def full() -> str:
 def test_a_page_has_all_its_parts_and_fetches_nothing():
     html = full()
     reader = parsed(html)
-    assert reader.tags.count("article") == 2 and reader.tags.count("img") == 3 and reader.tags.count("svg") == 1
+    assert reader.tags.count("article") == 2
+    assert reader.tags.count("img") == 3
+    assert reader.tags.count("svg") == 1
     text = " ".join("".join(reader.text).split())
-    for expected in ("Why espresso?", "90.0 %", "adds up to", "cancellation", "whole", "hello", "features.", "Removing the most relevant", "A note.", "Foot."):
+    for expected in (
+        "Why espresso?",
+        "90.0 %",
+        "adds up to",
+        "cancellation",
+        "whole",
+        "hello",
+        "features.",
+        "Removing the most relevant",
+        "A note.",
+        "Foot.",
+    ):
         assert expected in text, expected
-    assert "script" not in reader.tags and "link" not in reader.tags and "iframe" not in reader.tags
+    assert "script" not in reader.tags
+    assert "link" not in reader.tags
+    assert "iframe" not in reader.tags
     sources = [v for k, v in reader.attributes if k in ("src", "href", "srcset")]
-    assert sources and all(v.startswith("data:image/png;base64,") for v in sources)
-    assert "default-src 'none'" in html and not re.search(r"url\(|@import|https?://", html)
+    assert sources
+    assert all(v.startswith("data:image/png;base64,") for v in sources)
+    assert "default-src 'none'" in html
+    assert not re.search(r"url\(|@import|https?://", html)
 
 
 def test_the_honest_line_is_computed_from_what_is_shown():
@@ -73,7 +99,9 @@ def test_the_honest_line_is_computed_from_what_is_shown():
     assert why.summary() in "".join(parsed(page([Section(why)])).text)
 
 
-@pytest.mark.parametrize("where", ["tokens", "classes", "heading", "source", "note", "title", "lead", "footer", "scores", "parts", "what"])
+@pytest.mark.parametrize(
+    "where", ["tokens", "classes", "heading", "source", "note", "title", "lead", "footer", "scores", "parts", "what"]
+)
 def test_nothing_that_was_typed_becomes_markup(where):
     attack = EVIL + "\"onload='x'"
     why = sentence([attack, " b"], classes=["safe", attack]) if where in ("tokens", "classes") else image()
@@ -89,9 +117,11 @@ def test_nothing_that_was_typed_becomes_markup(where):
     )
     others = {k: attack if where == k else "x" for k in ("title", "lead", "footer")}
     for html in (page([section], **others), *([fragment(why)] if where in ("tokens", "classes", "parts") else [])):
-        assert EVIL not in html and "&lt;script&gt;" in html
+        assert EVIL not in html
+        assert "&lt;script&gt;" in html
         reader = parsed(html)
-        assert "script" not in reader.tags and not any(k.startswith("on") for k, _ in reader.attributes)
+        assert "script" not in reader.tags
+        assert not any(k.startswith("on") for k, _ in reader.attributes)
         assert EVIL in "".join(reader.text)  # and it is still there to be read
 
 
@@ -99,7 +129,8 @@ def test_fragment_of_any_decomposition():
     assert "sample 1 of 3" in fragment(image(batch=3))
     assert "sample 3 of 3" in fragment(image(batch=3), sample=2)
     text = "".join(parsed(fragment(matrix())).text)
-    assert "shape (2, 3)" in text and "adds up to" in text
+    assert "shape (2, 3)" in text
+    assert "adds up to" in text
     assert image()._repr_html_() == fragment(image())
 
 

@@ -22,7 +22,10 @@ def printed(thing, **options) -> str:
 def test_an_explanation_shows_its_parts_and_the_honest_line():
     why = image(classes=["a", "espresso"])
     text = printed(why)
-    assert text.startswith("espresso = ") and "features." in text and "bias" in text and "100.0 %" in text
+    assert text.startswith("espresso = ")
+    assert "features." in text
+    assert "bias" in text
+    assert "100.0 %" in text
     assert why.summary() in " ".join(text.split())
 
 
@@ -32,7 +35,10 @@ def test_a_sentence_is_shown_in_words():
 
 def test_markup_and_control_characters_are_text():
     text = printed(sentence(["[bold red]x[/]", "\x1b[2J", EVIL], classes=["a", "[link=x]y[/link]"]))
-    assert "[bold red]x[/]" in text and "\x1b" not in text and "[link=x]y[/link]" in text and EVIL in text
+    assert "[bold red]x[/]" in text
+    assert "\x1b" not in text
+    assert "[link=x]y[/link]" in text
+    assert EVIL in text
 
 
 def test_one_sample_of_a_batch():
@@ -45,7 +51,9 @@ def test_one_sample_of_a_batch():
 
 def test_other_decompositions():
     text = printed(matrix())
-    assert "rank 1" in text and "75.0 %" in text and "remainder" in text
+    assert "rank 1" in text
+    assert "75.0 %" in text
+    assert "remainder" in text
     assert "Decomposition = 3" in printed(Decomposition(torch.tensor(3.0), {"a": torch.tensor(3.0)}))
     assert "smaller parts" in printed(matrix(), k=1)
 
@@ -58,4 +66,5 @@ def test_show_is_the_method(capsys):
 def test_classes():
     console = Console(file=io.StringIO(), width=80)
     console.print(classes_table([("[x]", 0.5), ("b", 0.25)], "b"))
-    assert "[x]" in console.file.getvalue() and "50.0 %" in console.file.getvalue()
+    assert "[x]" in console.file.getvalue()
+    assert "50.0 %" in console.file.getvalue()

@@ -19,7 +19,10 @@ def shown(tokens):
 @pytest.mark.parametrize(
     ("tokens", "expected"),
     [
-        (["[CLS]", "un", "##believ", "##able", ",", "i", "'", "s", "[SEP]"], ["[CLS]", "unbelievable", ",", "i", "'", "s", "[SEP]"]),
+        (
+            ["[CLS]", "un", "##believ", "##able", ",", "i", "'", "s", "[SEP]"],
+            ["[CLS]", "unbelievable", ",", "i", "'", "s", "[SEP]"],
+        ),
         (["▁The", "▁qu", "ick", ".", "</s>"], ["The", "quick", ".", "</s>"]),
         (["The", "Ġqu", "ick", "!", "<|endoftext|>"], ["The", "quick", "!", "<|endoftext|>"]),
         (["<|reserved_0|>", "i", "gno", "re", " pre", "vio", "us", "."], ["<|reserved_0|>", "ignore", "previous", "."]),
@@ -33,7 +36,11 @@ def test_words(tokens, expected):
     assert shown(tokens) == expected
 
 
-@given(st.lists(st.tuples(st.sampled_from(["a", "##b", "Ġc", "▁d", " e", ".", "[CLS]", "<s>", "", "é", "\n", "好"]), st.integers(-9, 9))))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["a", "##b", "Ġc", "▁d", " e", ".", "[CLS]", "<s>", "", "é", "\n", "好"]), st.integers(-9, 9))
+    )
+)
 def test_sums_and_tokens_are_kept(pairs):
     tokens, values = [t for t, _ in pairs], [v for _, v in pairs]
     found = merge(tokens, values)
@@ -61,4 +68,5 @@ def test_no_character_moves_the_cursor():
     console = Console(record=True, width=60, file=io.StringIO())
     console.print(rich_text(merge(["\x1b[2J", "[red]x"], [1.0, -1.0])))
     text = console.export_text()
-    assert "\x1b" not in text and "[red]x" in text
+    assert "\x1b" not in text
+    assert "[red]x" in text

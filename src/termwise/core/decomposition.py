@@ -302,7 +302,7 @@ def _class(name: str, path: str | Path) -> type[Decomposition]:
 
 def _worst_ratio(part: Tensor, whole: Tensor) -> float:
     """max over samples of |part| / |whole|; |part| where the whole is 0."""
-    part, whole = (t.detach().reshape(t.shape[0], -1).to(_wide(t)).norm(dim=1) for t in (part, whole))
+    part, whole = (t.detach().reshape(t.shape[0], math.prod(t.shape[1:])).to(_wide(t)).norm(dim=1) for t in (part, whole))
     ratios = torch.where(whole == 0, part, part / torch.where(whole == 0, torch.ones_like(whole), whole))
     return ratios.max().item() if ratios.numel() else 0.0
 

@@ -302,7 +302,7 @@ def _logits(output: Any) -> Tensor:
 
 
 def _interpolate(x: Tensor, y: Tensor, at: float) -> Tensor:
-    """y at `at` along the last axis, linear between points."""
+    """The values at `at` along the last axis, linear between points."""
     if not 0 <= at <= x[-1]:
         raise ValueError(f"the fraction must lie in 0..{float(x[-1]):g}, got {at}")
     right = int((x < at).sum().clamp(1, len(x) - 1))

@@ -33,9 +33,7 @@ class Features:
             relevance = relevance.sum(1)
         expected = (self.batch, *x.shape[2:]) if self.image else tuple(x.shape)
         if tuple(relevance.shape) != expected:
-            raise ValueError(
-                f"relevance has shape {tuple(relevance.shape)} for an input {tuple(x.shape)}: expected {expected}"
-            )
+            raise ValueError(f"relevance has shape {tuple(relevance.shape)} for an input {tuple(x.shape)}: expected {expected}")
         if x.ndim not in (2, 4):
             raise ValueError(
                 f"inputs must be images (batch, channels, height, width) or rows (batch, features), got {tuple(x.shape)}"

@@ -143,7 +143,10 @@ class Pass:
             part = part.flatten(axes).sum(-1) if part.ndim > axes else part
             parts[name] = parts[name] + part if name in parts else part
             reached[name] = reached.get(name, False) or c is not None
-        return Result(output.detach(), explained.detach().to(self.lift or self.dtype), {**parts, **ledger.parts()}, [n for n, r in reached.items() if not r])
+        explained = explained.detach().to(self.lift or self.dtype)
+        # losses are summed in float64
+        parts = {name: part.to(explained.dtype) for name, part in {**parts, **ledger.parts()}.items()}
+        return Result(output.detach(), explained, parts, [n for n, r in reached.items() if not r])
 
 
 class Result:

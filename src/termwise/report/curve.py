@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .colour import WARM
 
-__all__ = ["Curve", "Lines", "figure", "lines", "verdict"]
+__all__ = ["Curve", "Lines", "figure", "half_gone", "lines", "verdict"]
 
 
 class Curve(Protocol):
@@ -69,7 +69,7 @@ def lines(curve: Curve, sample: int = 0) -> Lines:
 
 
 def verdict(curve: Curve, sample: int = 0, fraction: float = 0.1) -> str:
-    """One sentence: what the most relevant tenth is worth, beside a random tenth, and the areas."""
+    """In words: what the most relevant tenth is worth beside a random tenth, when half is gone, and the areas."""
     fraction = min(fraction, float(curve.fractions[-1]))
     drop, (random, _) = float(curve.drop(fraction)[sample]), curve.random_drop(fraction)
     area, (mean, spread) = float(curve.area[sample]), curve.random_area
@@ -80,11 +80,30 @@ def verdict(curve: Curve, sample: int = 0, fraction: float = 0.1) -> str:
         start = 100 * float(curve.scores[sample, 0])
         costs = f"{round(100 * drop)} of {round(start)} points of probability"
         chance = str(round(100 * float(random[sample])))
+    gone, random_gone = half_gone(curve, sample)
     return (
         f"Removing the most relevant {100 * fraction:.0f} % of the {curve.what} costs the model {costs}; "
-        f"a random {100 * fraction:.0f} % costs {chance}. Area under the curve {area:.2f}, "
+        f"a random {100 * fraction:.0f} % costs {chance}. "
+        f"Half of the score is gone {_when(gone)}, in random order {_when(random_gone)}. Area under the curve {area:.2f}, "
         f"random orders {float(mean[sample]):.2f} ± {float(spread[sample]):.2f}."
     )
+
+
+def half_gone(curve: Curve, sample: int = 0) -> tuple[float | None, float | None]:
+    """The first measured fraction at which the score is at most half of what it was, and the same for the mean of random orders.
+
+    None where that never happens.
+    """
+
+    def first(values: Tensor) -> float | None:
+        found = (values <= values[0] / 2).nonzero()
+        return float(curve.fractions[found[0, 0]]) if len(found) and values[0] > 0 else None
+
+    return first(curve.scores[sample]), first(curve.random_scores[sample].mean(0))
+
+
+def _when(fraction: float | None) -> str:
+    return "never" if fraction is None else f"after {100 * fraction:.0f} %"
 
 
 def figure(curve: Curve, title: str = "", sample: int = 0) -> bytes:

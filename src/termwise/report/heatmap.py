@@ -68,7 +68,7 @@ def png(pixels: Any) -> bytes:
     from matplotlib.image import imsave
 
     buffer = io.BytesIO()
-    imsave(buffer, np.ascontiguousarray(pixels), format="png", metadata={"Software": None})
+    imsave(buffer, np.ascontiguousarray(pixels), format="png", metadata={"Software": None})  # type: ignore[dict-item]  # None: no version in the file
     return buffer.getvalue()
 
 
@@ -125,5 +125,7 @@ def _plane(relevance: Any) -> NDArray[np.float64]:
         relevance = relevance.detach().double().cpu().numpy()
     values = np.asarray(relevance, dtype=np.float64)
     if values.ndim != 2:
-        raise ValueError(f"relevance of an image must have shape (height, width), got {values.shape}: sum over the channels first")
+        raise ValueError(
+            f"relevance of an image must have shape (height, width), got {values.shape}: sum over the channels first"
+        )
     return values

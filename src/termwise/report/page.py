@@ -134,7 +134,9 @@ def _pictures(one: Decomposition, picture: Any) -> list[dict[str, str]]:
     found = [{"src": _data(relevance_map(relevance)), "caption": "relevance of every pixel", "kind": "map"}]
     if picture is not None:
         found.insert(0, {"src": _data(picture), "caption": "what the model saw", "kind": "photo"})
-        found.append({"src": _data(overlay(picture, relevance)), "caption": "relevance, summed over small patches", "kind": "overlay"})
+        found.append(
+            {"src": _data(overlay(picture, relevance)), "caption": "relevance, summed over small patches", "kind": "overlay"}
+        )
     return found
 
 
@@ -201,7 +203,9 @@ def _curve(curve: Curve, sample: int) -> dict[str, Any]:
         "line": " ".join(points(drawn.y)),
         "mean": " ".join(points(drawn.mean)),
         "band": " ".join([*points(drawn.high), *reversed(points(drawn.low))]),
-        "across": [{"at": 150 * i, "text": f"{25 * i * drawn.x[-1]:.0f} %", "anchor": "end" if i == 4 else "middle"} for i in range(5)],
+        "across": [
+            {"at": 150 * i, "text": f"{25 * i * drawn.x[-1]:.0f} %", "anchor": "end" if i == 4 else "middle"} for i in range(5)
+        ],
         "up": [{"at": 240 - 60 * i, "text": f"{100 * t:.0f} %" if drawn.percent else f"{t:.3g}"} for i, t in enumerate(ticks)],
         "what": curve.what,
         "score": "probability" if drawn.percent else "score",

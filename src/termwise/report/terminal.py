@@ -47,7 +47,9 @@ def rendered(decomposition: Decomposition, sample: int = 0, k: int = 10) -> Rend
     blocks: list[RenderableType] = [_title(decomposition, sample)]
     if sentence := words(decomposition, sample):
         blocks.append(Padding(rich_text(sentence), (1, 2)))
-    blocks.append(_waterfall(decomposition, sample, k) if whole.ndim <= 1 and not whole.is_complex() else _norms(decomposition, k))
+    blocks.append(
+        _waterfall(decomposition, sample, k) if whole.ndim <= 1 and not whole.is_complex() else _norms(decomposition, k)
+    )
     one = decomposition[sample] if whole.ndim else decomposition
     blocks.append(Text(one.summary(), style="bold green" if one.error() < 1e-4 else "bold yellow"))
     return Group(*blocks)

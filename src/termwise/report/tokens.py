@@ -125,7 +125,9 @@ def _mark(text: str, style: str) -> bool:
     """Whether this is punctuation or white space alone."""
     if style == "Ġ" and not text.isascii():  # characters that stand for bytes
         return False
-    return bool(text) and not any(c.isalnum() or c in "'’_\N{REPLACEMENT CHARACTER}" or unicodedata.category(c)[0] == "M" for c in text)
+    return bool(text) and not any(
+        c.isalnum() or c in "'’_\N{REPLACEMENT CHARACTER}" or unicodedata.category(c)[0] == "M" for c in text
+    )
 
 
 def _text(word: Word, style: str) -> str:

@@ -1,0 +1,268 @@
+"""The command line, with a small model in place of the zoo: results, files, and one clear line for every mistake."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from typer.testing import CliRunner
+
+from termwise import cli, zoo
+from termwise.zoo.pictures import PicturePreparation
+from termwise.zoo.texts import TextPreparation
+
+EVIL = "<script>alert('x')</script>"
+MODEL = """
+import torch
+from torch import nn
+def factory():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+def nothing():
+    return "no model"
+def flat():
+    return nn.Flatten(0)
+number = 3
+"""
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+
+
+class Letters:
+    """A tokenizer whose tokens are characters."""
+
+    def encode(self, text: str) -> list[int]:
+        return [min(ord(c), 255) for c in text]
+
+    def decode(self, ids) -> str:
+        return "".join(map(chr, ids))
+
+    def name(self, token: int) -> str:
+        return chr(token)
+
+    def __len__(self) -> int:
+        return 256
+
+
+class Bag(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(256, 8), nn.Linear(8, 2)
+
+    def forward(self, input_ids, attention_mask):
+        return self.head(self.table(input_ids).mean(1).relu())
+
+
+@pytest.fixture(autouse=True)
+def small_zoo(monkeypatch):
+    """`load` gives small models; real names are still checked."""
+
+    def load(name):
+        if name == "mobilenet-v2":
+            square = PicturePreparation(resize=36, crop=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+            return zoo.Subject(name, network(), square, ["cat, house cat", "dog", EVIL], "MIT")
+        if name == "nanoguard":
+            torch.manual_seed(1)
+            return zoo.Subject(
+                name, Bag().eval(), TextPreparation(Letters(), limit=40, baseline=32), ["safe", "injection"], "MIT"
+            )
+        raise zoo.errors.unknown("model", name, zoo.subjects)
+
+    monkeypatch.setattr(zoo, "load", load)
+    yield
+    logging.captureWarnings(False)
+
+
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    from PIL import Image
+
+    path = tmp_path / "my <b>photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def own(tmp_path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(MODEL)
+    return path
+
+
+def run(*arguments, code: int = 0):
+    result = CliRunner().invoke(cli.app, ["--no-progress", *map(str, arguments)])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+def complaint(*arguments) -> str:
+    """The error of a call that must fail: one line, exit code 2, no traceback."""
+    result = run(*arguments, code=2)
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("error: ")
+    return " ".join(result.stderr.split())
+
+
+def test_explains_a_picture_and_writes_a_page(photo, tmp_path):
+    out = tmp_path / "new" / "why.html"
+    result = run("explain", "--model", "mobilenet-v2", "--image", photo, "--target", "cat, house cat", "--out", out)
+    assert "adds up to" in result.stdout
+    assert "Removing the most relevant" in result.stdout
+    assert str(out.name) in result.stdout
+    html = out.read_text()
+    assert "Why cat?" in html
+    assert "adds up to" in html
+    assert "data:image/png;base64," in html
+    assert EVIL not in html
+    assert "<b>photo" not in html
+    assert "&lt;b&gt;photo" in html
+
+
+def test_explains_a_text(tmp_path):
+    out = tmp_path / "why.html"
+    text = f"hello {EVIL}"
+    result = run("explain", "--model", "nanoguard", "--text", text, "--out", out, "--no-check")
+    assert "input_ids" in result.stdout
+    assert "Removing" not in result.stdout
+    assert EVIL not in out.read_text()
+    assert "<script" not in out.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--model", "mobilnet-v2", "--text", "x"], "did you mean 'mobilenet-v2'"),
+        (["--model", "nanoguard"], "give either --image or --text"),
+        (["--model", "nanoguard", "--text", "x", "--image", "y.png"], "give either --image or --text"),
+        (["--model", "nanoguard", "--text", "  "], "the text is empty"),
+        (["--model", "nanoguard", "--text", "x" * 41], "41 tokens and the model takes 40"),
+        (["--model", "nanoguard", "--image", "y.png"], "takes a text: give --text"),
+        (["--model", "mobilenet-v2", "--text", "x"], "takes a picture: give --image"),
+        (["--model", "nanoguard", "--text", "x", "--target", "7"], "out of range: the output has 2 classes"),
+        (["--model", "nanoguard", "--text", "x", "--target", "injektion"], "did you mean 'injection'"),
+        (["--model", "nanoguard", "--text", "x", "--rules", "attlrp"], "did you mean 'attnlrp'"),
+        (["--model", "nanoguard", "--text", "x", "--weights", "w.safetensors"], "are for a model of your own"),
+        (["--model", "mobilenet-v2", "--image", "none.png"], "no picture file 'none.png'"),
+        (["--model", "none.py:factory", "--image", "y.png"], "no model file 'none.py'"),
+        (["--model", "mine.py", "--image", "y.png"], "path/to/file.py:factory"),
+    ],
+)
+def test_mistakes_are_one_clear_line(arguments, text):
+    assert text in complaint("explain", *arguments)
+
+
+def test_a_corrupt_picture_is_named(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG no picture")
+    assert "bad.png" in complaint("explain", "--model", "mobilenet-v2", "--image", tmp_path / "bad.png")
+
+
+def test_an_unwritable_place_is_told_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "load", lambda name: pytest.fail("the work had begun"))
+    (tmp_path / "file").touch()
+    assert "cannot write" in complaint("explain", "--model", "nanoguard", "--text", "x", "--out", tmp_path / "file" / "why.html")
+    assert "it is a folder" in complaint("explain", "--model", "nanoguard", "--text", "x", "--out", tmp_path)
+    assert "cannot write" in complaint("demo", "--out", tmp_path / "file")
+
+
+def test_traceback_on_request():
+    result = run("-v", "explain", "--model", "nanoguard", "--text", " ", code=2)
+    assert "Traceback" in result.stderr
+    assert "error: the text is empty" in result.stderr
+
+
+def test_a_model_of_ones_own(own, photo, tmp_path):
+    weights = tmp_path / "w.safetensors"
+    model = network()
+    save_file({k: v * 0 + 1 for k, v in model.state_dict().items()}, weights)
+    (tmp_path / "names.txt").write_text("one\ntwo\nthree\n")
+    result = run(
+        "explain", "--model", f"{own}:factory", "--image", photo, "--weights", weights, "--classes", tmp_path / "names.txt", "--size", 32,
+        "--target", "two", "--no-check",
+    )  # fmt: skip
+    assert "two" in result.stdout
+    assert "33.3 %" in result.stdout
+
+
+def test_weights_must_fit_and_be_no_pickle(own, photo, tmp_path):
+    state = network().state_dict()
+    start = ["explain", "--model", f"{own}:factory", "--image", photo, "--size", 32, "--weights"]
+    save_file(
+        {"4.weight": state["4.weight"].t().contiguous(), "4.bias": state["4.bias"], "extra.weight": state["0.bias"]},
+        tmp_path / "w.safetensors",
+    )
+    text = complaint(*start, tmp_path / "w.safetensors")
+    assert "missing: 0.weight, 0.bias" in text
+    assert "not in the model: extra.weight" in text
+    assert "4.weight (4, 3) for (3, 4)" in text
+    for name in ("w.pt", "renamed.safetensors"):
+        torch.save(state, tmp_path / name)
+        text = complaint(*start, tmp_path / name)
+        assert "is a pickle" in text
+        assert "refused" in text
+        assert "save_file" in text
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:100])
+    assert "no safetensors file" in complaint(*start, tmp_path / "cut.safetensors")
+    assert "no weights file" in complaint(*start, tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("factory", "text"),
+    [
+        ("factori", "no function 'factori'; it has factory, nothing, flat"),
+        ("number", "no function 'number'"),
+        ("nothing", "gave a str: it must return a torch.nn.Module"),
+        ("flat", "not scores (1, classes)"),
+    ],
+)
+def test_factories_that_do_not_do(own, photo, factory, text):
+    assert text in complaint("explain", "--model", f"{own}:{factory}", "--image", photo, "--size", 32)
+
+
+def test_a_model_file_with_a_mistake_is_named(tmp_path, photo):
+    (tmp_path / "bad.py").write_text("def factory(:\n")
+    assert "bad.py, line 1" in complaint("explain", "--model", f"{tmp_path / 'bad.py'}:factory", "--image", photo)
+
+
+def test_models_and_info():
+    rows = json.loads(run("models", "--json").stdout)
+    assert {r["name"] for r in rows} == set(zoo.subjects)
+    assert all({"licence", "bytes", "present", "install"} <= set(r) for r in rows)
+    assert "nanoguard" in run("models").stdout
+    facts = json.loads(run("info", "--json").stdout)
+    assert facts["torch"].startswith(torch.__version__.partition("+")[0])
+    assert facts["threads"] >= 1
+    assert facts["python"]
+    assert "platform" in run("info").stdout
+
+
+def test_help_warns_and_is_quick():
+    assert "WARNING" in run("explain", "--help").stdout
+    code = "import sys, termwise.cli; assert 'torch' not in sys.modules, 'torch is imported for --help'"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_demo_writes_its_page(tmp_path, monkeypatch):
+    from PIL import Image
+
+    from termwise import demo
+
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
+    monkeypatch.setattr(zoo, "photo", lambda name: picture)
+    monkeypatch.setattr(demo, "PHOTOS", (("mobilenet-v2", "china", "noise"),))
+    monkeypatch.setattr(demo, "SENTENCE", "hello you")
+    first = run("demo", "--out", tmp_path / "a")
+    run("-q", "demo", "--out", tmp_path / "b")
+    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert names == ["1-deletion.png", "1-map.png", "1-waterfall.png", "2-deletion.png", "2-waterfall.png", "index.html"]
+    assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names)
+    assert first.stdout.count("adds up to") == 2
+    assert "float64" in first.stdout
