@@ -85,7 +85,7 @@ class TestContract(DecompositionContract):
 # -- the contract can fail ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Halves(Decomposition):
     """A method of three lines, correct."""
 

@@ -95,6 +95,13 @@ def test_a_useless_map_does_as_well_as_chance_and_a_right_one_better():
     assert (mean - chance.area).abs() / spread < 3.5
 
 
+def test_abpc_of_contributions_is_positive_and_its_definition():
+    model, x = linear(20, 4)
+    least, most = (deletion(model, x, x * model.weight[0], 0, baseline=0.0, order=o) for o in ("ascending", "descending"))
+    assert abpc(least, most).item() == pytest.approx(least.area.item() - most.area.item())
+    assert abpc(least, most).item() > 0
+
+
 def test_ties_are_broken_by_the_seed():
     model, x = linear(30, 9)
     zero = torch.zeros_like(x)

@@ -9,6 +9,7 @@ or a final subclass that adds what its domain needs.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import math
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    import numpy
     import pandas
     import xarray
 
@@ -175,16 +177,16 @@ class Decomposition:
 
         def array(value: Tensor, name: str) -> xarray.DataArray:
             own = [f"{name}_{i}" for i in range(value.ndim - self.whole.ndim)]
-            return xarray.DataArray(value.detach().cpu().numpy(), dims=[*axes, *own])
+            return xarray.DataArray(_numpy(value), dims=[*axes, *own])
 
         contributions = self.contributions()
         stacked = torch.stack(list(contributions.values())) if contributions else self.whole.new_zeros(0, *self.whole.shape)
         return xarray.Dataset(
             {
+                **{name: array(part, name) for name, part in self.parts.items()},
                 "whole": array(self.whole, "whole"),
                 "remainder": array(self.remainder, "remainder"),
-                "contribution": (["part", *axes], stacked.detach().cpu().numpy()),
-                **{name: array(part, name) for name, part in self.parts.items()},
+                "contribution": (["part", *axes], _numpy(stacked)),
             },
             coords={"part": list(contributions)},
         )
@@ -246,13 +248,14 @@ class Decomposition:
                 plain[f.name] = {"tensors": list(value)}  # keeps the order of the names
             else:
                 plain[f.name] = {"json": value}
-        header = json.dumps(
-            {"format": FORMAT, "class": f"{type(self).__module__}:{type(self).__qualname__}", "fields": plain}
-        )
+        pairs = [k for k, v in tensors.items() if v.is_complex()]  # which the format has in single precision only
+        name = f"{type(self).__module__}:{type(self).__qualname__}"
+        header = json.dumps({"format": FORMAT, "class": name, "fields": plain, "complex": pairs})
         partial = path.with_name(path.name + ".partial")
         try:
             # clone: parts may be views of one tensor, which safetensors refuses
-            save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, partial, {"termwise": header})
+            stored = {k: torch.view_as_real(v.detach().resolve_conj()) if k in pairs else v.detach() for k, v in tensors.items()}
+            save_file({k: v.clone().contiguous() for k, v in stored.items()}, partial, {"termwise": header})
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -275,26 +278,36 @@ class Decomposition:
             raise ValueError(f"{path} is not a safetensors file ({problem}): save with Decomposition.save") from None
         if header is None:
             raise ValueError(f"{path} is a safetensors file without a decomposition in it")
-        content = json.loads(header)
-        if content["format"] > FORMAT:
-            raise ValueError(f"{path} has format {content['format']}, this version reads up to {FORMAT}: update termwise")
-        values: dict[str, Any] = {}
-        for name, stored in content["fields"].items():
-            if "json" in stored:
-                values[name] = stored["json"]
-            else:
-                values[name] = {key: tensors.pop(f"{name}/{key}") for key in stored["tensors"]}
-        return _class(content["class"], path)(**values, **tensors)
+        try:
+            return _read(json.loads(header), tensors, path)
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as problem:
+            raise ValueError(f"{path} has a header that cannot be read ({type(problem).__name__}: {problem})") from None
 
 
 Decomposition._classes[f"{Decomposition.__module__}:Decomposition"] = Decomposition
+
+
+def _read(content: Any, tensors: dict[str, Tensor], path: str | Path) -> Decomposition:
+    """The decomposition that a header describes."""
+    if content["format"] > FORMAT:
+        raise ValueError(f"{path} has format {content['format']}, this version reads up to {FORMAT}: update termwise")
+    for name in content.get("complex", ()):
+        tensors[name] = torch.view_as_complex(tensors[name])
+    values: dict[str, Any] = {}
+    for name, stored in content["fields"].items():
+        if "json" in stored:
+            values[name] = stored["json"]
+        else:
+            values[name] = {key: tensors.pop(f"{name}/{key}") for key in stored["tensors"]}
+    return _class(content["class"], path)(**values, **tensors)
 
 
 def _class(name: str, path: str | Path) -> type[Decomposition]:
     """The class a file names: one already defined, or one of ours, never a module that the file chooses."""
     module = name.partition(":")[0]
     if name not in Decomposition._classes and module.startswith("termwise."):
-        importlib.import_module(module)
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(module)
     if name not in Decomposition._classes:
         raise ValueError(f"{path} holds a {name}, which is not defined here: import its module first")
     return Decomposition._classes[name]
@@ -319,6 +332,11 @@ def _take(value: Any, samples: slice | Tensor, batch: int) -> Any:
     if isinstance(value, list) and len(value) == batch:
         return value[samples] if isinstance(samples, slice) else [value[i] for i in torch.arange(batch)[samples]]
     return value
+
+
+def _numpy(t: Tensor) -> numpy.ndarray:
+    t = t.detach().cpu()
+    return t.float().numpy() if t.dtype == torch.bfloat16 else t.resolve_conj().numpy()
 
 
 def _numbers(values: Tensor) -> str:

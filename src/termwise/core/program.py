@@ -71,6 +71,12 @@ _VIEWS = {"view", "reshape", "unsqueeze", "squeeze", "transpose", "t", "permute"
     "getitem", "chunk", "unbind",
 }  # fmt: skip
 
+# These take an activation for its shape, dtype and device only.
+_FACTORIES = {
+    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full",
+    "new_empty", "new_empty_strided",
+}  # fmt: skip
+
 
 class Program:
     """What a model computes, recorded once. Made by `termwise.capture`.
@@ -285,6 +291,8 @@ def annotate(graph: fx.Graph, placeholders: Mapping[str, Placeholder]) -> None:
 
 def _role(node: fx.Node) -> tuple[str, str]:
     args = node.all_input_nodes
+    if op_name(node) in _FACTORIES:
+        return "constant", ""
     if any(info(a).active for a in args) and _is_floating(node):
         return "activation", ""
     name = op_name(node)
