@@ -150,7 +150,10 @@ def peers(rounds: int) -> list[dict]:
         base, restore = gradient(subject)
         restore()
         candidates = {
-            "IntegratedGradients(50)": (lambda: IntegratedGradients(subject.model).attribute(x, zero, target=target, n_steps=50), gap),
+            "IntegratedGradients(50)": (
+                lambda: IntegratedGradients(subject.model).attribute(x, zero, target=target, n_steps=50),
+                gap,
+            ),
             "DeepLift": (lambda: DeepLift(subject.model).attribute(x, zero, target=target), gap),
             "LRP": (lambda: LRP(subject.model).attribute(x, target=target), logits[0, target].item()),
         }
@@ -180,11 +183,23 @@ def main() -> None:
     rows = [measure(n, rounds) for n in track(names, "measuring", console=Console(stderr=True), transient=True)]
     console = Console(width=200)
 
-    table = Table("architecture", "how", "nodes", "record s", "base ms", *(f"{r}" for r in ("zero", "cp-lrp", "attnlrp")), "gamma", "z+", "memory")
+    table = Table(
+        "architecture",
+        "how",
+        "nodes",
+        "record s",
+        "base ms",
+        *(f"{r}" for r in ("zero", "cp-lrp", "attnlrp")),
+        "gamma",
+        "z+",
+        "memory",
+    )
     for r in rows:
         cells = [f"{r['ratios'][f'{k} alone']:.2f} / {r['ratios'][f'{k} full']:.2f}" for k in ("zero", "cp-lrp", "attnlrp")]
         cells += [f"{r['ratios'][f'{k} full']:.2f}" for k in ("gamma", "z+")]
-        table.add_row(r["name"], r["how"], str(r["nodes"]), f"{r['capture s']:.1f}", f"{r['base ms']:.1f}", *cells, f"{r['memory']:.2f}")
+        table.add_row(
+            r["name"], r["how"], str(r["nodes"]), f"{r['capture s']:.1f}", f"{r['base ms']:.1f}", *cells, f"{r['memory']:.2f}"
+        )
     console.print("cost in units of a forward and input-gradient pass (alone / full ledger)", table)
 
     table = Table("architecture", *(f"{k}: closing, lost, inputs" for k in ("zero", "cp-lrp", "attnlrp")))
@@ -205,11 +220,18 @@ def main() -> None:
     if found:
         table = Table("architecture", "peer", "cost", "off from adding up by")
         for r in found:
-            table.add_row(r["name"], r["peer"], *([f"{r['ratio']:.1f}", f"{100 * r['off']:.2g} %"] if "ratio" in r else ["-", r["error"]]))
+            table.add_row(
+                r["name"], r["peer"], *([f"{r['ratio']:.1f}", f"{100 * r['off']:.2g} %"] if "ratio" in r else ["-", r["error"]])
+            )
         console.print(table)
     out = Path(__file__).parent / "results" / "relevance.json"
     out.parent.mkdir(exist_ok=True)
-    environment = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.processor()}
+    environment = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": platform.processor(),
+    }
     out.write_text(json.dumps({"environment": environment, "summary": summary, "rows": rows, "peers": found}, indent=1))
     print(f"written to {out}")
 

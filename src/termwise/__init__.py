@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Decomposition", "DoesNotAddUp", "Explanation", "__version__", "capture", "core", "explain", "predictions", "report", "testing",
+    "Decomposition", "DoesNotAddUp", "Explanation", "__version__", "capture", "core", "explain", "predictions", "report",
+    "testing",
     "zoo",
 ]  # fmt: skip
 
 _ROOMS = ("core", "predictions", "report", "testing", "zoo")
 _VERBS = {
-    "capture": "core", "Decomposition": "core", "DoesNotAddUp": "core", "explain": "predictions", "Explanation": "predictions",
+    "capture": "core", "Decomposition": "core", "DoesNotAddUp": "core", "explain": "predictions", "Explanation":
+    "predictions",
 }  # fmt: skip
 
 

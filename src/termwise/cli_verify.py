@@ -75,7 +75,9 @@ def verify(
         for r in results:
             outcome = f"[{_COLOURS[r.outcome]}]{r.outcome}[/]" + (" (exact)" if r.exact and r.outcome == "holds" else "")
             note = f"\n[dim]{escape(r.note)}[/]" if r.note else ""
-            table.add_row(r.paper, escape(r.statement) + note, escape(r.published), escape(r.measured), outcome, f"{r.seconds:.1f}")
+            table.add_row(
+                r.paper, escape(r.statement) + note, escape(r.published), escape(r.measured), outcome, f"{r.seconds:.1f}"
+            )
         _print(table)
         for r in results if verbose else []:
             if r.details:
@@ -93,7 +95,9 @@ def _chosen(keys: list[str], room: str | None, everything: bool) -> list[Any]:
     for key in keys:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
-            raise ValueError(f"no paper {key!r}" + (f": did you mean {close[0]!r}?" if close else f": known are {', '.join(known)}"))
+            raise ValueError(
+                f"no paper {key!r}" + (f": did you mean {close[0]!r}?" if close else f": known are {', '.join(known)}")
+            )
     found = claims.load_claims(None if everything or keys else room)
     return [c for c in found if everything or c.paper in keys or (room is not None and known[c.paper]["room"] == room)]
 

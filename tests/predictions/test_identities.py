@@ -15,7 +15,14 @@ from termwise.testing.architectures import build
 
 def convolutional(seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    layers = [nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 6, 3, groups=2), nn.LeakyReLU()]
+    layers = [
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 6, 3, groups=2),
+        nn.LeakyReLU(),
+    ]
     model = nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(24, 4)).double().eval()
     with torch.no_grad():
         model[1].running_mean.normal_()

@@ -88,7 +88,7 @@ def arguments(
         raise TypeError(f"model must be a torch.nn.Module or a function of tensors, got {type(model).__name__}")
     keywords = dict(kwargs or {})
     if len(inputs) == 1 and isinstance(inputs[0], Mapping) and not keywords:
-        inputs, keywords = (), dict(inputs[0])
+        return model, (), dict(inputs[0])
     return model, tuple(inputs), keywords
 
 
@@ -134,13 +134,15 @@ class Call:
         for slot, tensor in zip(self.slots, tensors, strict=True):
             leaves[slot] = tensor
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
-        return (self.select or explained)(self.model(*args, **kwargs))
+        chosen: Tensor = (self.select or explained)(self.model(*args, **kwargs))
+        return chosen
 
 
 def explained(output: Any) -> Tensor:
     """The tensor of a model's output that is explained: `logits` where there are some, else the first floating one."""
-    if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
-        return output["logits"]
+    logits = output.get("logits") if isinstance(output, Mapping) else None
+    if isinstance(logits, Tensor):
+        return logits
     for leaf in _leaves(output):
         if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
             return leaf
@@ -183,7 +185,7 @@ class _Recorded(nn.Module):
         self.call = call
         self.model = call.model  # a module is registered, so that its parameters are named
 
-    def forward(self, *tensors: Tensor) -> Tensor:
+    def forward(self, *tensors: Tensor) -> Any:
         return self.call.run(*tensors)
 
 
@@ -227,8 +229,7 @@ def _from_export(recorded: _Recorded, call: Call, tensors: list[Tensor], dynamic
 
     # token inputs are free in their length too; image sizes are not, some models take a minute for that
     free = [
-        {d: Dim.AUTO for d in range(min(t.ndim, 2 if not t.is_floating_point() else 1))} if dynamic else {}
-        for t in tensors
+        dict.fromkeys(range(min(t.ndim, 2 if not t.is_floating_point() else 1)), Dim.AUTO) if dynamic else {} for t in tensors
     ]
     exported = torch.export.export(recorded, tuple(tensors), strict=False, dynamic_shapes=(tuple(free),))
     exported = exported.run_decompositions({})  # decomposes nothing: functionalises
@@ -283,7 +284,7 @@ def _exportable_experts(model: Any) -> Iterator[None]:
     """Mixture-of-experts configs choose at call time how experts run; only one choice exports, in every dtype."""
     changed = []
     for module in model.modules() if isinstance(model, nn.Module) else ():
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         choice = getattr(config, "_experts_implementation", None)
         if choice is not None and choice != "batched_mm":
             changed.append((config, choice))

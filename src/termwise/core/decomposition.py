@@ -299,7 +299,8 @@ def _read(content: Any, tensors: dict[str, Tensor], path: str | Path) -> Decompo
             values[name] = stored["json"]
         else:
             values[name] = {key: tensors.pop(f"{name}/{key}") for key in stored["tensors"]}
-    return _class(content["class"], path)(**values, **tensors)
+    values |= tensors
+    return _class(content["class"], path)(**values)
 
 
 def _class(name: str, path: str | Path) -> type[Decomposition]:
@@ -314,7 +315,7 @@ def _class(name: str, path: str | Path) -> type[Decomposition]:
 
 
 def _worst_ratio(part: Tensor, whole: Tensor) -> float:
-    """max over samples of |part| / |whole|; |part| where the whole is 0."""
+    """Max over samples of |part| / |whole|; |part| where the whole is 0."""
     part, whole = (t.detach().reshape(t.shape[0], math.prod(t.shape[1:])).to(_wide(t)).norm(dim=1) for t in (part, whole))
     ratios = torch.where(whole == 0, part, part / torch.where(whole == 0, torch.ones_like(whole), whole))
     return ratios.max().item() if ratios.numel() else 0.0

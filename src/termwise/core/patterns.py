@@ -61,10 +61,8 @@ def clean(graph: fx.Graph) -> None:
 
 
 def _is_identity(node: fx.Node) -> bool:
-    if op_name(node) in ("dropout", "dropout_"):
-        return not node.args[2] or node.args[1] == 0
-    if op_name(node) == "native_dropout":
-        return not node.args[2] or node.args[1] == 0
+    if op_name(node) in ("dropout", "dropout_", "native_dropout"):  # (x, p, training)
+        return node.args[2] is False or bool(node.args[1] == 0)
     return isinstance(node.args[0], fx.Node)
 
 
@@ -95,7 +93,7 @@ def recognise(graph: fx.Graph) -> None:
 
 
 def _functions_of_one_variable(graph: fx.Graph) -> None:
-    """x * sigmoid(1.7 x), .5 x (1 + tanh(...)): pointwise expressions in which one value is used more than once.
+    """X * sigmoid(1.7 x), .5 x (1 + tanh(...)): pointwise expressions in which one value is used more than once.
 
     The source of a pointwise node is the one value it is a function of. Where two operands of a node share a source,
     everything between is one function of it.
@@ -178,7 +176,7 @@ def _rms_norm(graph: fx.Graph, rsqrt: fx.Node) -> None:
 
 
 def _rotary(graph: fx.Graph, add: fx.Node) -> None:
-    """x cos + cat(-x2, x1) sin."""
+    """X cos + cat(-x2, x1) sin."""
     if len(add.args) != 2 or not all(isinstance(a, fx.Node) and op_name(a) == "mul" for a in add.args):
         return
     for plain, turned in (add.args, add.args[::-1]):
@@ -248,7 +246,7 @@ def _pointwise_ancestors(node: fx.Node) -> set[fx.Node]:
 
 
 def _recurrences(graph: fx.Graph) -> None:
-    """h = a * h' + u, repeated: a is the gate of a recurrence (selective scan, linear attention), as are C and delta B.
+    """H = a * h' + u, repeated: a is the gate of a recurrence (selective scan, linear attention), as are C and delta B.
 
     Held constant, or the half-each rule for products would halve the past at every step.
     """
@@ -267,9 +265,10 @@ def _recurrences(graph: fx.Graph) -> None:
             # a first step: the state before it is a constant (zeros)
             if node not in steps and not all(isinstance(a, fx.Node) and info(a).active for a in product.args[:2]):
                 steps[node] = (product, 0, u)
-    chained = {n for n in steps if info(steps[n][0]).held} | {
-        _uncast(steps[n][0].args[1 - steps[n][1]]) for n in steps if info(steps[n][0]).held  # type: ignore[arg-type]
-    }
+    held = [(product, position) for product, position, _ in steps.values() if info(product).held]
+    befores = [product.args[1 - position] for product, position in held]
+    chained = {h for h, (product, _, _) in steps.items() if info(product).held}
+    chained |= {_uncast(b) for b in befores if isinstance(b, fx.Node)}
     for state in chained:
         _, _, u = steps[state]
         drive = _source(u)
@@ -281,7 +280,7 @@ def _recurrences(graph: fx.Graph) -> None:
                     break
         for user in _users_through_views(state):
             if op_name(user) in ("matmul", "bmm"):  # y = h C
-                reads = [_source(a) is _source(state) for a in user.args[:2]]
+                reads = [isinstance(a, fx.Node) and _source(a) is _source(state) for a in user.args[:2]]
                 if True in reads:
                     info(user).held = (1 - reads.index(True),)
 
@@ -339,5 +338,3 @@ def _is_float(node: fx.Node) -> bool:
 def _same_shape(a: fx.Node, b: fx.Node) -> bool:
     x, y = a.meta.get("val"), b.meta.get("val")
     return isinstance(x, Tensor) and isinstance(y, Tensor) and str(tuple(x.shape)) == str(tuple(y.shape))
-
-

@@ -143,8 +143,7 @@ class Program:
     def dynamic(self) -> dict[str, tuple[int, ...]]:
         """The axes of each input whose size stayed free, e.g. ``{"input_ids": (0, 1)}``."""
         return {
-            name: tuple(d for d, s in enumerate(sizes) if s is None)
-            for name, sizes in zip(self._names, self._sizes, strict=True)
+            name: tuple(d for d, s in enumerate(sizes) if s is None) for name, sizes in zip(self._names, self._sizes, strict=True)
         }
 
     def __len__(self) -> int:
@@ -204,7 +203,8 @@ class Program:
     def __call__(self, *inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Tensor:
         """Run it as it is (the identity interpreter): the model's own value, to the bit."""
         with torch.no_grad():
-            return evaluate(self.graph, self.bind(self.tensors(*inputs, kwargs=kwargs)))
+            value: Tensor = evaluate(self.graph, self.bind(self.tensors(*inputs, kwargs=kwargs)))
+        return value
 
     @property
     def axes(self) -> dict[str, SampleAxis | None]:

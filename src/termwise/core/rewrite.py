@@ -54,4 +54,3 @@ def rewrite(program: Program, sites: Mapping[str, Callable[..., Any]], *, lift: 
         elif node.target in _SAFER:
             new.target = _SAFER[node.target]
     return fx.GraphModule({}, graph)
-

@@ -18,6 +18,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from .interpret import evaluate
 from .program import CaptureError, Placeholder, Program
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def from_trace(call: Call, why: str) -> Program:
     holder = _Holder(call)
 
     def function(tensors: list[Tensor], named: dict[str, Tensor]) -> Tensor:
-        return torch.func.functional_call(holder, {f"model.{n}": t for n, t in named.items()}, tuple(tensors))
+        output: Tensor = torch.func.functional_call(holder, {f"model.{n}": t for n, t in named.items()}, tuple(tensors))
+        return output
 
     tensors = [t.detach() for t in call.tensors]
     with _module_paths(model), _slow_transformer_path():
@@ -93,7 +95,26 @@ def from_trace(call: Call, why: str) -> Program:
     for node, read, number in zip(read_nodes, reads, decided, strict=True):
         with graph.inserting_before(out):
             graph.call_function(Decision(number.item(), read), (node,))
-    return finish(graph, placeholders, call, tensors, how=f"trace: {why}", dynamic=False)
+    program = finish(graph, placeholders, call, tensors, how=f"trace: {why}", dynamic=False)
+    _compare_elsewhere(program, call)
+    return program
+
+
+def _compare_elsewhere(program: Program, call: Call) -> None:
+    """A value that passed through numpy is a constant of the trace; on another input that shows."""
+    generator = torch.Generator().manual_seed(0)
+    moved = [
+        t + (1e-3 * torch.randn(t.shape, generator=generator)).to(t) * (1 + t.abs()) if t.is_floating_point() else t
+        for t in call.tensors
+    ]
+    with torch.no_grad():
+        try:
+            found = evaluate(program.graph, program.of(call.model).bind(moved))
+        except CaptureError:  # it would decide otherwise there, which is told apart already
+            return
+        expected = call.run(*moved)
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
+        raise CaptureError("part of the computation happens outside torch (numpy?), and was recorded as a constant")
 
 
 class _Holder(nn.Module):
@@ -103,7 +124,7 @@ class _Holder(nn.Module):
         super().__init__()
         self.call, self.model = call, call.model
 
-    def forward(self, *tensors: Tensor) -> Tensor:
+    def forward(self, *tensors: Tensor) -> Any:
         return self.call.run(*tensors)
 
 
@@ -150,7 +171,9 @@ def _name_modules(graph: fx.Graph, replay: _Replay) -> None:
 def _take_out_reads(traced: fx.GraphModule) -> list[str]:
     """Turn every `item` node into one more output; returns the module path of each."""
     graph = traced.graph
-    items = [n for n in graph.nodes if n.op == "call_function" and n.target in (aten.item.default, aten._local_scalar_dense.default)]
+    items = [
+        n for n in graph.nodes if n.op == "call_function" and n.target in (aten.item.default, aten._local_scalar_dense.default)
+    ]
     (out,) = graph.find_nodes(op="output")
     (value,) = [n for n in pytree.tree_leaves(out.args) if isinstance(n, fx.Node)]
     # a copy, since the tensor may be written to later

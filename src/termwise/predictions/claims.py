@@ -15,12 +15,15 @@ from .rules import LOSSY, RULES, share
 
 # as diverse as the paper's fifteen: convolutional, recurrent, encoder, decoder, both, state-space, audio, multimodal
 SUBJECTS = (
-    "resnet", "efficientnet", "u-net", "lstm", "nn.Transformer", "bert", "deberta-v2", "gpt2", "llama", "mixtral", "mamba", "t5", "vit",
+    "resnet", "efficientnet", "u-net", "lstm", "nn.Transformer", "bert", "deberta-v2", "gpt2", "llama", "mixtral", "mamba",
+    "t5", "vit",
     "swin", "convnext", "whisper", "wav2vec2", "clip", "llava",
 )  # fmt: skip
 
 
-CONSERVED = ("resnet", "efficientnet", "lstm", "bert", "gpt2", "llama", "mamba", "t5", "vit", "convnext", "whisper", "wav2vec2")
+CONSERVED = (
+    "resnet", "efficientnet", "lstm", "bert", "gpt2", "llama", "mamba", "t5", "vit", "convnext", "whisper", "wav2vec2",
+)  # fmt: skip
 """Those of them that the conservation claim names; every one is in the tests."""
 
 
@@ -63,7 +66,9 @@ def every_node_conserves() -> tuple[str, bool]:
         program, tensors = _recorded(name, torch.float64)
         result = _weighed(program, tensors, "attnlrp")
         scale, batch = result.whole.abs(), len(result.whole)
-        closing = max(closing, ((sum(p.reshape(batch, -1).sum(1) for p in result.parts.values()) - result.whole) / scale).abs().max().item())
+        closing = max(
+            closing, ((sum(p.reshape(batch, -1).sum(1) for p in result.parts.values()) - result.whole) / scale).abs().max().item()
+        )
         for part, value in result.parts.items():
             if part.startswith("rule:"):
                 share_lost = (value.abs() / scale).max().item()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from termwise.core.capture import arguments, capture
-from termwise.core.program import Program
+from termwise.core.program import Program, info
 from termwise.core.samples import SampleAxis
 
 from .explanation import Explanation
@@ -71,15 +71,15 @@ def explain(
     program = capture(model, *args, kwargs=keywords, select=_Scored(pick) if pick else None)
     tensors = program.tensors(*args, kwargs=keywords)
     batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
-    _one_sample_each(program, batch)
-    chosen = _Target(None if pick else target, batch, keywords.get("attention_mask"), per_sample=pick is not None)
-    result = propagate(program, rules).run(tensors, chosen)
-    _finite_result(result, program)
-    if not any(name.startswith("input:") for name in result.parts):
+    if not any(info(n).active for n in program.graph.nodes if "info" in n.meta):
         raise ValueError(
             f"{type(model).__name__} has no input to explain: none is floating, and no integer input is looked up in an "
             "embedding. Explain a part of the model whose input is continuous"
         )
+    _one_sample_each(program, batch)
+    chosen = _Target(None if pick else target, batch, keywords.get("attention_mask"), per_sample=pick is not None)
+    result = propagate(program, rules).run(tensors, chosen)
+    _finite_result(result, program)
     for name in result.unreached:
         warnings.warn(f"the output does not depend on {name!r}: its relevance is exactly 0", UserWarning, stacklevel=2)
     return Explanation(
@@ -157,7 +157,9 @@ class _Target:
 
     def _entry(self, output: Tensor) -> Tensor:
         if len(self.target) != output.ndim - 1:
-            raise ValueError(f"target {self.target} has {len(self.target)} indices, each sample's output has {output.ndim - 1} axes")
+            raise ValueError(
+                f"target {self.target} has {len(self.target)} indices, each sample's output has {output.ndim - 1} axes"
+            )
         for axis, (i, n) in enumerate(zip(self.target, output.shape[1:], strict=True), start=1):
             if not -n <= i < n:
                 raise ValueError(f"target {self.target} is out of range: axis {axis} of the output has size {n}")
@@ -176,13 +178,12 @@ class _Target:
 
 def _one_sample_each(program: Program, batch: int) -> None:
     """Refuse a batch whose samples influence each other (contrastive models, statistics over the batch)."""
-    if batch < 2:
+    output = program.output.meta.get("val")
+    if batch < 2 or not isinstance(output, Tensor) or output.ndim == 0:
         return
     axis = program.axes.get(program.output.name)
     if axis is not None and axis != SampleAxis(0) and axis.dim != 0:
-        raise ValueError(
-            f"the output has its samples along axis {axis.dim}: give the model its batch first (batch_first=True)"
-        )
+        raise ValueError(f"the output has its samples along axis {axis.dim}: give the model its batch first (batch_first=True)")
     if axis is None:
         raise ValueError(
             f"in {type(program.model).__name__} the samples of a batch influence each other's output (or it was recorded "
@@ -206,7 +207,9 @@ def _finite_inputs(args: Any, keywords: Mapping[str, Any]) -> None:
     for path, leaf in pytree.tree_flatten_with_path((args, dict(keywords)))[0]:
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all():
             bad = int((~leaf.isfinite()).sum())
-            raise ValueError(f"input{pytree.keystr(path[1:])} has {bad} values that are NaN or infinite: nothing can be explained by them")
+            raise ValueError(
+                f"input{pytree.keystr(path[1:])} has {bad} values that are NaN or infinite: nothing can be explained by them"
+            )
 
 
 def _finite_result(result: Result, program: Program) -> None:
@@ -217,9 +220,13 @@ def _finite_result(result: Result, program: Program) -> None:
             if not weight.isfinite().all():
                 raise ValueError(f"the weight {name} has NaN or infinite values: nothing can be explained through it")
     if not result.whole.isfinite().all():
-        raise ValueError(f"the explained output is {result.whole.tolist()}: nothing can be explained by an infinite or undefined one")
+        raise ValueError(
+            f"the explained output is {result.whole.tolist()}: nothing can be explained by an infinite or undefined one"
+        )
     part = next(n for n, p in result.parts.items() if not p.isfinite().all())
-    raise ValueError(f"the relevance of {part!r} is not finite: some ratio f(x)/x overflows there. Try float64, or rules='epsilon'")
+    raise ValueError(
+        f"the relevance of {part!r} is not finite: some ratio f(x)/x overflows there. Try float64, or rules='epsilon'"
+    )
 
 
 def _names(names: Sequence[Any] | None, batch: int) -> list[list[str]] | None:

@@ -110,7 +110,7 @@ class Explanation(Decomposition):
         """One honest line for the first sample: closing, shares, cancellation."""
         shares = "no shares, the output is exactly 0"
         if len(self) and self.whole[0] != 0:
-            shares = ", ".join(f"{group} {100 * value[0].item():.0f} %" for group, value in self.shares().items())
+            shares = ", ".join(f"{group} {round(100 * s[0].item())} %" for group, s in self.shares().items())
         return f"adds up to {self.error():.1e} ({shares}, cancellation {self.cancellation():.3g}x)"
 
     def _repr_html_(self) -> str:

@@ -40,7 +40,9 @@ def fold_batch_norm(program: Program, nodes: set[str]) -> Program:
             folded = graph.call_function(_weight, (weight, *statistics, axis)), graph.call_function(_bias, (bias, *statistics))
             for new in folded:
                 new.meta = {"val": None, "info": Info("parameter", info(node).path)}
-            seen[node] = graph.create_node("call_function", affine.target, (x, *folded, *rest), dict(affine.kwargs), name=node.name)
+            seen[node] = graph.create_node(
+                "call_function", affine.target, (x, *folded, *rest), dict(affine.kwargs), name=node.name
+            )
             seen[node].meta = dict(affine.meta)
         else:
             seen[node] = graph.node_copy(node, seen.__getitem__)
@@ -77,8 +79,6 @@ def _weight(
     return weight * _gain(gamma, var, eps).reshape(*[1] * axis, -1, *[1] * (weight.ndim - 1 - axis))
 
 
-def _bias(
-    bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None, mean: Tensor, var: Tensor, eps: float
-) -> Tensor:
+def _bias(bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None, mean: Tensor, var: Tensor, eps: float) -> Tensor:
     shifted = (-mean if bias is None else bias - mean) * _gain(gamma, var, eps)
     return shifted if beta is None else shifted + beta

@@ -208,7 +208,7 @@ class At:
 
 
 def _times(x: Tensor, c: Tensor) -> Tensor:
-    """x * c; of complex numbers the real inner product, as autograd pairs them."""
+    """X * c; of complex numbers the real inner product, as autograd pairs them."""
     return (x.conj() * c).real if x.is_complex() or c.is_complex() else x * c
 
 
@@ -222,5 +222,3 @@ def _trim(shape: torch.Size, ndim: int) -> tuple[int, ...]:
     while len(shape_) > ndim and shape_[0] == 1:
         shape_ = shape_[1:]
     return tuple(shape_)
-
-

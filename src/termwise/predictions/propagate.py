@@ -35,9 +35,7 @@ HALF = {torch.bfloat16, torch.float16}
 class Pass:
     """A program under a rule set, ready to run: `module` is the rewritten graph."""
 
-    def __init__(
-        self, program: Program, rules: Rules, *, measure_all: bool = False, lift: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, program: Program, rules: Rules, *, measure_all: bool = False, lift: torch.dtype | None = None) -> None:
         """Choose each node's rule and rewrite.
 
         Args:
@@ -90,7 +88,9 @@ class Pass:
             if site := self.sites.get(node.name):
                 site.axis = axes.get(node.name)
                 site.axes = fx.map_arg(node.args, lambda a: axes.get(a.name))
-                if site.rule in (own, assemble) and any(axes.get(a.name) is None for a in (node, *node.all_input_nodes) if info(a).active):
+                if site.rule in (own, assemble) and any(
+                    axes.get(a.name) is None for a in (node, *node.all_input_nodes) if info(a).active
+                ):
                     site.measured = False  # a move between layouts (unbind of the batch): no sample to book a loss on
         self._located = True
 
@@ -188,7 +188,7 @@ def _dtypes(program: Program) -> set[torch.dtype]:
 
 def _is_own(rule: Any, node: fx.Node) -> bool:
     """Whether a rule leaves this node to autograd as it is: nothing constant to book, nothing to share or hold."""
-    operands = [a for a in _flat(node.args) if isinstance(a, fx.Node) or isinstance(a, float)]
+    operands = [a for a in _flat(node.args) if isinstance(a, (fx.Node, float))]
     active = [a for a in operands if isinstance(a, fx.Node) and info(a).active]
     if rule is own:
         return True

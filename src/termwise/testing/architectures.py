@@ -82,7 +82,9 @@ def _images(batch: int, side: int) -> tuple[Tensor]:
     return (torch.randn(batch, 3, side, side),)
 
 
-def _conv(c_in: int, c_out: int, kernel: int = 3, stride: int = 1, groups: int = 1, act: nn.Module | None = None) -> nn.Sequential:
+def _conv(
+    c_in: int, c_out: int, kernel: int = 3, stride: int = 1, groups: int = 1, act: nn.Module | None = None
+) -> nn.Sequential:
     conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(c_out), nn.ReLU() if act is None else act)
 
@@ -107,10 +109,17 @@ def _head(channels: int, classes: int = 10) -> nn.Sequential:
 def _vgg(batch: int, size: int) -> Subject:
     w, layers, c = 8 * size, [], 3
     for width in (w, 2 * w, 4 * w):
-        layers += [nn.Conv2d(c, width, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(inplace=True)]
+        layers += [
+            nn.Conv2d(c, width, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(inplace=True),
+        ]
         layers += [nn.MaxPool2d(2)]
         c = width
-    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * c, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 10))
+    model = nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * c, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 10)
+    )
     return Subject(model, _images(batch, 16 if size == 1 else 64))
 
 
@@ -133,7 +142,9 @@ def _densenet(batch: int, size: int) -> Subject:
         def __init__(self, c: int, growth: int, layers: int) -> None:
             super().__init__()
             self.layers = nn.ModuleList(
-                nn.Sequential(nn.BatchNorm2d(c + i * growth), nn.ReLU(), nn.Conv2d(c + i * growth, growth, 3, padding=1, bias=False))
+                nn.Sequential(
+                    nn.BatchNorm2d(c + i * growth), nn.ReLU(), nn.Conv2d(c + i * growth, growth, 3, padding=1, bias=False)
+                )
                 for i in range(layers)
             )
 
@@ -146,7 +157,9 @@ def _densenet(batch: int, size: int) -> Subject:
     g = 6 * size
     transition = nn.Sequential(nn.BatchNorm2d(8 + 3 * g), nn.ReLU(), nn.Conv2d(8 + 3 * g, 2 * g, 1), nn.AvgPool2d(2))
     c = 2 * g + 3 * g
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Dense(8, g, 3), transition, Dense(2 * g, g, 3), nn.BatchNorm2d(c), nn.ReLU(), _head(c))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), Dense(8, g, 3), transition, Dense(2 * g, g, 3), nn.BatchNorm2d(c), nn.ReLU(), _head(c)
+    )
     return Subject(model, _images(batch, 16 if size == 1 else 32))
 
 
@@ -156,7 +169,9 @@ def _inception(batch: int, size: int) -> Subject:
         def __init__(self, c: int, w: int) -> None:
             super().__init__()
             self.one, self.three = _conv(c, w, 1), nn.Sequential(_conv(c, w, 1), _conv(w, w))
-            self.five = nn.Sequential(_conv(c, w, 1), nn.Conv2d(w, w, (1, 5), padding=(0, 2)), nn.Conv2d(w, w, (5, 1), padding=(2, 0)))
+            self.five = nn.Sequential(
+                _conv(c, w, 1), nn.Conv2d(w, w, (1, 5), padding=(0, 2)), nn.Conv2d(w, w, (5, 1), padding=(2, 0))
+            )
             self.pool = nn.Sequential(nn.MaxPool2d(3, 1, 1), _conv(c, w, 1))
 
         def forward(self, x: Tensor) -> Tensor:
@@ -195,7 +210,9 @@ def _mobilenet_v2(batch: int, size: int) -> Subject:
 def _mobilenet_v3(batch: int, size: int) -> Subject:
     w = 8 * size
     blocks = [_inverted(w, nn.Hardswish, lambda c: _SqueezeExcite(c, nn.Hardsigmoid(), nn.ReLU())) for _ in range(2)]
-    return Subject(nn.Sequential(_conv(3, w, 3, 2, act=nn.Hardswish()), *blocks, _head(w)), _images(batch, 16 if size == 1 else 64))
+    return Subject(
+        nn.Sequential(_conv(3, w, 3, 2, act=nn.Hardswish()), *blocks, _head(w)), _images(batch, 16 if size == 1 else 64)
+    )
 
 
 @_enter("efficientnet")
@@ -210,7 +227,10 @@ def _u_net(batch: int, size: int) -> Subject:
     class UNet(nn.Module):
         def __init__(self, w: int) -> None:
             super().__init__()
-            self.down1, self.down2 = _conv(3, w), nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(w, 2 * w, 3, padding=1), nn.GroupNorm(4, 2 * w))
+            self.down1, self.down2 = (
+                _conv(3, w),
+                nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(w, 2 * w, 3, padding=1), nn.GroupNorm(4, 2 * w)),
+            )
             self.bottom = nn.Sequential(nn.Conv2d(2 * w, 4 * w, 3, 2, 1), nn.SiLU(inplace=True))
             self.up = nn.ConvTranspose2d(4 * w, 2 * w, 2, 2)
             self.mix, self.last = _conv(4 * w, w), nn.Conv2d(2 * w, 5, 1)
@@ -304,7 +324,9 @@ def _text(name: str, config: str, model: str, heads: str = "", **extra: Any) -> 
             "vocab_size": 60, "hidden_size": d, "intermediate_size": 2 * d, "num_hidden_layers": 2 if size == 1 else 4,
             "num_attention_heads": 4, "max_position_embeddings": 128, "pad_token_id": 0, "num_labels": 3, "bos_token_id": 1, "eos_token_id": 2,
         }  # fmt: skip
-        made = getattr(transformers, model)(getattr(transformers, config)(**{**common, **{k: v(d) if callable(v) else v for k, v in extra.items()}}))
+        made = getattr(transformers, model)(
+            getattr(transformers, config)(**{**common, **{k: v(d) if callable(v) else v for k, v in extra.items()}})
+        )
         length = 10 if size == 1 else 64
         ids = _ids(batch, length, 60)
         return Subject(made, kwargs={"input_ids": ids, "attention_mask": torch.ones_like(ids)})
@@ -325,7 +347,15 @@ _text("roberta", "RobertaConfig", "RobertaForSequenceClassification")
 _text("deberta-v2", "DebertaV2Config", "DebertaV2ForSequenceClassification", relative_attention=True, pos_att_type=["c2p", "p2c"], norm_rel_ebd="layer_norm", position_buckets=8, share_att_key=True)  # fmt: skip
 _text("electra", "ElectraConfig", "ElectraForSequenceClassification", embedding_size=16)
 _text("albert", "AlbertConfig", "AlbertForSequenceClassification", embedding_size=16)
-_text("distilbert", "DistilBertConfig", "DistilBertForSequenceClassification", dim=lambda d: d, hidden_dim=lambda d: 2 * d, n_layers=2, n_heads=4)
+_text(
+    "distilbert",
+    "DistilBertConfig",
+    "DistilBertForSequenceClassification",
+    dim=lambda d: d,
+    hidden_dim=lambda d: 2 * d,
+    n_layers=2,
+    n_heads=4,
+)
 _text("gpt2", "GPT2Config", "GPT2LMHeadModel", n_embd=lambda d: d, n_layer=2, n_head=4)
 _text("gpt-neox", "GPTNeoXConfig", "GPTNeoXForCausalLM")
 _text("llama", "LlamaConfig", "LlamaForCausalLM", num_key_value_heads=2)
@@ -342,7 +372,9 @@ def _t5(batch: int, size: int) -> Subject:
     t = _transformers()
     d = 32 if size == 1 else 256
     config = t.T5Config(vocab_size=60, d_model=d, d_kv=d // 4, d_ff=2 * d, num_layers=2, num_heads=4, decoder_start_token_id=0)
-    return Subject(t.T5ForConditionalGeneration(config), kwargs={"input_ids": _ids(batch, 9), "decoder_input_ids": _ids(batch, 6)})
+    return Subject(
+        t.T5ForConditionalGeneration(config), kwargs={"input_ids": _ids(batch, 9), "decoder_input_ids": _ids(batch, 6)}
+    )
 
 
 @_enter("bart")
@@ -354,7 +386,9 @@ def _bart(batch: int, size: int) -> Subject:
         encoder_ffn_dim=2 * d, decoder_ffn_dim=2 * d, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
         decoder_start_token_id=1, forced_eos_token_id=2,
     )  # fmt: skip
-    return Subject(t.BartForConditionalGeneration(config), kwargs={"input_ids": _ids(batch, 9), "decoder_input_ids": _ids(batch, 6)})
+    return Subject(
+        t.BartForConditionalGeneration(config), kwargs={"input_ids": _ids(batch, 9), "decoder_input_ids": _ids(batch, 6)}
+    )
 
 
 def _vision(name: str, config: str, model: str, **extra: Any) -> None:
@@ -372,13 +406,17 @@ def _vision(name: str, config: str, model: str, **extra: Any) -> None:
 
 _vision("vit", "ViTConfig", "ViTForImageClassification")
 _vision("deit", "DeiTConfig", "DeiTForImageClassification")
-_vision("beit", "BeitConfig", "BeitForImageClassification", use_relative_position_bias=True, use_absolute_position_embeddings=False)
+_vision(
+    "beit", "BeitConfig", "BeitForImageClassification", use_relative_position_bias=True, use_absolute_position_embeddings=False
+)
 
 
 @_enter("swin")
 def _swin(batch: int, size: int) -> Subject:
     t = _transformers()
-    config = t.SwinConfig(image_size=32, patch_size=2, embed_dim=16 * size, depths=[2, 2], num_heads=[2, 4], window_size=4, num_labels=5)
+    config = t.SwinConfig(
+        image_size=32, patch_size=2, embed_dim=16 * size, depths=[2, 2], num_heads=[2, 4], window_size=4, num_labels=5
+    )
     return Subject(t.SwinForImageClassification(config), _images(batch, 32))
 
 
@@ -414,7 +452,13 @@ def _wav2vec2(batch: int, size: int) -> Subject:
 
 def _clip_parts(size: int) -> dict[str, Any]:
     d = 32 * size
-    common = {"hidden_size": d, "intermediate_size": 2 * d, "num_hidden_layers": 2, "num_attention_heads": 4, "projection_dim": 16}
+    common = {
+        "hidden_size": d,
+        "intermediate_size": 2 * d,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "projection_dim": 16,
+    }
     text = common | {"vocab_size": 60, "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     return {"text_config": text, "vision_config": common | {"image_size": 32, "patch_size": 8}, "projection_dim": 16}
 
@@ -444,6 +488,10 @@ def _llava(batch: int, size: int) -> Subject:
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     vision = t.CLIPVisionConfig(**_clip_parts(size)["vision_config"])
-    model = t.LlavaForConditionalGeneration(t.LlavaConfig(vision_config=vision, text_config=text, image_token_index=59, image_seq_length=16))
+    model = t.LlavaForConditionalGeneration(
+        t.LlavaConfig(vision_config=vision, text_config=text, image_token_index=59, image_seq_length=16)
+    )
     ids = torch.cat([_ids(batch, 2), torch.full((batch, 16), 59), _ids(batch, 4)], 1)
-    return Subject(model, kwargs={"input_ids": ids, "pixel_values": _images(batch, 32)[0], "attention_mask": torch.ones_like(ids)})
+    return Subject(
+        model, kwargs={"input_ids": ids, "pixel_values": _images(batch, 32)[0], "attention_mask": torch.ones_like(ids)}
+    )

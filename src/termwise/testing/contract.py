@@ -330,7 +330,7 @@ def slices_are_decompositions(example: Example) -> None:
 def tables_agree_with_the_parts(example: Example) -> None:
     """`to_frame` and `to_xarray` show the same numbers, and lose none."""
     d = example()
-    if not d.whole.is_complex() and "pandas" in sys.modules or _there("pandas"):
+    if (not d.whole.is_complex() and "pandas" in sys.modules) or _there("pandas"):
         frame = d.to_frame()
         wanted = {**d.contributions(), "remainder": d.remainder}
         n = len(d) if d.whole.ndim else 1
@@ -344,7 +344,9 @@ def tables_agree_with_the_parts(example: Example) -> None:
         _require(bool((table["whole"].values == d.whole.cpu().numpy()).all()), "the Dataset has another whole")
         for name, part in d.parts.items():
             shown = table["contribution"].sel(part=name).values
-            _require(bool((shown == d.contribution(name).cpu().numpy()).all()), f"the Dataset has another contribution of {name!r}")
+            _require(
+                bool((shown == d.contribution(name).cpu().numpy()).all()), f"the Dataset has another contribution of {name!r}"
+            )
             _require(table[name].shape == tuple(part.shape), f"the Dataset has another shape for {name!r}")
 
 
@@ -419,7 +421,8 @@ def _same_value(a: Any, b: Any) -> bool:
 def _same(a: list[Tensor], b: list[Tensor]) -> bool:
     """Bit for bit, NaN included."""
     return len(a) == len(b) and all(
-        x.shape == y.shape and x.dtype == y.dtype and bool(((x == y) | ((x != x) & (y != y))).all()) for x, y in zip(a, b, strict=True)
+        x.shape == y.shape and x.dtype == y.dtype and bool(((x == y) | ((x != x) & (y != y))).all())
+        for x, y in zip(a, b, strict=True)
     )
 
 

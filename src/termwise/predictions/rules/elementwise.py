@@ -17,11 +17,13 @@ from torch import Tensor
 from .table import active, hold, lossy, rule
 
 ELEMENTWISE = (
-    "gelu", "silu", "elu", "selu", "celu", "mish", "tanh", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh",
+    "gelu", "silu", "elu", "selu", "celu", "mish", "tanh", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh",
+    "asinh",
     "acosh", "atanh", "exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "sqrt", "rsqrt", "reciprocal", "sigmoid",
     "softplus", "log_sigmoid", "hardtanh", "hardsigmoid", "hardswish", "relu6", "hardshrink", "softshrink",
     "erf", "erfc", "erfinv", "square", "clamp", "clamp_min", "clamp_max", "clip", "logit", "sinc",
-    "pointwise", "lgamma", "digamma", "special_i0", "special_ndtr", "threshold", "special_log_ndtr", "special_erfcx", "frac", "special_expit", "special_entr",
+    "pointwise", "lgamma", "digamma", "special_i0", "special_ndtr", "threshold", "special_log_ndtr", "special_erfcx",
+    "frac", "special_expit", "special_entr",
     "fmod", "remainder", "deg2rad", "rad2deg", "special_i0e", "special_i1", "special_i1e",
 )  # fmt: skip
 
@@ -38,7 +40,7 @@ def elementwise(at: Any, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
 
 
 def function(at: Any, f: Callable[[Tensor], Tensor], x: Tensor, *, varies: bool) -> Tensor:
-    """y = f(x) element by element; `varies` where f differs from element to element (it has tensor operands)."""
+    """Y = f(x) element by element; `varies` where f differs from element to element (it has tensor operands)."""
     with torch.no_grad():
         y = f(x)
         origin, slope = _at_zero(at, f, x, varies)

@@ -17,12 +17,15 @@ from .norms import own_statistics
 from .table import active, hold, rule, share
 
 MOVES = (
-    "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "numpy_T", "mT", "expand", "expand_as", "repeat", "squeeze",
+    "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "numpy_T", "mT", "expand", "expand_as", "repeat",
+    "squeeze",
     "unsqueeze", "flatten", "unflatten", "select", "slice", "narrow", "index", "index_select", "gather", "take",
     "take_along_dim", "flip", "roll", "rot90", "as_strided", "masked_select", "pixel_shuffle", "pixel_unshuffle",
-    "channel_shuffle", "tril", "triu", "diagonal", "diag", "diag_embed", "split", "split_with_sizes", "chunk", "unbind", "clone",
+    "channel_shuffle", "tril", "triu", "diagonal", "diag", "diag_embed", "split", "split_with_sizes", "chunk", "unbind",
+    "clone",
     "contiguous", "alias", "_to_copy", "to", "type_as", "lift_fresh", "lift_fresh_copy", "movedim", "swapaxes", "unfold",
-    "unfold_copy", "im2col", "col2im", "repeat_interleave", "view_as_real", "view_as_complex", "_conj", "conj", "resolve_conj",
+    "unfold_copy", "im2col", "col2im", "repeat_interleave", "view_as_real", "view_as_complex", "_conj", "conj",
+    "resolve_conj",
     "conj_physical", "_conj_physical", "real", "imag", "getitem", "view_copy", "expand_copy", "permute_copy",
     "_reshape_copy", "positive", "atleast_1d", "atleast_2d", "squeeze_", "broadcast_to", "tensor_split",
     "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
@@ -37,7 +40,8 @@ SUMS = (
     "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d",
     "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
     "_fft_r2c", "_fft_c2c", "_fft_c2r", "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_fft2", "fft_ifft2", "fft_rfft2",
-    "fft_irfft2", "fft_fftn", "fft_ifftn", "fft_rfftn", "fft_irfftn", "fft_hfft", "fft_ihfft", "fft_fftshift", "fft_ifftshift",
+    "fft_irfft2", "fft_fftn", "fft_ifftn", "fft_rfftn", "fft_irfftn", "fft_hfft", "fft_ihfft", "fft_fftshift",
+    "fft_ifftshift",
     "rotary",
 )  # fmt: skip
 """Each output entry is a fixed weighted sum of input entries."""
@@ -80,10 +84,16 @@ def copy(at: Any, x: Tensor, source: Tensor, *_: Any) -> Tensor:
 
 @rule("add", "sub", "rsub")
 def add(at: Any, a: Any, b: Any, scale: float = 1, *, alpha: float = 1, **kwargs: Any) -> Tensor:
-    """y = a + alpha b: own derivative; a constant operand is a leaf."""
+    """Y = a + alpha b: own derivative; a constant operand is a leaf."""
     alpha = alpha * scale  # with a number for b, alpha comes by position
     name = getattr(at.op, "_overloadname", "")
-    y = at.op(a, b, alpha, **kwargs) if name == "Scalar" else at.op(a, b, alpha=alpha, **kwargs) if alpha != 1 else at.op(a, b, **kwargs)
+    y = (
+        at.op(a, b, alpha, **kwargs)
+        if name == "Scalar"
+        else at.op(a, b, alpha=alpha, **kwargs)
+        if alpha != 1
+        else at.op(a, b, **kwargs)
+    )
     name = at.op.__name__ if hasattr(at.op, "__name__") else ""
     signs = (-1, 1) if name.startswith("rsub") else (1, -1) if name.startswith("sub") else (1, 1)
     # rsub is alpha-scaled on its first operand
@@ -95,9 +105,11 @@ def add(at: Any, a: Any, b: Any, scale: float = 1, *, alpha: float = 1, **kwargs
 
 
 @rule(
-    "cat", "stack", "where", "masked_fill", "masked_scatter", "scatter", "scatter_add", "index_put", "_unsafe_index_put", "index_add",
+    "cat", "stack", "where", "masked_fill", "masked_scatter", "scatter", "scatter_add", "index_put", "_unsafe_index_put",
+    "index_add",
     "index_copy", "index_fill", "select_scatter", "slice_scatter", "diagonal_scatter", "pad",
-    "constant_pad_nd", "fill", "concat", "concatenate", "dstack", "hstack", "vstack", "lerp", "column_stack", "block_diag", "complex", "diff",
+    "constant_pad_nd", "fill", "concat", "concatenate", "dstack", "hstack", "vstack", "lerp", "column_stack", "block_diag",
+    "complex", "diff",
 )  # fmt: skip
 def assemble(at: Any, *args: Any, **kwargs: Any) -> Any:
     """Put together from pieces, some of them constant (a class token, padding, a fill value): y = J x + offset.
@@ -154,9 +166,19 @@ CHANNEL = {"linear": -1, "addmm": -1, "batch_norm": 1}
 """Axis of the value along which a bias vector lies; 1 for convolutions."""
 
 
-@rule("linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "conv_tbc")
+@rule(
+    "linear",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "convolution",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "conv_tbc",
+)
 def affine(at: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **kwargs: Any) -> Tensor:
-    """y = W x + b: c_x = W^T c, the bias gets b * c. A weight that is an activation itself shares half and half."""
+    """Y = W x + b: c_x = W^T c, the bias gets b * c. A weight that is an activation itself shares half and half."""
     if active(bias):  # a bias that a network makes: a summand of degree 1
         y = share(at.op(x, weight, torch.zeros_like(bias), *rest, **kwargs), 1 / max(1, active(x, weight)))
         y = y if active(x, weight) else as_leaf(at, y, 0)
@@ -177,7 +199,7 @@ def bias_axis(at: Any, y: Tensor) -> int:
 
 @rule("addmm", "addmv", "addbmm", "baddbmm", "addr")
 def affine_bias_first(at: Any, bias: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """y = beta b + alpha x W."""
+    """Y = beta b + alpha x W."""
     y = at.op(bias, x, weight, beta=beta, alpha=alpha)
     if active(bias) and not active(x, weight):
         at.adds(y, at.op(torch.zeros_like(bias), x, weight, beta=1, alpha=alpha), at.constant_name(1))
@@ -207,7 +229,7 @@ def batch_norm(
 
 @rule("bilinear")
 def bilinear(at: Any, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """y = a W b + bias: the product in equal shares."""
+    """Y = a W b + bias: the product in equal shares."""
     y = share(at.op(a, b, weight, None), 1 / max(1, active(a, b, weight)))
     if bias is not None:
         y = (y if active(y) else as_leaf(at, y, 2)) + bias

@@ -54,7 +54,7 @@ class _LayerNorm(torch.autograd.Function):
 
 @rule("rms_norm", "_fused_rms_norm")
 def rms_norm(at: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """y = w x / rms(x), with 1 / rms held. As one operator, or as recognised from primitives."""
+    """Y = w x / rms(x), with 1 / rms held. As one operator, or as recognised from primitives."""
     constant = getattr(at.op, "constant", None)
     if constant is not None:  # the model's own primitives, with the statistic detached
         return constant(x, *args)
@@ -111,7 +111,9 @@ def instance_norm(
     return running_statistics(at, x, weight, bias, mean, var, eps)
 
 
-@rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "_batch_norm_with_update_functional")
+@rule(
+    "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "_batch_norm_with_update_functional"
+)
 def native_batch_norm(at: Any, x: Tensor, weight: Any, bias: Any, *rest: Any) -> Any:
     """Statistics of the batch, held; or the running ones. What else it returns are constants."""
     _, *others = at.op(x.detach(), weight, bias, *rest)
@@ -128,7 +130,7 @@ def own_statistics(at: Any, x: Tensor, weight: Any, bias: Any, dims: list[int], 
 
 
 def running_statistics(at: Any, x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, eps: float) -> Tensor:
-    """y = g x + (beta - mu g), g = gamma / sqrt(var + eps): affine, the parenthesis is its bias."""
+    """Y = g x + (beta - mu g), g = gamma / sqrt(var + eps): affine, the parenthesis is its bias."""
     gain = torch.rsqrt(var + eps) if weight is None else weight * torch.rsqrt(var + eps)
     return _rescaled(at, x, gain, -mean * gain if bias is None else bias - mean * gain)
 
@@ -150,6 +152,6 @@ def _rescaled(at: Any, y: Tensor, weight: Tensor | None, bias: Tensor | None) ->
 
 @rule("renorm")
 def held_denominator(at: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """x / norm(x), as one operator."""
+    """X / norm(x), as one operator."""
     y = at.op(x.detach(), *args, **kwargs)
     return _Scaled.apply(x, y, torch.where(x == 0, torch.zeros_like(y), y / x))

@@ -15,12 +15,15 @@ from torch import Tensor
 
 from .table import active, hold, rule, share
 
-PRODUCTS = ("mm", "bmm", "mv", "dot", "vdot", "matmul", "outer", "ger", "inner", "kron", "tensordot", "einsum", "linalg_cross", "cross", "chain_matmul", "linalg_vecdot", "_trilinear", "trapezoid")  # fmt: skip
+PRODUCTS = (
+    "mm", "bmm", "mv", "dot", "vdot", "matmul", "outer", "ger", "inner", "kron", "tensordot", "einsum", "linalg_cross",
+    "cross", "chain_matmul", "linalg_vecdot", "_trilinear", "trapezoid",
+)  # fmt: skip
 
 
 @rule("mul", *PRODUCTS)
 def product(at: Any, *operands: Any, **kwargs: Any) -> Tensor:
-    """y = a b: c_a = b c / 2, c_b = a c / 2, of k activations 1/k each; all to the other where one is held."""
+    """Y = a b: c_a = b c / 2, c_b = a c / 2, of k activations 1/k each; all to the other where one is held."""
     if at.site.held:
         operands = tuple(hold(v)[0] if i in at.site.held else v for i, v in enumerate(operands))
     return share(at.op(*operands, **kwargs), 1 / max(1, active(*operands)))
@@ -34,7 +37,7 @@ def signal_takes_all(at: Any, *operands: Any, **kwargs: Any) -> Tensor:
 
 @rule("div", "true_divide")
 def quotient(at: Any, a: Any, b: Any, **kwargs: Any) -> Tensor:
-    """a / b: all to a where b is constant or the normaliser of a; else half each, as of a * (1 / b).
+    """A / b: all to a where b is constant or the normaliser of a; else half each, as of a * (1 / b).
 
     1 / b is of degree -1, so b gets minus its own derivative.
     """
@@ -56,7 +59,7 @@ def flipped(x: Tensor) -> Tensor:
 
 @rule("addcmul")
 def addcmul(at: Any, x: Any, a: Any, b: Any, *, value: float = 1) -> Tensor:
-    """x + value a b."""
+    """X + value a b."""
     y = at.op(torch.zeros_like(x), a, b, value=value)
     if not active(a, b):
         total = at.op(x, a, b, value=value)
@@ -133,7 +136,7 @@ def _norm_of_difference(
 
 @rule("cosine_similarity")
 def cosine(at: Any, a: Tensor, b: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
-    """a b / (|a| |b|): norms held constant, the product half each."""
+    """A b / (|a| |b|): norms held constant, the product half each."""
     a, b = torch.broadcast_tensors(a, b)
     norms = a.detach().norm(dim=dim).clamp_min(eps) * b.detach().norm(dim=dim).clamp_min(eps)
     return share((a * b).sum(dim) / norms, 1 / max(1, active(a, b)))

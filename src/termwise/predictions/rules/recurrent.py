@@ -48,7 +48,9 @@ def gru(
     bidirectional: bool, batch_first: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gates r, z held; h = (1 - z) n + z h."""
-    out, last = _layers(at, x, list(as_leaf(at, states, 1, SampleAxis(1))), weights, has_bias, layers, bidirectional, batch_first, _GRU(), 3, 2)
+    out, last = _layers(
+        at, x, list(as_leaf(at, states, 1, SampleAxis(1))), weights, has_bias, layers, bidirectional, batch_first, _GRU(), 3, 2
+    )
     return out, torch.stack(last)
 
 
@@ -57,7 +59,9 @@ class _GRU:
 
     separate_bias = True
 
-    def __call__(self, own: Tensor, gates: Tensor, h: Tensor, recurrent: Tensor, inner: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, own: Tensor, gates: Tensor, h: Tensor, recurrent: Tensor, inner: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         n = h.shape[-1]
         through = linear(h.detach(), recurrent[: 2 * n])
         r, z = torch.sigmoid(gates[..., : 2 * n] + through).chunk(2, -1)
@@ -72,14 +76,16 @@ def rnn(
     at: Any, x: Tensor, states: Tensor, weights: Sequence[Tensor], has_bias: bool, layers: int, dropout: float, training: bool,
     bidirectional: bool, batch_first: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """h = tanh(W x + U h + b) by the identity rule, or relu."""
+    """H = tanh(W x + U h + b) by the identity rule, or relu."""
     squash = _tanh if at.op.__name__.startswith("rnn_tanh") else torch.relu
 
     def cell(own: Tensor, gates: Tensor, h: Tensor, recurrent: Tensor) -> tuple[Tensor, Tensor]:
         h = squash(own + linear(h, recurrent))
         return h, h
 
-    out, last = _layers(at, x, list(as_leaf(at, states, 1, SampleAxis(1))), weights, has_bias, layers, bidirectional, batch_first, cell, 1, 0)
+    out, last = _layers(
+        at, x, list(as_leaf(at, states, 1, SampleAxis(1))), weights, has_bias, layers, bidirectional, batch_first, cell, 1, 0
+    )
     return out, torch.stack(last)
 
 
@@ -139,7 +145,7 @@ def _parameters(weights: Sequence[Tensor], has_bias: bool) -> Iterator[Sequence[
 
 
 def _tanh(x: Tensor) -> Tensor:
-    """tanh by the identity rule, c_x = c tanh(x) / x."""
+    """Tanh by the identity rule, c_x = c tanh(x) / x."""
     with torch.no_grad():
         y = torch.tanh(x)
         ratio = (y / x).nan_to_num_(nan=1.0)

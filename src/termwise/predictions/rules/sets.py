@@ -37,7 +37,13 @@ Rules = str | Mapping[Any, Rule | str]
 
 CONVOLUTIONS = tuple(op for op in AFFINE if op.startswith("conv"))
 
-AFFINE_RULES: dict[str, Rule | None] = {"zero": None, "epsilon": epsilon(), "gamma": gamma(), "z+": zplus(), "gradient": own_derivative}
+AFFINE_RULES: dict[str, Rule | None] = {
+    "zero": None,
+    "epsilon": epsilon(),
+    "gamma": gamma(),
+    "z+": zplus(),
+    "gradient": own_derivative,
+}
 """Rules for affine operations by name; None is the table's own."""
 
 _CONSTANT_ATTENTION: dict[str, Rule] = {**dict.fromkeys(SOFTMAX, softmax_constant), **dict.fromkeys(FUSED, attention_constant)}
@@ -132,5 +138,3 @@ def _named(value: Any) -> tuple[Rule | None, bool]:
 def _nearest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f": did you mean {close[0]!r}?" if close else f": known are {', '.join(known[:8])}"
-
-

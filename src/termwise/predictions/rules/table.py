@@ -55,9 +55,7 @@ def lossy(function: Rule) -> Rule:
 
 def active(*values: Any) -> int:
     """How many of these are activations (looking into lists)."""
-    return sum(
-        active(*v) if isinstance(v, (tuple, list)) else isinstance(v, Tensor) and v.requires_grad for v in values
-    )
+    return sum(active(*v) if isinstance(v, (tuple, list)) else isinstance(v, Tensor) and v.requires_grad for v in values)
 
 
 def share(y: Tensor, fraction: float) -> Tensor:

@@ -1,0 +1,167 @@
+"""What goes wrong is told: what, where, and what to do."""
+
+import pytest
+import torch
+from torch import nn
+
+from termwise.core import CaptureError
+from termwise.predictions import explain
+
+X = torch.randn(2, 4)
+
+
+def net(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(*(layers or (nn.Linear(4, 3),))).eval()
+
+
+class Custom(nn.Module):
+    """A model from a function of its input."""
+
+    def __init__(self, function, inner: nn.Module | None = None):
+        super().__init__()
+        self.function, self.inner = function, inner or nn.Identity()
+        self.eval()
+
+    def forward(self, *x):
+        return self.function(self.inner, *x)
+
+
+def test_no_model():
+    with pytest.raises(TypeError, match=r"torch\.nn\.Module or a function of tensors, got int"):
+        explain(3, X)
+
+
+def test_training_mode():
+    with pytest.raises(ValueError, match=r"Sequential is in training mode.*model\.eval\(\)"):
+        explain(nn.Sequential(nn.Linear(4, 3)), X)
+    partly = net(nn.Linear(4, 3), nn.Dropout())
+    partly[1].train()
+    with pytest.raises(ValueError, match=r"\(at 1\).*eval"):
+        explain(partly, X)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda inner, x: x.sum(), r"shape \(\) for 2 samples: there is no scalar per sample.*target=<function"),
+        (lambda inner, x: x.reshape(-1), r"shape \(8,\) for 2 samples"),
+        (lambda inner, x: x[:, None, None], r"shape \(2, 1, 1, 4\).*target=\(i, j, \.\.\.\) with 3 indices"),
+    ],
+)
+def test_output_without_a_scalar_per_sample(function, message):
+    with pytest.raises(ValueError, match=message):
+        explain(Custom(function), X)
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        (3, ValueError, r"target 3 is out of range: the output has 3 classes, 0 to 2"),
+        (-4, ValueError, r"out of range"),
+        (torch.tensor([0, 1, 2]), ValueError, r"shape \(3,\) for 2 samples"),
+        (torch.tensor([0, 7]), ValueError, r"out of range"),
+        (1.5, TypeError, r"integer class index, got 1\.5"),
+        ((0, 1), ValueError, r"2 indices, each sample's output has 1 axes"),
+        ((5,), ValueError, r"axis 1 of the output has size 3"),
+        (lambda y: y, ValueError, r"one scalar per sample, shape \(batch,\); it gave \(2, 3\)"),
+    ],
+)
+def test_target(target, error, message):
+    with pytest.raises(error, match=message):
+        explain(net(), X, target=target)
+
+
+def test_target_of_a_regression():
+    model = Custom(lambda inner, x: inner(x)[:, 0], nn.Linear(4, 1).eval())
+    explain(model, X).check()
+    with pytest.raises(ValueError, match="one number per sample.*leave target out"):
+        explain(model, X, target=0)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_nan_or_infinity(bad):
+    x = X.clone()
+    x[1, 2] = bad
+    with pytest.raises(ValueError, match=r"input\[0\] has 1 values that are NaN or infinite"):
+        explain(net(), x)
+    model = net(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    with torch.no_grad():
+        model[2].weight[0, 1] = bad
+    with pytest.raises(ValueError, match=r"weight 2\.weight has NaN or infinite"):
+        explain(model, X + 3, target=0)
+
+
+def test_an_output_of_exactly_zero_is_said():
+    model = Custom(lambda inner, x: torch.stack([x.sum(1) - x.sum(1), x.sum(1)], 1))
+    why = explain(model, torch.ones(1, 4), target=0)
+    assert why.whole.item() == 0
+    assert why.error() == 0.0  # absolute: relative to 0 there is none
+    assert "exactly 0" in why.summary()
+    assert why.shares()["inputs"].isnan().all()
+
+
+def test_nothing_to_explain():
+    with pytest.raises(ValueError, match="no input to explain: none is floating.*embedding"):
+        explain(Custom(lambda inner, i: inner(i.float()), nn.Linear(4, 3).eval()), torch.ones(2, 4, dtype=torch.long), target=0)
+
+
+def test_an_input_without_effect_warns():
+    model = Custom(lambda inner, x, y: inner(x), nn.Linear(4, 3).eval())
+    with pytest.warns(UserWarning, match="does not depend on 'input:.*': its relevance is exactly 0"):
+        why = explain(model, X, torch.randn(2, 5))
+    assert sum(bool(p.abs().sum() == 0) for p in why.inputs.values()) == 1
+
+
+def test_leaving_torch():
+    with pytest.raises(CaptureError, match=r"could not be recorded\. torch\.export said.*fallback trace said.*numpy"):
+        explain(Custom(lambda inner, x: torch.from_numpy(x.numpy() * 2)), X)
+
+
+def test_an_operator_without_rule():
+    class Deep(nn.Module):
+        def forward(self, x):
+            return torch.linalg.solve(torch.eye(4) + x[:, :, None] * x[:, None, :], x)
+
+    model = net(nn.Linear(4, 4), Deep())
+    with pytest.raises(ValueError, match=r"no rule for aten\.\S+ at 1 \(test_bad_input\.py:\d+\)\. Add one with @.*rule\("):
+        explain(model, X, target=0)
+    # and the way out it names
+    names = {"linalg_solve_ex", "_linalg_solve_ex", "linalg_solve"}
+    message = ""
+    try:
+        explain(model, X, target=0)
+    except ValueError as problem:
+        message = str(problem)
+    (op,) = [n for n in names if f"aten.{n} " in message]
+    why = explain(model, X, target=0, rules={op: "gradient"})
+    why.check(1e-4)
+    assert any(k.startswith(f"rule:{op}") for k in why.parts)
+
+
+def test_unknown_rules():
+    with pytest.raises(ValueError, match="unknown rules 'attnlpr': did you mean 'attnlrp'"):
+        explain(net(), X, rules="attnlpr")
+    with pytest.raises(ValueError, match="unknown rule 'gama': did you mean 'gamma'"):
+        explain(net(), X, rules={"linear": "gama"})
+    with pytest.raises(ValueError, match="'linaer' in `rules` is no operator.*did you mean 'linear'"):
+        explain(net(), X, rules={"linaer": "gamma"})
+    with pytest.raises(TypeError, match="an operator, a module class or a glob"):
+        explain(net(), X, rules={3: "gamma"})
+
+
+def test_samples_that_influence_each_other():
+    model = Custom(lambda inner, x: inner(x - x.mean(0)), nn.Linear(4, 3).eval())
+    with pytest.raises(ValueError, match="samples of a batch influence each other.*one sample at a time"):
+        explain(model, X)
+    explain(model, X[:1], target=0)
+
+
+def test_batch_second():
+    model = Custom(lambda inner, x: inner(x)[0][-1], nn.LSTM(4, 3).eval())
+    with pytest.raises(ValueError, match="samples"):
+        explain(model, torch.randn(5, 2, 4))
+
+
+def test_names_of_another_length():
+    with pytest.raises(ValueError, match="names has 1 lists of tokens for 2 samples"):
+        explain(net(), X, names=["a", "b"])
