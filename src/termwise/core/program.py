@@ -176,11 +176,16 @@ class Program:
             for sizes, t in zip(self._sizes, call.tensors, strict=True)
         )
 
-    def bind(self, tensors: list[Tensor]) -> dict[str, Tensor]:
-        """A value for every placeholder: the given input tensors, and the model's weights as they are now."""
+    def bind(self, tensors: list[Tensor], *, detached: bool = True) -> dict[str, Tensor]:
+        """A value for every placeholder: the given input tensors, and the model's weights as they are now.
+
+        Args:
+            tensors: the input tensors.
+            detached: give weights that require no grad. torch picks kernels by that flag, which round differently.
+        """
         inputs = iter(tensors)
         return {
-            name: next(inputs) if p.kind == "input" else p.value if p.value is not None else _weight(self.model, p.name)
+            name: next(inputs) if p.kind == "input" else p.value if p.value is not None else _weight(self.model, p.name, detached)
             for name, p in self.placeholders.items()
         }
 
@@ -203,7 +208,7 @@ class Program:
     def __call__(self, *inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Tensor:
         """Run it as it is (the identity interpreter): the model's own value, to the bit."""
         with torch.no_grad():
-            value: Tensor = evaluate(self.graph, self.bind(self.tensors(*inputs, kwargs=kwargs)))
+            value: Tensor = evaluate(self.graph, self.bind(self.tensors(*inputs, kwargs=kwargs), detached=False))
         return value
 
     @property
@@ -329,11 +334,11 @@ def _shape(node: fx.Node) -> tuple[Any, ...]:
     return tuple(first.shape) if isinstance(first, Tensor) else ()
 
 
-def _weight(model: Any, path: str) -> Tensor:
+def _weight(model: Any, path: str, detached: bool) -> Tensor:
     """The model's parameter or buffer at a dotted path, as it is now."""
     owner = model
     for name in path.split("."):
         owner = getattr(owner, name)
     if not isinstance(owner, Tensor):
         raise CaptureError(f"{path} of {type(model).__name__} is no tensor any more: capture the model anew")
-    return owner.detach() if isinstance(owner, nn.Parameter) else owner
+    return owner.detach() if detached and isinstance(owner, nn.Parameter) else owner

@@ -199,9 +199,14 @@ class At:
         return alias
 
     def _dot(self, x: Tensor, c: Tensor, axis: SampleAxis | None) -> Tensor:
-        # -inf * 0 (a masked score): relevance 0, not NaN
-        product = _times(x, c).masked_fill(c == 0, 0)
-        return per_sample(product, axis, self.ledger.batch).reshape(self.ledger.batch, -1).sum(1, dtype=torch.float64)
+        def total(product: Tensor) -> Tensor:
+            products = per_sample(product, axis, self.ledger.batch)
+            return products.sum(list(range(1, products.ndim)), dtype=torch.float64)
+
+        found = total(_times(x, c))
+        if found.isnan().any():  # -inf * 0, a masked score: relevance 0
+            found = total(_times(x, c).masked_fill(c == 0, 0))
+        return found
 
     def _lost(self, amount: Tensor) -> None:
         self.ledger.book(f"rule:{self.site.name}", amount)

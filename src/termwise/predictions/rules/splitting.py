@@ -77,9 +77,10 @@ def gamma(size: float = 0.25) -> Rule:
 
     def weights(z: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
         # z / den = |z| / ((1 + g/2) |z| + (g/2) A): never above 1, so nothing needs a stabiliser
+        scale = (1 + size / 2) / (size / 2)
         r = z.abs()
-        r.div_(torch.add(r * (1 + size / 2), total, alpha=size / 2)).nan_to_num_(nan=1.0)
-        return r * (1 + size / 2), torch.copysign(r, z).mul_(size / 2)
+        r.div_(torch.add(total, r, alpha=scale)).nan_to_num_(nan=1 / scale)  # g/2 of that
+        return r * scale, r.copysign_(z)
 
     return _splitting(weights, f"gamma({size})", conserves=True)
 

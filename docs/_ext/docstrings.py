@@ -1,0 +1,27 @@
+"""Docstrings are written to be read in the source: `|x|` is an absolute value there and `*shape` an unpacking.
+
+This makes reStructuredText of them. `x` in backticks is code (`default_role` in conf.py); bars and stars outside
+backticks and examples are themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_CODE = re.compile(r"(``.*?``|`.*?`)")
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Before napoleon, which makes markup of its own."""
+    app.connect("autodoc-process-docstring", escape, priority=100)
+    return {"parallel_read_safe": True}
+
+
+def escape(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Escape in place."""
+    example = False
+    for i, line in enumerate(lines):
+        example = line.lstrip().startswith(">>>") or (example and bool(line.strip()))
+        if not example:
+            lines[i] = "".join(p if p.startswith("`") else re.sub(r"([|*])", r"\\\1", p) for p in _CODE.split(line))

@@ -1,0 +1,101 @@
+"""Pages and tables that are written from the code when the documentation is built.
+
+The rules and rule sets come from their table, the reproduction page from the claims. Measuring takes minutes, so
+results are read from `docs/reproduction.json` where it is (`termwise verify --all --json > docs/reproduction.json`); without
+it the claims stand there with what was published, and are marked as not measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Write the tables before the sources are read."""
+    app.connect("builder-inited", write)
+    return {"parallel_read_safe": True}
+
+
+def write(app: Any) -> None:
+    """Every generated table, into `docs/_generated`."""
+    docs = Path(app.srcdir)
+    folder = docs / "_generated"
+    folder.mkdir(exist_ok=True)
+    tables = {"rules": rules(), "sets": rule_sets(), "reproduction": reproduction(docs / "reproduction.json")}
+    for name, lines in tables.items():
+        text = "\n".join(lines) + "\n"
+        file = folder / f"{name}.txt"  # not .md: included by a page, and no page itself
+        if not file.exists() or file.read_text("utf-8") != text:
+            file.write_text(text, "utf-8")
+
+
+def rules() -> Iterator[str]:
+    """One row per rule: family, operators, first line of the docstring, whether it may lose relevance."""
+    from termwise.predictions.rules import LOSSY, RULES
+
+    operators: dict[Any, list[str]] = {}
+    for op, function in RULES.items():
+        operators.setdefault(function, []).append(op)
+    yield f"{len(RULES)} operators have a rule; the rules are {len(operators)} functions.\n"
+    family = ""
+    for function, ops in sorted(operators.items(), key=lambda item: item[0].__module__):
+        module = function.__module__.rpartition(".")[2]
+        if module != family:
+            family = module
+            yield f"\n### {family}\n"
+            yield "| operators | rule | loses |"
+            yield "|---|---|---|"
+        shown = ", ".join(f"`{op}`" for op in sorted(ops))
+        yield f"| {shown} | {_first_line(function)} | {'yes' if function in LOSSY else ''} |"
+
+
+def rule_sets() -> Iterator[str]:
+    """One row per rule set: what it changes in the table."""
+    from termwise.predictions.rules import RULE_SETS
+
+    yield "| set | changes |"
+    yield "|---|---|"
+    yield "| `default` | as `attnlrp` where the network has softmax or attention; otherwise `gamma` in convolutions only |"
+    for name, changes in RULE_SETS.items():
+        by_rule: dict[str, list[str]] = {}
+        for op, function in changes.items():
+            by_rule.setdefault(function.__name__, []).append(f"`{op}`")
+        text = "; ".join(f"{rule}: {', '.join(sorted(ops))}" for rule, ops in by_rule.items())
+        yield f"| `{name}` | {text or 'nothing: it is the table as it stands'} |"
+
+
+def reproduction(results: Path) -> Iterator[str]:
+    """Papers, and under each its claims: published beside measured."""
+    from termwise.core.claims import load_claims, papers
+
+    rows = json.loads(results.read_text("utf-8")) if results.exists() else []
+    measured = {(row["paper"], row["statement"]): row for row in rows}
+    claims = load_claims()
+    for key, paper in papers().items():
+        where = f"https://arxiv.org/abs/{paper['arxiv']}" if "arxiv" in paper else f"https://doi.org/{paper.get('doi', '')}"
+        yield f"\n## {paper['title']}\n"
+        yield f"{', '.join(paper['authors'])}, {paper['year']}. [{where.partition('//')[2]}]({where}). `{key}`, in"
+        yield f"`termwise.{paper['room']}`. Here: {paper['scale']}.\n"
+        yield "| claim | published | measured | outcome |"
+        yield "|---|---|---|---|"
+        for claim in claims:
+            if claim.paper == key:
+                row = measured.get((key, claim.statement), {"measured": "not measured", "outcome": ""})
+                outcome = row["outcome"] + (" (exact)" if claim.exact and row["outcome"] == "holds" else "")
+                note = f" *{_cell('; '.join(n for n in (claim.note, claim.contradicted) if n))}*" if claim.note else ""
+                yield f"| {_cell(claim.statement)}.{note} | {_cell(claim.published)} | {_cell(row['measured'])} | {outcome} |"
+
+
+def _first_line(function: Any) -> str:
+    text = (function.__doc__ or "").strip().split("\n\n")[0]
+    return _cell(" ".join(text.split()))
+
+
+def _cell(text: str) -> str:
+    """Text that means itself inside a table."""
+    for mark in "\\|*_<[":
+        text = text.replace(mark, "\\" + mark)
+    return text

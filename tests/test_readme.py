@@ -1,0 +1,57 @@
+"""The examples of the README run as they stand."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import assets
+
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def need(example: str) -> None:
+    """Skip where a model or a photograph is not here (an error in CI)."""
+    for name in re.findall(r"zoo\.load\(\"(.+?)\"\)", example):
+        assets.subject(name)
+    for name in re.findall(r"zoo\.photo\(\"(.+?)\"\)", example):
+        assets.photo(name)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=["photograph", "sentence", "own model"])
+def test_an_example_runs_and_adds_up(example, capsys):
+    need(example)
+    names = {}
+    exec(compile(example, "README.md", "exec"), names)
+    names["why"].check(1e-5)
+    printed = capsys.readouterr().out
+    if "china" in example:
+        assert printed.startswith("palace adds up to ")
+        assert names["heat"].shape == (224, 224)
+    elif "nanoguard" in example:
+        assert names["why"].label() == "injection"
+        assert len(printed.splitlines()) == 5
+    else:
+        assert "'inputs'" in printed
+
+
+def test_there_are_three():
+    assert len(EXAMPLES) == 3
+
+
+def test_every_rule_set_is_in_the_table():
+    from termwise.predictions import RULE_SETS
+
+    rows = re.findall(r"^\| `(.+?)` +\|", README, re.MULTILINE)
+    assert rows == ["default", *RULE_SETS]
+
+
+def test_cancellation_is_what_the_text_says():
+    """More than two hundredfold with LRP-0, threefold with the default rules."""
+    import termwise as tw
+
+    subject = assets.subject("mobilenet-v2")
+    photo = subject.prepare(assets.photo("china"))
+    assert tw.explain(subject.model, photo, rules="zero").cancellation() > 200
+    assert tw.explain(subject.model, photo).cancellation() < 3.5
