@@ -39,7 +39,9 @@ def dense() -> nn.Module:
 
 
 def convolutional() -> nn.Module:
-    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3))
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3)
+    )
     model[1].running_mean.normal_()
     return model
 
@@ -102,7 +104,9 @@ GOOD = Example(halves, exact=True, inputs=(rand(3, 2),))
 
 def test_a_correct_method_passes_in_one_call():
     assert type(check_decomposition(halves, exact=True, inputs=(rand(3, 2),))) is Halves
-    inexact = check_decomposition(lambda x: Decomposition(x.detach(), {"most": x.detach() * 0.9}), exact=False, inputs=(rand(3, 2),))
+    inexact = check_decomposition(
+        lambda x: Decomposition(x.detach(), {"most": x.detach() * 0.9}), exact=False, inputs=(rand(3, 2),)
+    )
     assert inexact.error() == pytest.approx(0.1)
 
 
@@ -171,7 +175,7 @@ def test_the_contract_notices(name):
     make, check = BROKEN[name]
     models = (MODEL,) if make in (trains, backward, hooks) else ()
     example = replace(GOOD, make=make, models=models)
-    with pytest.raises(Exception) as problem:  # noqa: PT011  (a refused input raises what it likes)
+    with pytest.raises(Exception) as problem:
         CHECKS[check](example)
     assert not isinstance(problem.value, (NameError, AttributeError))
 

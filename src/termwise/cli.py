@@ -122,7 +122,7 @@ def explain(
     if out is not None:
         write(out, page([section], title=section.heading))
         if not settings.quiet:
-            console.print(f"written: {out}", markup=False, highlight=False)
+            console.print(f"written: {out}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

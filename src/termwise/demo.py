@@ -78,7 +78,7 @@ def run(out: str | Path = "demo", progress: bool = True, console: Console | None
     write(index, page(sections, title="Why did it say so?", lead=LEAD, footer=_versions()))
     for section in sections:
         print_section(section, console)
-    console.print(Text.assemble("\nwritten: ", (str(index), "bold"), f" and {len(pictures)} pictures"))
+    console.print(Text.assemble("\nwritten: ", (str(index), "bold"), f" and {len(pictures)} pictures"), soft_wrap=True)
     return index
 
 

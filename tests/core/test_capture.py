@@ -166,7 +166,9 @@ def test_a_function_is_as_good_as_a_module():
 
 
 def test_a_lone_mapping_is_keywords():
-    model = Lambda(lambda m, input_ids, attention_mask: m.table(input_ids) * attention_mask[..., None], table=nn.Embedding(6, 4)).eval()
+    model = Lambda(
+        lambda m, input_ids, attention_mask: m.table(input_ids) * attention_mask[..., None], table=nn.Embedding(6, 4)
+    ).eval()
     batch = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
     program = capture(model, batch)
     assert torch.equal(program(batch), model(**batch))
@@ -296,14 +298,17 @@ def test_the_fallback_keeps_roles_paths_and_weights():
     program = capture(model, x)
     assert {info(n).path for n in program.nodes if op_name(n) == "linear"} <= {"first", "second.up", "second.down"}
     kinds = {p.name: p.kind for p in program.placeholders.values()}
-    assert kinds["first.weight"] == "parameter" and kinds["input"] == "input"
+    assert kinds["first.weight"] == "parameter"
+    assert kinds["input"] == "input"
 
 
 def test_the_private_switch_of_the_tracer_is_still_there():
     """Without it every number read from a tensor would be refused; a new torch must not take it away unnoticed."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    traced = make_fx(lambda x: x * 2 if x.sum().item() > 0 else x, pre_dispatch=True, _error_on_data_dependent_ops=False)(torch.ones(2))
+    traced = make_fx(lambda x: x * 2 if x.sum().item() > 0 else x, pre_dispatch=True, _error_on_data_dependent_ops=False)(
+        torch.ones(2)
+    )
     assert any("item" in str(n.target) or "_local_scalar_dense" in str(n.target) for n in traced.graph.nodes)
 
 
@@ -445,7 +450,10 @@ def test_the_cache_does_not_mix_programs_of_two_equal_models():
 def test_one_recording_serves_every_batch(name, recorded):
     make, sample = {
         "mlp": (lambda: nn.Sequential(LIN(), nn.GELU(), LIN()), lambda n: torch.randn(n, 4)),
-        "conv": (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)), lambda n: torch.randn(n, 1, 4, 4)),
+        "conv": (
+            lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)),
+            lambda n: torch.randn(n, 1, 4, 4),
+        ),
         "tokens": (lambda: nn.Sequential(nn.Embedding(6, 4), LIN()), lambda n: torch.arange(4 * n).reshape(n, 4) % 6),
         "attention": (lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), lambda n: torch.randn(n, 3, 4)),
     }[name]
@@ -733,7 +741,9 @@ def test_roles():
 
 
 def test_every_node_has_a_path_and_a_line():
-    model = nn.Sequential(OrderedDict(body=nn.Sequential(LIN(), nn.ReLU()), head=Lambda(lambda m, x: m.lin(x) * 2, lin=LIN()))).eval()
+    model = nn.Sequential(
+        OrderedDict(body=nn.Sequential(LIN(), nn.ReLU()), head=Lambda(lambda m, x: m.lin(x) * 2, lin=LIN()))
+    ).eval()
     program = capture(model, X())
     assert [info(n).path for n in program.nodes] == ["body.0", "body.1", "head.lin", "head"]
     assert info(program.nodes[-1]).source.startswith("test_capture.py:")

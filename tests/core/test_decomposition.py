@@ -197,10 +197,12 @@ def test_selecting_samples_takes_their_fields_along(samples):
     index = torch.arange(3)[samples if not isinstance(samples, int) else [samples]]
     found = d[samples]
     assert type(found) is Labelled
-    assert found.whole.tolist() == (index + 1.0).tolist() and len(found) == len(index)
+    assert found.whole.tolist() == (index + 1.0).tolist()
+    assert len(found) == len(index)
     assert found.score.tolist() == ((index + 1.0) * 10).tolist()
     assert found.words == [f"w{i}" for i in index.tolist()]
-    assert found.table.tolist() == list(range(7)) and found.rank == 2
+    assert found.table.tolist() == list(range(7))
+    assert found.rank == 2
     assert found.parts["pixels"].shape == (len(index), 2)
     found.check()
 
@@ -223,7 +225,8 @@ def test_to_moves_floating_tensors_only_and_leaves_the_original():
     d = labelled()
     moved = d.to(torch.float64)
     assert {moved.whole.dtype, moved.score.dtype, moved.parts["half"].dtype, moved.by_name["x"].dtype} == {torch.float64}
-    assert moved.table.dtype == torch.int64 and moved.rank == 2
+    assert moved.table.dtype == torch.int64
+    assert moved.rank == 2
     assert d.whole.dtype == torch.float32
     assert d.to("cpu").check().words == d.words
 
@@ -265,7 +268,8 @@ def test_repr_is_one_line():
 
 def test_no_truth_value_and_copies():
     d = labelled()
-    assert d == d and d != copy.copy(d)  # identity: comparing tensors has no truth value
+    assert d == d
+    assert d != copy.copy(d)
     assert copy.deepcopy(d).check().words == d.words
 
 
@@ -279,8 +283,10 @@ def test_a_file_gives_back_every_bit(d):
 
     with tempfile.TemporaryDirectory() as folder:
         again = Decomposition.load(d.save(f"{folder}/result"))
-    assert type(again) is Decomposition and list(again.parts) == list(d.parts)
-    assert torch.equal(again.whole, d.whole) and all(torch.equal(again.parts[n], d.parts[n]) for n in d.parts)
+    assert type(again) is Decomposition
+    assert list(again.parts) == list(d.parts)
+    assert torch.equal(again.whole, d.whole)
+    assert all(torch.equal(again.parts[n], d.parts[n]) for n in d.parts)
     assert again.whole.dtype == d.whole.dtype
 
 
@@ -289,7 +295,9 @@ def test_a_file_gives_back_the_class_and_its_fields(tmp_path):
     again = Decomposition.load(d.save(tmp_path / "result"))
     assert type(again) is Labelled
     assert (again.words, again.rank) == (d.words, d.rank)
-    assert torch.equal(again.score, d.score) and torch.equal(again.table, d.table) and torch.equal(again.by_name["x"], d.by_name["x"])
+    assert torch.equal(again.score, d.score)
+    assert torch.equal(again.table, d.table)
+    assert torch.equal(again.by_name["x"], d.by_name["x"])
     empty = Decomposition.load(Labelled(torch.ones(1), {}).save(tmp_path / "empty"))
     assert (empty.score, empty.by_name, dict(empty.parts)) == (None, {}, {})
 
@@ -310,7 +318,8 @@ def test_the_file_name(tmp_path):
 
 def test_no_pickle_and_readable_by_others(tmp_path):
     path = labelled().save(tmp_path / "x")
-    assert b"pickle" not in path.read_bytes() and not path.read_bytes().startswith(b"PK")
+    assert b"pickle" not in path.read_bytes()
+    assert not path.read_bytes().startswith(b"PK")
     with safe_open(path, framework="pt") as file:
         assert set(file.keys()) == {"whole", "parts/half", "parts/pixels", "score", "table", "by_name/x"}
         assert json.loads(file.metadata()["termwise"])["format"] == FORMAT
@@ -345,7 +354,12 @@ def test_a_field_that_is_neither_tensor_nor_json_is_refused(tmp_path):
 
 def header(tmp_path, **changes):
     path = tmp_path / "x.safetensors"
-    content = {"format": FORMAT, "class": "termwise.core.decomposition:Decomposition", "fields": {"parts": {"tensors": ["a"]}}, **changes}
+    content = {
+        "format": FORMAT,
+        "class": "termwise.core.decomposition:Decomposition",
+        "fields": {"parts": {"tensors": ["a"]}},
+        **changes,
+    }
     save_file({"whole": torch.ones(1), "parts/a": torch.ones(1)}, path, {"termwise": json.dumps(content)})
     return path
 
@@ -379,7 +393,9 @@ def test_a_newer_format_says_what_to_do(tmp_path):
         Decomposition.load(header(tmp_path, format=99))
 
 
-@pytest.mark.parametrize("name", ["os:path", "mypackage.methods:Mine", "termwise.core.decomposition:Nothing", "termwise.nowhere:X"])
+@pytest.mark.parametrize(
+    "name", ["os:path", "mypackage.methods:Mine", "termwise.core.decomposition:Nothing", "termwise.nowhere:X"]
+)
 def test_a_class_that_is_not_defined_here_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match=r"which is not defined here"):
         Decomposition.load(header(tmp_path, **{"class": name}))

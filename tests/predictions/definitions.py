@@ -363,7 +363,9 @@ def element_by_element(case: Case, c: Tensor) -> Relevance:
     y, f0, cs = y.tolist(), f0.expand_as(y.clone()).reshape(-1).tolist(), c.tolist()
     shape = torch.broadcast_shapes(*(t.shape for t in tensors))
     sources = torch.arange(x.numel()).reshape(x.shape)
-    sources = sources.expand(shape).reshape(-1).tolist() if x.ndim <= len(shape) and case.name not in ("prelu",) else range(x.numel())
+    sources = (
+        sources.expand(shape).reshape(-1).tolist() if x.ndim <= len(shape) and case.name not in ("prelu",) else range(x.numel())
+    )
     result, constants = [0.0] * x.numel(), 0.0
     for j, (value, origin) in enumerate(zip(y, f0, strict=True)):
         if cs[j] == 0:
@@ -385,7 +387,9 @@ def two_operands(case: Case, c: Tensor) -> Relevance:
     """Of two activations the own derivative, by differences."""
     if len(case.active) == 1:
         return element_by_element(case, c)
-    return derivative(1.0, conserves=case.name in ("max", "min", "maximum", "minimum", "fmax", "fmin", "copysign", "hypot"))(case, c)
+    return derivative(1.0, conserves=case.name in ("max", "min", "maximum", "minimum", "fmax", "fmin", "copysign", "hypot"))(
+        case, c
+    )
 
 
 @defines("sign", "sgn", "floor", "ceil", "round", "trunc", "heaviside", "floor_divide", "nextafter")
@@ -443,7 +447,9 @@ def scatter_reduce(case: Case, c: Tensor) -> Relevance:
 # -- norms -------------------------------------------------------------------------------------------------------------
 
 
-def normalised(x: Tensor, groups: Tensor, weight: Tensor, bias: Tensor, eps: float, c: Tensor, *, centre: bool = True) -> Relevance:
+def normalised(
+    x: Tensor, groups: Tensor, weight: Tensor, bias: Tensor, eps: float, c: Tensor, *, centre: bool = True
+) -> Relevance:
     """y = w (x - mean) / sigma + b within each group of entries, with sigma a number: one matrix per group.
 
     `groups` numbers the entries of x; weight and bias are spread over x.
@@ -478,7 +484,9 @@ def ordinals(x: Tensor, own: Sequence[int]) -> Tensor:
 def last_axes_norm(case: Case, c: Tensor) -> Relevance:
     if not hasattr(case.op, "_schema"):  # recognised from primitives
         x, weight = case.args
-        return normalised(x, ordinals(x, range(x.ndim - 1)), along(weight, 1, x, False), torch.zeros_like(x), 1e-6, c, centre=False)
+        return normalised(
+            x, ordinals(x, range(x.ndim - 1)), along(weight, 1, x, False), torch.zeros_like(x), 1e-6, c, centre=False
+        )
     x, shape, *rest = case.args
     weight, bias, eps = None, None, None
     if "rms" in case.name:
@@ -504,7 +512,13 @@ def group_norm(case: Case, c: Tensor) -> Relevance:
     return normalised(x, groups, along(weight, 1, x, True), along(bias, 0, x, True), eps, c[: x.numel()])
 
 
-@defines("instance_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "native_batch_norm", "_batch_norm_with_update_functional")
+@defines(
+    "instance_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "native_batch_norm",
+    "_batch_norm_with_update_functional",
+)
 def statistics_of_this_input(case: Case, c: Tensor) -> Relevance:
     x, weight, bias, *rest = case.args
     if case.name == "instance_norm":
@@ -592,7 +606,7 @@ def attention_matrices(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor, Tens
 @defines("scaled_dot_product_attention")
 def attention(case: Case, c: Tensor) -> Relevance:
     """Three steps, each by its own definition: A v half each, softmax by AttnLRP, q k^T half each."""
-    q, k, v, scores, a, _, scale = attention_matrices(case)
+    q, k, v, _scores, a, _, scale = attention_matrices(case)
     c = c.reshape((a @ v).shape)
     moving = set(case.active)
     through = bool(moving & {0, 1, 3})

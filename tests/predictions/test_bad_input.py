@@ -74,7 +74,7 @@ def test_target(target, error, message):
 def test_target_of_a_regression():
     model = Custom(lambda inner, x: inner(x)[:, 0], nn.Linear(4, 1).eval())
     explain(model, X).check()
-    with pytest.raises(ValueError, match="one number per sample.*leave target out"):
+    with pytest.raises(ValueError, match=r"one number per sample.*leave target out"):
         explain(model, X, target=0)
 
 
@@ -101,7 +101,7 @@ def test_an_output_of_exactly_zero_is_said():
 
 
 def test_nothing_to_explain():
-    with pytest.raises(ValueError, match="no input to explain: none is floating.*embedding"):
+    with pytest.raises(ValueError, match=r"no input to explain: none is floating.*embedding"):
         explain(Custom(lambda inner, i: inner(i.float()), nn.Linear(4, 3).eval()), torch.ones(2, 4, dtype=torch.long), target=0)
 
 
@@ -143,7 +143,7 @@ def test_unknown_rules():
         explain(net(), X, rules="attnlpr")
     with pytest.raises(ValueError, match="unknown rule 'gama': did you mean 'gamma'"):
         explain(net(), X, rules={"linear": "gama"})
-    with pytest.raises(ValueError, match="'linaer' in `rules` is no operator.*did you mean 'linear'"):
+    with pytest.raises(ValueError, match=r"'linaer' in `rules` is no operator.*did you mean 'linear'"):
         explain(net(), X, rules={"linaer": "gamma"})
     with pytest.raises(TypeError, match="an operator, a module class or a glob"):
         explain(net(), X, rules={3: "gamma"})
@@ -151,7 +151,7 @@ def test_unknown_rules():
 
 def test_samples_that_influence_each_other():
     model = Custom(lambda inner, x: inner(x - x.mean(0)), nn.Linear(4, 3).eval())
-    with pytest.raises(ValueError, match="samples of a batch influence each other.*one sample at a time"):
+    with pytest.raises(ValueError, match=r"samples of a batch influence each other.*one sample at a time"):
         explain(model, X)
     explain(model, X[:1], target=0)
 

@@ -24,6 +24,8 @@ from typing import Any
 import pytest
 import torch
 import torch.utils._pytree as pytree
+from tests.predictions import definitions
+from tests.predictions.definitions import DEFINITIONS, Case, Definition, flat, is_float, subsets
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -33,8 +35,6 @@ from termwise.predictions.rules import LOSSY, RULE_SETS, RULES, epsilon, gamma, 
 from termwise.predictions.rules.attention import attention_constant, softmax_constant
 from termwise.predictions.rules.products import signal_takes_all
 from termwise.predictions.rules.splitting import own_derivative
-from tests.predictions import definitions
-from tests.predictions.definitions import DEFINITIONS, Case, Definition, flat, is_float, subsets
 
 aten = torch.ops.aten
 SAMPLES, ENTRIES = 5, 1200  # per OpInfo; floating numbers in the arguments of one case
@@ -72,7 +72,9 @@ def run(rule: Any, case: Case, c: Tensor, *, measured: bool = True, **place: Any
         if g is not None:
             book(g)
     found = [
-        torch.zeros(x.shape, dtype=torch.float64) if g is None else definitions.finite((x.conj() * g).real if x.is_complex() else x * g)
+        torch.zeros(x.shape, dtype=torch.float64)
+        if g is None
+        else definitions.finite((x.conj() * g).real if x.is_complex() else x * g)
         for x, g in zip((w.detach() for w in wanted), grads, strict=False)
     ]
     sums = {True: torch.zeros((), dtype=torch.float64), False: torch.zeros((), dtype=torch.float64)}
@@ -228,7 +230,9 @@ def _recurrent(op: Any, kind: int) -> list[Case]:
         shape = (1, 4, 3) if batch_first else (4, 1, 3)
         states = [r(layers * (1 + both), 1, 2) for _ in range(2 if op is aten.lstm.input else 1)]
         weights = _lstm_weights(kind, 3, 2, layers=layers, both=both, bias=bias)
-        cases.append(Case(op, (r(*shape), states if len(states) > 1 else states[0], weights, bias, layers, 0.0, False, both, batch_first)))
+        cases.append(
+            Case(op, (r(*shape), states if len(states) > 1 else states[0], weights, bias, layers, 0.0, False, both, batch_first))
+        )
     return cases
 
 
@@ -478,15 +482,19 @@ def usable(case: Case) -> bool:
         return False  # training
     if case.name == "scaled_dot_product_attention" and 0.5 in options:
         return False  # random
-    if case.name in ("cdist", "pdist", "dist") and 0.0 in options or "prod" in options:
+    if (case.name in ("cdist", "pdist", "dist") and 0.0 in options) or "prod" in options:
         return False  # a count; a form that is refused
-    if case.name == "scatter" and "reduce" in case.op._overloadname or case.name == "embedding_bag" and 2 in case.args[4:5]:
+    if (case.name == "scatter" and "reduce" in case.op._overloadname) or (case.name == "embedding_bag" and 2 in case.args[4:5]):
         return False  # a form that torch cannot differentiate; the maximum of a bag
     try:
         y = case()
     except RuntimeError:
         return False
-    enough = y.numel() and all(t.numel() and bool(t.isfinite().all()) for t in case.tensors) and (case.tensors[0].ndim or case.name not in SEQUENCES)
+    enough = (
+        y.numel()
+        and all(t.numel() and bool(t.isfinite().all()) for t in case.tensors)
+        and (case.tensors[0].ndim or case.name not in SEQUENCES)
+    )
     element = DEFINITIONS.get(case.name) is definitions.element_by_element
     return bool(enough) and not bool(y.isnan().any()) and not (element and bool(y.isinf().any()))
 
@@ -499,7 +507,7 @@ SEQUENCES = ("logcumsumexp", "cumprod", "linalg_norm", "linalg_vector_norm")
 
 @functools.cache
 def verdict(name: str) -> str:
-    """"" when the rule of an operator meets its definition in every case, else what went wrong."""
+    """ "" when the rule of an operator meets its definition in every case, else what went wrong."""
     if name not in DEFINITIONS:
         return f"{name} has a rule and no definition"
     found = cases(name)
@@ -596,7 +604,11 @@ def test_the_biases_of_splitting_rules_are_booked_per_channel() -> None:
             shares = torch.zeros_like(b)
             for j in range(12):
                 up = z[j] >= 0
-                weigh = (lambda v: v.clamp_min(0)) if size is None else lambda v, up=up: v + size * (v.clamp_min(0) if up else v.clamp_max(0))
+                weigh = (
+                    (lambda v: v.clamp_min(0))
+                    if size is None
+                    else lambda v, up=up: v + size * (v.clamp_min(0) if up else v.clamp_max(0))
+                )
                 shares[j] = weigh(b[j]) * z[j] * c[j] / (weigh(m[j]).sum() + weigh(b[j]))
         assert torch.allclose(part, shares.reshape(3, 4).sum(1)[None])
 
@@ -608,11 +620,16 @@ def parts_of(rule: Any, case: Case, c: Tensor, batch: int = 1, **place: Any) -> 
     args, kwargs = case.arguments(leaves)
     y = Site(rule, case.op, name="op@here", path="here", **place)(ledger, *args, **kwargs)
     y = next(v for v in pytree.tree_leaves(y) if is_float(v))
-    grads = torch.autograd.grad(y, [leaf for leaf, _ in ledger.constants] + [leaves[i] for i in case.active], c.reshape(y.shape), allow_unused=True)
+    grads = torch.autograd.grad(
+        y, [leaf for leaf, _ in ledger.constants] + [leaves[i] for i in case.active], c.reshape(y.shape), allow_unused=True
+    )
     for (_, book), g in zip(ledger.constants, grads, strict=False):
         if g is not None:
             book(g)
-    return {**ledger.parts(), **{f"operand {i}": leaves[i].detach() * g for i, g in zip(case.active, grads[len(ledger.constants) :], strict=True)}}
+    return {
+        **ledger.parts(),
+        **{f"operand {i}": leaves[i].detach() * g for i, g in zip(case.active, grads[len(ledger.constants) :], strict=True)},
+    }
 
 
 BIASED = {
@@ -642,7 +659,8 @@ def test_every_entry_of_a_bias_gets_what_it_added(name: str) -> None:
     bias = case.tensors[position]
     without = case([torch.zeros_like(t) if i == position else t for i, t in enumerate(case.tensors)])
     wanted = [
-        ((case([e if i == position else t for i, t in enumerate(case.tensors)]) - without) * c).sum() for e in definitions.entries(bias)
+        ((case([e if i == position else t for i, t in enumerate(case.tensors)]) - without) * c).sum()
+        for e in definitions.entries(bias)
     ]
     assert torch.allclose(parts_of(RULES[case.name], case, c)["bias:here"], torch.stack(wanted)[None])
 
@@ -709,7 +727,10 @@ def holding(definition: Definition, positions: tuple[int, ...]) -> Definition:
 
 def test_gates_and_held_operands_get_nothing() -> None:
     G.manual_seed(0)
-    mul, div = Case(aten.mul.Tensor, (r(2, 3), r(3)), {}, (0, 1)), Case(aten.div.Tensor, (r(2, 3), r(3, positive=True)), {}, (0, 1))
+    mul, div = (
+        Case(aten.mul.Tensor, (r(2, 3), r(3)), {}, (0, 1)),
+        Case(aten.div.Tensor, (r(2, 3), r(3, positive=True)), {}, (0, 1)),
+    )
     check(RULES["mul"], definitions.product, mul, gates=(1,))  # the table's own rule does not look at gates
     check(signal_takes_all, definitions.product, mul)
     for position in (0, 1):

@@ -201,7 +201,8 @@ class At:
     def _dot(self, x: Tensor, c: Tensor, axis: SampleAxis | None) -> Tensor:
         def total(product: Tensor) -> Tensor:
             products = per_sample(product, axis, self.ledger.batch)
-            return products.sum(list(range(1, products.ndim)), dtype=torch.float64)
+            others = list(range(1, products.ndim))
+            return products.sum(others, dtype=torch.float64) if others else products.double()  # torch reads [] as all
 
         found = total(_times(x, c))
         if found.isnan().any():  # -inf * 0, a masked score: relevance 0
