@@ -170,8 +170,8 @@ def _all_traced(name: str) -> Iterator[Case]:
     for record in {id(r): r for r in (*records().get(name, ()), *records().get(ELSEWHERE.get(name, ""), ()))}.values():
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            samples = iter(record.sample_inputs("cpu", torch.float64, requires_grad=False))
-            for sample in itertools.islice(samples, 3 * SAMPLES):
+            # a list: torch's generator, collected while something is traced, would touch the grad mode in the trace
+            for sample in [*itertools.islice(record.sample_inputs("cpu", torch.float64, requires_grad=False), 3 * SAMPLES)]:
                 yield from _nodes(record.op, sample, name)
 
 
