@@ -116,9 +116,9 @@ def _tiles(one: Decomposition) -> list[dict[str, str]]:
     shares = getattr(one, "shares", None)
     if callable(shares) and one.whole[0] != 0:
         for group, value in shares().items():
-            percent = round(100 * float(value[0]), 1) + 0.0  # + 0.0: no "-0.0"
+            percent = 100 * float(value[0])
             name = "lost by rules" if group == "rules" else group
-            text = f"{percent:.1f} %" if abs(percent) < 10 else f"{percent:.0f} %"
+            text = f"{percent:z.1f} %" if abs(percent) < 10 else f"{percent:z.0f} %"  # z: no "-0.0"
             tiles.append({"name": name, "value": _minus(text), "hint": "of the whole"})
     tiles.append({"name": "cancellation", "value": f"{one.cancellation():.3g}×", "hint": "sum of |parts| over the whole"})
     return tiles
