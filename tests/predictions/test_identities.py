@@ -1,5 +1,8 @@
 """Independent twins of whole rule sets: another program, none of our rules, the same numbers."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -160,3 +163,17 @@ def test_a_twenty_step_scan_remembers_its_past():
     bias = (model.read.bias[0].detach() * torch.stack([gate[t + 1 :, 0].prod() for t in range(20)])).sum()
     torch.testing.assert_close(why.inputs["x"].sum() + bias, left.sum())
     assert why.inputs["x"][0, :10].sum() / left.sum() > 0.1
+
+
+# -- nothing of the model is kept --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rules", ["default", {nn.Linear: "epsilon"}], ids=["named", "mapping"])
+def test_an_explained_model_can_be_freed(rules):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    for batch in (1, 3, 3):
+        explain(model, torch.randn(batch, 4), rules=rules)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None

@@ -11,6 +11,7 @@ Source: design "relevance as a rewrite"; papers.toml "dynamiclrp" for what it re
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +58,7 @@ class Pass:
         if lift is None and not dtypes.isdisjoint(HALF):
             lift = torch.promote_types(self.dtype, torch.float32)
         self.lift = lift
-        self._located = False
+        self._located: set[str] = set()  # names of sites that know their samples; shared with the copies that `of` makes
         self.sites: dict[str, Site] = {}
         for node in program.nodes:
             if info(node).role == "cut":
@@ -92,7 +93,7 @@ class Pass:
                     axes.get(a.name) is None for a in (node, *node.all_input_nodes) if info(a).active
                 ):
                     site.measured = False  # a move between layouts (unbind of the batch): no sample to book a loss on
-        self._located = True
+        self._located.update(self.sites)
 
     def _rounds(self, node: fx.Node) -> bool:
         """Whether a node computes more coarsely than the program at its finest: its rounding is a loss like any other."""
@@ -103,6 +104,12 @@ class Pass:
         values = [n.meta.get("val") for n in (*inner, *(n for n in (node, *node.all_input_nodes) if info(n).active))]
         return any(isinstance(v, Tensor) and v.is_floating_point() and torch.finfo(v.dtype).bits < bits for v in values)
 
+    def of(self, model: Any) -> Pass:
+        """The same pass for a model object: what is kept with a recording holds no model, or it would keep it alive."""
+        bound = copy.copy(self)
+        bound.recorded, bound.program = self.recorded.of(model), self.program.of(model)
+        return bound
+
     def run(self, tensors: list[Tensor], whole: Callable[[Tensor], Tensor], *, complete: bool = True) -> Result:
         """Propagate.
 
@@ -112,7 +119,7 @@ class Pass:
             complete: book biases, constants and losses too; without, only the inputs.
         """
         batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
-        if batch > 1 and not self._located:
+        if batch > 1 and len(self._located) < len(self.sites):
             self._locate()
         ledger = Ledger(batch, complete=complete)
         values = []
@@ -165,9 +172,8 @@ def propagate(program: Program, rules: Rules = "default") -> Pass:
     except TypeError:  # an unhashable rule
         return Pass(program, rules)
     if known is None:
-        known = program.derived[key] = Pass(program.of(None) if isinstance(rules, str) else program, rules)
-    known.recorded, known.program = program, known.program.of(program.model)
-    return known
+        known = program.derived[key] = Pass(program, rules).of(None)
+    return known.of(program.model)
 
 
 def _cut(name: str) -> Callable[..., Tensor]:
