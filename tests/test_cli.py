@@ -29,6 +29,20 @@ def nothing():
 def flat():
     return nn.Flatten(0)
 number = 3
+def late():
+    import beside  # found as long as the factory runs
+    return beside.factory()
+def raising():
+    return {}["layers"]
+def asking(depth):
+    return factory()
+def half():
+    return factory().half()
+def plain():
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+class Faulty(nn.Module):
+    def forward(self, x):
+        raise KeyError("deep")
 """
 
 
@@ -151,6 +165,8 @@ def test_explains_a_text(tmp_path):
         (["--model", "nanoguard", "--text", "x", "--target", "injektion"], "did you mean 'injection'"),
         (["--model", "nanoguard", "--text", "x", "--rules", "attlrp"], "did you mean 'attnlrp'"),
         (["--model", "nanoguard", "--text", "x", "--weights", "w.safetensors"], "are for a model of your own"),
+        (["--model", "mobilenet-v2", "--image", "y.png", "--size", "64"], "are for a model of your own"),
+        (["--model", "mobilenet-v2", "--image", "."], "no picture file '.': it is a folder"),
         (["--model", "mobilenet-v2", "--image", "none.png"], "no picture file 'none.png'"),
         (["--model", "none.py:factory", "--image", "y.png"], "no model file 'none.py'"),
         (["--model", "mine.py", "--image", "y.png"], "path/to/file.py:factory"),
@@ -209,6 +225,8 @@ def test_weights_must_fit_and_be_no_pickle(own, photo, tmp_path):
         assert "is a pickle" in text
         assert "refused" in text
         assert "save_file" in text
+    save_file({k: v.to(torch.int8) for k, v in state.items()}, tmp_path / "w8.safetensors")
+    assert "of another kind: 0.weight torch.int8 for torch.float32" in complaint(*start, tmp_path / "w8.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:100])
     assert "no safetensors file" in complaint(*start, tmp_path / "cut.safetensors")
     assert "no weights file" in complaint(*start, tmp_path / "none.safetensors")
@@ -221,6 +239,9 @@ def test_weights_must_fit_and_be_no_pickle(own, photo, tmp_path):
         ("number", "no function 'number'"),
         ("nothing", "gave a str: it must return a torch.nn.Module"),
         ("flat", "not scores (1, classes)"),
+        ("raising", "mine.py:raising raised KeyError: 'layers' (mine.py, line"),
+        ("asking", "mine.py:asking raised TypeError: asking() missing 1 required positional argument: 'depth'"),
+        ("Faulty", "Faulty does not take a picture (1, 3, 32, 32): KeyError: 'deep' (mine.py, line"),
     ],
 )
 def test_factories_that_do_not_do(own, photo, factory, text):
@@ -230,6 +251,44 @@ def test_factories_that_do_not_do(own, photo, factory, text):
 def test_a_model_file_with_a_mistake_is_named(tmp_path, photo):
     (tmp_path / "bad.py").write_text("def factory(:\n")
     assert "bad.py, line 1" in complaint("explain", "--model", f"{tmp_path / 'bad.py'}:factory", "--image", photo)
+
+
+def test_a_model_file_that_cannot_be_run_is_named(tmp_path, photo):
+    for text, problem in [
+        ("import nowhere_at_all", "ModuleNotFoundError: No module named 'nowhere_at_all' (bad.py, line 1)"),
+        ("x = 1\nx / 0", "ZeroDivisionError: division by zero (bad.py, line 2)"),
+    ]:
+        (tmp_path / "bad.py").write_text(text)
+        told = complaint("explain", "--model", f"{tmp_path / 'bad.py'}:factory", "--image", photo)
+        assert "bad.py cannot be run: " + problem in told
+
+
+def test_a_factory_may_import_its_neighbours(own, photo):
+    (own.parent / "beside.py").write_text(MODEL)
+    run("explain", "--model", f"{own}:late", "--image", photo, "--size", 32, "--no-check")
+    assert str(own.parent) not in sys.path
+
+
+def test_every_precision_is_computed_in_the_one_asked_for(own, photo):
+    start = ["explain", "--model", f"{own}:half", "--image", photo, "--size", 32, "--no-check"]
+    assert "float64" in run(*start).stdout
+    assert "float32" in run(*start, "--float32").stdout
+
+
+def test_a_model_without_parameters(own, photo):
+    result = run("explain", "--model", f"{own}:plain", "--image", photo, "--size", 32, "--no-check")
+    assert "inputs 100 %" in result.stdout
+
+
+def test_names_of_classes_are_utf_8(own, photo, tmp_path):
+    names = tmp_path / "names.txt"
+    start = ["explain", "--model", f"{own}:factory", "--image", photo, "--size", 32, "--no-check", "--classes", names]
+    names.write_bytes("\ufeffcafé\r\n\r\nb\nc\n".encode())
+    assert "café = " in run(*start, "--target", "café").stdout
+    names.write_bytes("a\ncafé\nc\n".encode("latin-1"))
+    assert "names.txt is no UTF-8 text (invalid continuation byte at byte 5): save it as UTF-8" in complaint(*start)
+    names.unlink()
+    assert "no class names file" in complaint(*start)
 
 
 def test_models_and_info():

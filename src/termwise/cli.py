@@ -91,7 +91,9 @@ def explain(
     out: Annotated[Path | None, typer.Option(help="Write a self-contained page here (why.html).")] = None,
     weights: Annotated[Path | None, typer.Option(help="safetensors file for a model of your own; every key must match.")] = None,
     classes: Annotated[Path | None, typer.Option(help="Names of your model's classes, one per line.")] = None,
-    size: Annotated[int, typer.Option(min=1, help="Side of the picture that your model takes.")] = 224,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the picture that your model takes: 224 when not given.")
+    ] = None,
     float32: Annotated[bool, typer.Option("--float32", help="Compute in float32; float64 by default.")] = False,
     check: Annotated[bool, typer.Option(help="Test the map by removing what it calls important.")] = True,
 ) -> None:
@@ -102,6 +104,8 @@ def explain(
         from termwise.report.output import check_writable
 
         check_writable(out)
+    import torch
+
     from termwise.demo import print_section, steps
     from termwise.report import page, write
     from termwise.showcase import examine
@@ -109,8 +113,7 @@ def explain(
     subject = _subject(model, weights, classes, size)
     if subject.kind != ("text" if image is None else "image"):
         raise ValueError(f"{model} takes {'a text: give --text' if image is not None else 'a picture: give --image'}")
-    if not float32:
-        subject.model.double()
+    subject.model.to(torch.float32 if float32 else torch.float64)  # whatever precision the weights came in
     console = _console()
     about = text if image is None else image.name
     with steps(_console(stderr=True), 1, settings.progress) as step:
@@ -195,15 +198,17 @@ def _console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr)
 
 
-def _subject(model: str, weights: Path | None, classes: Path | None, size: int) -> Any:
+def _subject(model: str, weights: Path | None, classes: Path | None, size: int | None) -> Any:
     """A model of the zoo, or the user's own."""
     if ":" in model or model.endswith(".py"):
         from termwise import own_model
 
-        names = None if classes is None else [line for line in classes.read_text().splitlines() if line.strip()]
-        return own_model.load(model, weights, classes=names, size=size)
-    if weights is not None or classes is not None:
-        raise ValueError(f"--weights and --classes are for a model of your own (path/to/file.py:factory); {model} has its own")
+        names = None if classes is None else own_model.read_names(classes)
+        return own_model.load(model, weights, classes=names, size=224 if size is None else size)
+    if weights is not None or classes is not None or size is not None:
+        raise ValueError(
+            f"--weights, --classes and --size are for a model of your own (path/to/file.py:factory); {model} has its own"
+        )
     from termwise import zoo
 
     return zoo.load(model)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +17,13 @@ import torch
 from torch import nn
 
 from termwise.zoo import Subject
+from termwise.zoo.errors import no_file
 from termwise.zoo.pictures import PicturePreparation
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["load", "load_weights"]
+__all__ = ["load", "load_weights", "read_names"]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, on a scale of 0..1: what most image models were trained with."""
@@ -39,13 +42,18 @@ def load(spec: str, weights: str | Path | None = None, *, classes: Sequence[str]
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no such factory, weights that do not fit, outputs that are no classes.
+        ValueError: no such factory, a file or factory that raises, weights that do not fit, outputs that are no classes.
         TypeError: the factory gives something else.
     """
     path, _, name = spec.rpartition(":")
     if not path or not path.endswith(".py"):
         raise ValueError(f"a model of your own is given as path/to/file.py:factory, got {spec!r}")
-    made = _factory(Path(path), name)()
+    with _neighbours(Path(path)):
+        factory = _factory(Path(path), name)
+        try:
+            made = factory()
+        except Exception as problem:  # whatever it is, it comes from the user's file
+            raise ValueError(f"{spec} raised {_told(problem)}") from problem
     model = made.model if isinstance(made, Subject) else made
     if not isinstance(model, nn.Module):
         raise TypeError(f"{spec} gave a {type(made).__name__}: it must return a torch.nn.Module or a termwise.zoo.Subject")
@@ -62,18 +70,35 @@ def load(spec: str, weights: str | Path | None = None, *, classes: Sequence[str]
     return Subject(name, model, preparation, names, "your own")
 
 
+def read_names(path: Path) -> list[str]:
+    """Names of classes, one per line; empty lines do not count.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no text in UTF-8.
+    """
+    if not path.is_file():
+        raise no_file("class names", path)
+    try:
+        text = path.read_text("utf-8-sig")  # some editors begin a file with a mark, which is no part of the first name
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"{path} is no UTF-8 text ({problem.reason} at byte {problem.start}): save it as UTF-8") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a safetensors file whose keys are exactly the model's.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a pickle or another format (with what to do), missing, extra or misshapen keys (named).
+        ValueError: a pickle or another format (with what to do); missing, extra or misshapen keys, or whole numbers where
+            the model has floating ones (named).
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise FileNotFoundError(f"no weights file {str(path)!r}")
+        raise no_file("weights", path)
     try:
         state = load_file(path)
     except SafetensorError as problem:
@@ -93,37 +118,54 @@ def load_weights(model: nn.Module, path: Path) -> None:
     missing = [
         k for k in missing if not any(own[k].data_ptr() == own[s].data_ptr() and own[k].numel() for s in state if s in own)
     ]
-    wrong = [
-        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape
-    ]
-    if missing or extra or wrong:
-        problems = [("missing", missing), ("not in the model", extra), ("of another shape", wrong)]
+    both = [(k, state[k], own[k]) for k in own if k in state]
+    wrong = [f"{k} {tuple(a.shape)} for {tuple(b.shape)}" for k, a, b in both if a.shape != b.shape]
+    # another precision is rounded, which is meant; the integers of a quantised file would be taken at face value
+    kind = [f"{k} {a.dtype} for {b.dtype}" for k, a, b in both if a.is_floating_point() != b.is_floating_point()]
+    if missing or extra or wrong or kind:
+        problems = [("missing", missing), ("not in the model", extra), ("of another shape", wrong), ("of another kind", kind)]
         text = "; ".join(f"{what}: {_few(keys)}" for what, keys in problems if keys)
         raise ValueError(f"the weights in {path} do not fit {type(model).__name__}: {text}")
     model.load_state_dict(state, strict=False)  # strict but for tied keys, checked above
+
+
+def _told(problem: Exception) -> str:
+    """An error of the user's own code, with the line it came from."""
+    frames = traceback.extract_tb(problem.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(problem).__name__}: {problem}{where}"
 
 
 def _few(keys: Sequence[str], k: int = 6) -> str:
     return ", ".join(keys[:k]) + (f" and {len(keys) - k} more" if len(keys) > k else "")
 
 
+@contextmanager
+def _neighbours(path: Path) -> Iterator[None]:
+    """The file, and its factory, may import what lies beside it."""
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
 def _factory(path: Path, name: str) -> Any:
     """The function of that name in a file, which is run as a module of its own."""
     if not path.is_file():
-        raise FileNotFoundError(f"no model file {str(path)!r}")
+        raise no_file("model", path)
     spec = importlib.util.spec_from_file_location(f"termwise_own_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} cannot be read as Python")
     module: ModuleType = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickling look their module up
-    folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)  # the file may import its neighbours
     try:
         spec.loader.exec_module(module)
     except SyntaxError as problem:
-        raise ValueError(f"{path}, line {problem.lineno}: {problem.msg}") from problem
-    finally:
-        sys.path.remove(folder)
+        raise ValueError(f"{problem.filename or path}, line {problem.lineno}: {problem.msg}") from problem
+    except Exception as problem:  # whatever it is, it comes from the user's file
+        raise ValueError(f"{path} cannot be run: {_told(problem)}") from problem
     found = {n: v for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == spec.name}
     if name not in found:
         raise ValueError(f"{path} has no function {name!r}; it has {_few(list(found)) or 'none'}")
@@ -137,10 +179,10 @@ def _outputs(model: nn.Module, size: int) -> int:
     try:
         with torch.no_grad():
             output = model(picture)
-    except (RuntimeError, TypeError) as problem:
+    except Exception as problem:  # whatever it is, it comes from the user's model
         raise ValueError(
-            f"{type(model).__name__} does not take a picture (1, 3, {size}, {size}): {problem}. Choose another --size, or let "
-            "the factory return a termwise.zoo.Subject with its own preparation"
+            f"{type(model).__name__} does not take a picture (1, 3, {size}, {size}): {_told(problem)}. Choose another --size, "
+            "or let the factory return a termwise.zoo.Subject with its own preparation"
         ) from problem
     if not isinstance(output, torch.Tensor) or output.ndim != 2:
         shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__

@@ -182,3 +182,11 @@ def test_a_missing_extra_names_the_install_line():
 
     with pytest.raises(ImportError, match=r'this test needs no_such_module.*pip install "termwise\[text\]"'):
         need("no_such_module", extra="text", wanted_by="this test")
+
+
+def test_a_cache_that_cannot_be_made_is_told(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TERMWISE_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(assets, "locate", lambda asset, **_: None)
+    with pytest.raises(AssetMissing, match=r"file/cache cannot be written to .*TERMWISE_CACHE, or pip install"):
+        fetch("photo-china")

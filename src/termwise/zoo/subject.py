@@ -66,7 +66,7 @@ class Subject:
             TypeError: neither picture nor text.
             ValueError: a damaged or empty picture; an empty text, or one longer than the model takes.
         """
-        first = next(self.model.parameters())
+        first = next(self.model.parameters(), torch.empty(0))  # a model may have nothing to learn
         if isinstance(self.preparation, TextPreparation):
             return self.preparation(source, truncate=truncate, device=first.device)
         if truncate:
