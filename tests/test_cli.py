@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
-from termwise import cli, zoo
+from termwise import __version__, cli, zoo
 from termwise.zoo.pictures import PicturePreparation
 from termwise.zoo.texts import TextPreparation
 
@@ -303,6 +303,16 @@ def test_models_and_info():
     assert "platform" in run("info").stdout
 
 
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_the_list_of_models_is_never_cut(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert "…" not in run("models").stdout
+
+
+def test_the_version():
+    assert run("--version").stdout.strip() == __version__
+
+
 def test_help_warns_and_is_quick():
     assert "WARNING" in run("explain", "--help").stdout
     code = "import sys, termwise.cli; assert 'torch' not in sys.modules, 'torch is imported for --help'"
@@ -324,4 +334,5 @@ def test_the_demo_writes_its_page(tmp_path, monkeypatch):
     assert names == ["1-deletion.png", "1-map.png", "1-waterfall.png", "2-deletion.png", "2-waterfall.png", "index.html"]
     assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names)
     assert first.stdout.count("adds up to") == 2
+    assert first.stdout.startswith("\nWhy")  # no trace of a progress bar
     assert "float64" in first.stdout

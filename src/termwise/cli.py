@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from termwise import __version__
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -61,14 +63,23 @@ app = typer.Typer(
 )
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    ctx: typer.Context,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")] = False,
     verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log what is done; -vv everything.")] = 0,
     no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress bars.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """Set up logging."""
     settings.quiet, settings.verbose, settings.progress = quiet, verbose, not (no_progress or quiet)
+    ctx.obj = settings  # for commands in files of their own
     level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=level, format="%(name)s: %(message)s", force=True)
     logging.captureWarnings(True)
@@ -91,9 +102,7 @@ def explain(
     out: Annotated[Path | None, typer.Option(help="Write a self-contained page here (why.html).")] = None,
     weights: Annotated[Path | None, typer.Option(help="safetensors file for a model of your own; every key must match.")] = None,
     classes: Annotated[Path | None, typer.Option(help="Names of your model's classes, one per line.")] = None,
-    size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the picture that your model takes: 224 when not given.")
-    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Side of the picture that your model takes; 224 by default.")] = None,
     float32: Annotated[bool, typer.Option("--float32", help="Compute in float32; float64 by default.")] = False,
     check: Annotated[bool, typer.Option(help="Test the map by removing what it calls important.")] = True,
 ) -> None:
@@ -152,9 +161,11 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
     table = Table(box=None, header_style="dim", padding=(0, 1))
     for column in ("name", "takes", "licence", "size", "here", "what it is"):
-        table.add_column(column, justify="right" if column == "size" else "left", no_wrap=column in ("name", "size"))
+        table.add_column(
+            column, justify="right" if column == "size" else "left", no_wrap=column in ("name", "size"), overflow="fold"
+        )
     for row in rows:
-        here = "[green]yes[/]" if row["present"] else "[dim]downloaded when used[/]"
+        here = "[green]yes[/]" if row["present"] else "[dim]when used[/]"
         table.add_row(row["name"], row["kind"], row["licence"], f"{row['bytes'] / 1e6:.0f} MB", here, row["about"])
     _console().print(table)
 

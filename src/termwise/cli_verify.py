@@ -40,6 +40,7 @@ def papers(
 
 
 def verify(
+    ctx: typer.Context,
     keys: Annotated[list[str] | None, typer.Argument(help="Keys of papers (see `termwise papers`).")] = None,
     room: Annotated[str | None, typer.Option(help="Every claim of a room.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every claim, in parallel processes.")] = False,
@@ -58,9 +59,10 @@ def verify(
     if not chosen:
         raise ValueError("nothing to verify: these claims are all slow, add --slow")
     results = []
+    console = Console(stderr=True)
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(),
-        console=Console(stderr=True), transient=True, disable=as_json,
+        console=console, transient=True, disable=as_json or not (ctx.obj.progress and console.is_terminal),
     ) as progress:  # fmt: skip
         task = progress.add_task("measuring", total=len(chosen))
         for result in claims.verify(chosen, processes=(os.cpu_count() or 1) if everything else 1):
@@ -79,7 +81,7 @@ def verify(
                 r.paper, escape(r.statement) + note, escape(r.published), escape(r.measured), outcome, f"{r.seconds:.1f}"
             )
         _print(table)
-        for r in results if verbose else []:
+        for r in results if verbose or ctx.obj.verbose else []:
             if r.details:
                 typer.echo(f"\n{r.name}\n{r.details}", err=True)
     if any(r.outcome == "failed" for r in results):

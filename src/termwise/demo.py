@@ -62,7 +62,7 @@ def run(out: str | Path = "demo", progress: bool = True, console: Console | None
     console = console or Console()
     sections: list[Section] = []
     jobs = [(model, zoo.photo(photo), about) for model, photo, about in PHOTOS]
-    with steps(console, len(jobs) + 1, progress) as step:
+    with steps(Console(stderr=True), len(jobs) + 1, progress) as step:  # standard output is the result alone
         for model, picture, about in jobs:
             subject = zoo.load(model)
             subject.model.double()
@@ -97,9 +97,9 @@ def print_section(section: Section, console: Console) -> None:
 
 @contextmanager
 def steps(console: Console, jobs: int, visible: bool) -> Iterator[Callable[[str], Callable[[str, float], None]]]:
-    """A progress bar over several examinations; gives a function that starts the next one."""
+    """A progress bar over several examinations, on a terminal; gives a function that starts the next one."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not visible, transient=True) as bar:
+    with Progress(*columns, console=console, disable=not (visible and console.is_terminal), transient=True) as bar:
         task = bar.add_task("loading", total=jobs)
         started = -1
 

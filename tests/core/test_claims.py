@@ -122,6 +122,7 @@ def test_the_command_line_ends_with_1_when_one_failed():
         assert text in done.output
     assert "Traceback" not in done.output
     assert "in broken" in invoke("verify", PAPER, "-v").output
+    assert "in broken" in invoke("-v", "verify", PAPER).output
 
 
 def test_the_command_line_ends_with_0_when_none_failed():
@@ -129,6 +130,14 @@ def test_the_command_line_ends_with_0_when_none_failed():
     enter("otherwise", lambda: ("2.0", False), contradicted="measured 2.0 on three seeds")
     assert invoke("verify", PAPER).exit_code == 0
     assert invoke("verify", "--room", "predictions").exit_code == 0
+
+
+def test_the_progress_bar_can_be_switched_off(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
+    enter("good", lambda: ("1.0", True))
+    assert "measuring" in invoke("verify", PAPER).stderr
+    for switch in ("--no-progress", "--quiet"):
+        assert not invoke(switch, "verify", PAPER).stderr
 
 
 def test_json_is_a_list_of_objects():

@@ -13,8 +13,8 @@ from termwise.report.terminal import classes_table
 from .examples import EVIL, image, matrix, sentence
 
 
-def printed(thing, **options) -> str:
-    console = Console(file=io.StringIO(), width=100, force_terminal=False)
+def printed(thing, width=100, **options) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
     show(thing, console=console, **options)
     return console.file.getvalue()
 
@@ -56,6 +56,17 @@ def test_other_decompositions():
     assert "remainder" in text
     assert "Decomposition = 3" in printed(Decomposition(torch.tensor(3.0), {"a": torch.tensor(3.0)}))
     assert "smaller parts" in printed(matrix(), k=1)
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_figures_are_never_cut(width):
+    """Names fold and bars shrink instead."""
+    name = "encoder.layer.11.attention.output.LayerNorm"
+    parts = {f"bias:{name}": torch.tensor([-12345.67]), "rule:mul@head": torch.tensor([0.001])}
+    text = printed(Decomposition(torch.tensor([-12345.669]), parts), width)
+    assert "…" not in text
+    assert {"-12346", "+0.001", "100.0", "lost", "█"} <= set(text.replace("█", " █ ").split())
+    assert name in "".join(line[: line.find("  ", 1)].strip() for line in text.splitlines() if line[:1] == " ")
 
 
 def test_show_is_the_method(capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.bar import Bar
 from rich.console import Console, Group
 from rich.padding import Padding
 from rich.table import Table
@@ -84,17 +85,18 @@ def _waterfall(decomposition: Decomposition, sample: int, k: int) -> Table:
     whole = steps[-1].value
     scale = max(abs(b.value) for b in steps) or 1.0
     table = Table(box=None, header_style="dim", padding=(0, 1))
-    table.add_column("part", overflow="ellipsis", no_wrap=True, max_width=44)
+    # where it is narrow, names are folded and bars shrink; figures are never cut
+    table.add_column("part", overflow="fold", max_width=44)
     table.add_column("kind", style="dim", no_wrap=True)
     table.add_column("sum", justify="right", no_wrap=True)
     table.add_column("share", justify="right", style="dim", no_wrap=True)
-    table.add_column("", no_wrap=True, max_width=WIDTH)
+    table.add_column("", max_width=WIDTH)
     for bar in steps:
         if bar.kind == "whole":
             table.add_section()
         share = f"{100 * bar.value / whole:.1f} %" if whole else "-"
         colour = "bright_black" if bar.kind == "whole" else "red" if bar.value > 0 else "blue"
-        length = Text("█" * max(round(WIDTH * abs(bar.value) / scale), 1 if bar.value else 0), style=colour)
+        length = Bar(scale, 0, abs(bar.value), color=colour)
         kind = "" if bar.kind == bar.label else bar.kind
         table.add_row(Text(printable(bar.label)), Text(kind), f"{bar.value:+.5g}", share, length)
     return table

@@ -184,7 +184,8 @@ def _eight_bit(values: Any) -> UInt8[np.ndarray, "h w *c"]:
         return np.round(values / 257.0).astype(np.uint8)
     if not np.issubdtype(values.dtype, np.floating):
         raise ValueError(
-            f"a picture's numbers are uint8, uint16, bool or floating in 0..1, got {values.dtype}: values of 0..255 become one by astype('uint8')"
+            f"a picture's numbers are uint8, uint16, bool or floating in 0..1, got {values.dtype}; where they lie in "
+            "0..255, give them as astype('uint8')"
         )
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
         raise ValueError(
