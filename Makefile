@@ -1,6 +1,7 @@
 # Every verb makes .venv when it is missing. Only python3 and make are needed; packages come from PyPI.
 #
-# torch: PyPI's build for your platform. On Linux that build may bring CUDA along; where you want a CPU build, say
+# torch: PyPI's build for your platform. On Linux that build may bring CUDA along, which is refused (see
+# tests/test_environment.py); a CPU build comes with
 #     make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 PYTHON      ?= python3
@@ -20,7 +21,7 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)  # one interrupted, or made by uv, has no pip
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)" --only-binary :all:
 	$(PIP) -e ".[test,dev,docs,peers]"
 	$(BIN)/python tests/test_environment.py
