@@ -138,6 +138,93 @@ def test_cp_lrp_is_gradient_times_input_of_a_held_model(name, request):
     torch.testing.assert_close(ours, expected, rtol=0, atol=casts * scale)
 
 
+@pytest.mark.parametrize("rules", ["zero", "cp-lrp"])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        lambda s, x: s.softmax(-1),
+        lambda s, x: s.float().softmax(-1).type_as(x),
+        lambda s, x: 0.5 * s.softmax(-1).masked_fill(torch.eye(5, dtype=torch.bool), 0.0),
+        lambda s, x: s.softmax(-1) / (1 + s.softmax(-1).sum(-2, keepdim=True)),
+    ],
+    ids=["plain", "cast", "masked", "renormalised"],
+)
+def test_attention_written_out_gives_all_to_the_values(weights, rules):
+    """The weights are constant whatever is done to them on their way: nothing of the product with the values is theirs."""
+
+    class Attention(nn.Module):
+        def __init__(self, held):
+            super().__init__()
+            self.held, self.value, self.head = held, nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            v = self.value(x)
+            a = weights(v @ v.mT, x)
+            return self.head(((a.detach() if self.held else a) @ v).mean(1))
+
+    torch.manual_seed(0)
+    model = Attention(held=False).double().eval()
+    twin = Attention(held=True).double().eval()
+    twin.load_state_dict(model.state_dict())
+    x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(twin(x)[:, 1].sum(), x)
+    why = explain(model, x, target=1, rules=rules).check()
+    torch.testing.assert_close(why.inputs["x"], (x * gradient).detach(), rtol=1e-9, atol=1e-12)
+    assert not why.constants
+
+
+def test_held_weights_that_are_a_summand_are_a_constant():
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, dtype=torch.float64)
+    why = explain(lambda x: x + x.softmax(-1), x, target=1, rules="zero").check()
+    torch.testing.assert_close(why.inputs["x"][:, 1], x[:, 1])
+    torch.testing.assert_close(sum(why.constants.values()).flatten(1).sum(1), x.softmax(-1)[:, 1])
+    explain(lambda x: x.softmax(-1), x, target=1, rules="zero").check()  # nothing else: the whole is a constant
+
+
+@pytest.mark.parametrize("rules", ["zero", "attnlrp"])
+def test_a_float32_island_closes_as_the_rest_does(rules):
+    """Its rounding is booked: that of each operation, and that of the ratios of several uses where they are summed."""
+
+    class Island(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            h = self.body(x).float()
+            h = 1e3 - (1e3 - h) + h.exp() + 0.3 * h + h.sigmoid() * h
+            return self.head(h.to(x.dtype))
+
+    torch.manual_seed(0)
+    x = torch.randn(3, 6, dtype=torch.float64)
+    why = explain(Island().double().eval(), x, target=1, rules=rules).check(1e-12)
+    assert 0 < sum(abs(v).max() for v in why.losses.values()) < 1e-3 * why.whole.abs().max()
+
+
+@pytest.mark.parametrize("rules", ["zero", "attnlrp"])
+def test_what_an_infinite_mask_hides_is_no_relevance(rules):
+    """nn.MultiheadAttention adds -inf to scores when it returns its weights; others take exp of a masked score."""
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True, add_bias_kv=True), nn.Linear(8, 3)
+
+        def forward(self, x, mask):
+            y, _ = self.attention(x, x, x, key_padding_mask=mask, need_weights=True)
+            scores = (x @ x.mT).masked_fill(mask[:, None], -torch.inf)
+            return self.head((y + scores.exp() @ x).mean(1))
+
+    torch.manual_seed(0)
+    mask = torch.zeros(3, 5, dtype=torch.bool)
+    mask[1, 3:] = True
+    why = explain(Masked().double().eval(), torch.randn(3, 5, 8, dtype=torch.float64), mask, target=1, rules=rules).check()
+    kept = {"softmax", "scaled_dot_product_attention"} if rules == "attnlrp" else set()
+    for name, lost in why.losses.items():
+        assert name.partition("@")[0] in kept or lost.abs().max() < 1e-12
+
+
 def test_a_twenty_step_scan_remembers_its_past():
     """Half to each factor at every step would leave 1e-4 to the first half of a sequence; held gates leave what is there."""
 
@@ -177,3 +264,18 @@ def test_an_explained_model_can_be_freed(rules):
     del model
     gc.collect()
     assert gone() is None
+
+
+def test_a_pass_leaves_no_tensors_behind():
+    """A hook that holds its own tensor would be a cycle through autograd, which nothing frees."""
+    model = convolutional(0)
+
+    def alive() -> int:
+        for rules in ("zero", "gamma"):
+            explain(model, torch.zeros(2, 3, 12, 12, dtype=torch.float64) + 1, rules=rules, target=0)
+        gc.collect()
+        return sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
+
+    alive()
+    before = alive()
+    assert alive() == before

@@ -20,22 +20,68 @@ __all__ = ["At", "Ledger", "Site"]
 Rule = Callable[..., Any]
 
 
+@dataclass(eq=False)
+class Leaf:
+    """An explained value.
+
+    Attributes:
+        name: of its part.
+        value: where the pass begins.
+        axes: how many of its first axes the part keeps.
+        places: where it lies in what was given (one flat index for each entry of the part), and the shape of that.
+    """
+
+    name: str
+    value: Tensor
+    axes: int
+    places: tuple[Tensor, torch.Size] | None = None
+
+    def relevance(self, c: Tensor | None) -> Tensor:
+        """Value * c, summed over the axes that the part does not keep."""
+        value = self.value.detach()
+        part = torch.zeros(value.shape, dtype=_real(value.dtype), device=value.device) if c is None else _times(value, c)
+        if c is not None and not value.isfinite().all():  # a mask of -inf hides, and has no relevance
+            part = part.masked_fill(c == 0, 0)
+        part = part.flatten(self.axes).sum(-1) if part.ndim > self.axes else part
+        if self.places is not None:
+            where, shape = self.places
+            part = part.new_zeros(shape.numel()).index_add(0, where.flatten().to(part.device), part.flatten()).reshape(shape)
+        return part
+
+
+@dataclass(eq=False)
+class Uses:
+    """How often a weighed value is used, and what relevance each use sent back to it."""
+
+    value: Tensor
+    count: int = 0
+    sent: list[Tensor] = field(default_factory=list)
+
+
 class Ledger:
     """One pass over `batch` samples. With `complete=False` only the inputs are booked."""
 
-    def __init__(self, batch: int, *, complete: bool = True) -> None:
-        """An empty ledger."""
-        self.batch, self.complete = batch, complete
-        self.leaves: list[tuple[str, Tensor, int]] = []  # name, leaf, number of its axes that the part keeps
+    def __init__(self, batch: int, *, complete: bool = True, dtype: torch.dtype = torch.float32) -> None:
+        """An empty ledger; nothing is booked in a narrower dtype than this one."""
+        self.batch, self.complete, self.dtype = batch, complete, dtype
+        self.inputs: dict[str, Tensor] = {}  # by placeholder
+        self.leaves: list[Leaf] = []
         self.constants: list[tuple[Tensor, Callable[[Tensor], None]]] = []  # leaf, what to do with its ratio
         self._parts: dict[str, Tensor | None] = {}
         self._shapes: dict[str, Callable[[], Tensor]] = {}
+        self._uses: dict[int, Uses] = {}
 
-    def leaf(self, name: str, value: Tensor, axes: int) -> Tensor:
+    def leaf(self, name: str, value: Tensor, axes: int, places: tuple[Tensor, torch.Size] | None = None) -> Tensor:
         """Make a value a leaf of the pass; its part keeps the first `axes` axes."""
         leaf = value.detach().requires_grad_()
-        self.leaves.append((name, leaf, axes))
+        self.leaves.append(Leaf(name, leaf, axes, places))
         return leaf
+
+    def uses(self, value: Tensor) -> Uses:
+        """The uses of a value so far, shared by all of them."""
+        found = self._uses.setdefault(id(value), Uses(value))
+        assert found.value is value  # it is kept, so that no other gets its id
+        return found
 
     def watch(self, y: Tensor, hook: Callable[[Tensor], None]) -> None:
         """Call `hook` with the ratio that arrives at `y`."""
@@ -77,6 +123,7 @@ class Site:
         held: argument positions that the rule is to hold constant.
         gates: argument positions that hold a gate.
         origins: for each argument position the name of the constant there, as it is booked.
+        weight: whether the value is held constant wherever it is used, instead of owning relevance itself.
     """
 
     rule: Rule
@@ -89,6 +136,7 @@ class Site:
     held: tuple[int, ...] = ()
     gates: tuple[int, ...] = ()
     origins: tuple[str, ...] = ()
+    weight: bool = False
     memo: dict[Any, Any] = field(default_factory=dict)
 
     def __call__(self, ledger: Ledger, *args: Any, **kwargs: Any) -> Any:
@@ -143,12 +191,19 @@ class At:
         k = per_sample(wide, axis, batch) if own else wide.unsqueeze(0)
         if own:
             shape = _trim(k.shape[1:], len(shape))
-        ledger.expect(name, lambda: torch.zeros(batch, *shape, dtype=_real(y.dtype), device=y.device))
+        # y itself in this closure would be a cycle through autograd's hooks, which nothing frees
+        dtype, device = _real(y.dtype), y.device
+        ledger.expect(name, lambda: torch.zeros(batch, *shape, dtype=dtype, device=device))
+        wider = torch.promote_types(y.dtype, ledger.dtype)  # the program's own precision, around a float32 island in it
+        masks = not bool(k.isfinite().all())
 
         def hook(c: Tensor) -> None:
-            ratio = per_sample(c, axis, batch)
+            ratio = per_sample(c, axis, batch).to(wider)
             dims = [d for d in range(1, ratio.ndim) if k.shape[d] == 1 and ratio.shape[d] != 1]
-            part = _times(k, ratio.sum(dims, keepdim=True) if dims else ratio)
+            ratio = ratio.sum(dims, keepdim=True) if dims else ratio
+            part = _times(k, ratio)
+            if masks:  # no relevance arrives where an infinite fill hides something, and inf * 0 must not be NaN
+                part = part.masked_fill(ratio == 0, 0)
             part = part.reshape(batch, *shape)
             ledger.book(name, part)
             if self.site.measured:
@@ -164,6 +219,8 @@ class At:
 
     def settle(self, y: Any) -> Any:
         """A floating value that no derivative leads through (a step, a product of held values) is a constant leaf."""
+        if self.site.weight:
+            return y
         if isinstance(y, Tensor) and not y.requires_grad and (y.is_floating_point() or y.is_complex()):
             y = y.detach().requires_grad_()
             self.adds(y, y, self.constant_name(-1))
@@ -181,7 +238,22 @@ class At:
             if not (isinstance(value, Tensor) and value.requires_grad):
                 return value
             x, alias = value.detach(), value.view_as(value)
-            alias.register_hook(lambda c: None if c is None else self._lost(-self._dot(x, c, axis)))
+            uses = self.ledger.uses(value)
+
+            def hook(c: Tensor | None) -> None:
+                if c is not None:
+                    amount = self._dot(x, c, axis)
+                    self._lost(-amount)
+                    uses.sent.append(amount)
+
+            def together(c: Tensor) -> None:
+                if uses.count > 1:  # the ratios of several uses meet here, and in a narrow dtype their sum is rounded
+                    self._lost(sum(uses.sent, -self._dot(x, c, axis)))
+
+            alias.register_hook(hook)
+            uses.count += 1
+            if uses.count == 1 and torch.promote_types(x.dtype, self.ledger.dtype) != x.dtype:
+                value.register_hook(together)
             return alias
 
         return weigh(args, self.site.axes or [None] * len(args))
