@@ -195,6 +195,12 @@ def test_traceback_on_request():
     assert "error: the text is empty" in result.stderr
 
 
+def test_what_is_done_is_told_on_request():
+    start = ("explain", "--model", "nanoguard", "--text", "x", "--no-check")
+    assert "nanoguard: explaining" in run("-v", *start).stderr
+    assert not run(*start).stderr
+
+
 def test_a_model_of_ones_own(own, photo, tmp_path):
     weights = tmp_path / "w.safetensors"
     model = network()

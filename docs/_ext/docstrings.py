@@ -22,6 +22,9 @@ def escape(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[s
     """Escape in place."""
     example = False
     for i, line in enumerate(lines):
+        if i and lines[i - 1].strip() == "Returns:":
+            # napoleon takes what stands before a colon for a type: here nothing does, the annotation has it
+            lines[i] = line = re.sub(r"^(\s*)", r"\1: ", line)
         example = line.lstrip().startswith(">>>") or (example and bool(line.strip()))
         if not example:
             lines[i] = "".join(p if p.startswith("`") else re.sub(r"([|*])", r"\\\1", p) for p in _CODE.split(line))

@@ -55,7 +55,12 @@ def examine(
     Raises:
         ValueError: a bad picture, text, target or rule.
     """
-    tell = progress or (lambda what, done: log.debug("%s (%.0f %%)", what, 100 * done))
+
+    def tell(what: str, done: float) -> None:
+        log.info("%s: %s (%.0f %%)", subject.name, what, 100 * done)
+        if progress is not None:
+            progress(what, done)
+
     model = subject.model
     index = subject.index(target) if isinstance(target, str) else target
     tell("preparing the input", 0.0)

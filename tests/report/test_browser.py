@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from termwise.report import Section, fragment, page
 
@@ -24,7 +23,8 @@ LONG = "Llanfairpwllgwyngyllgogerychwyrndrobwllllantysiliogogogoch" * 3
 LOOK = """<!doctype html><iframe src="page.html" style="border:0;width:{width}px;height:900px"></iframe><pre></pre><script>
 onload = () => {{
   const page = document.querySelector("iframe").contentDocument, wide = page.documentElement.scrollWidth;
-  const over = [...page.querySelectorAll("main *, .tw *")].filter(e => e.getBoundingClientRect().right > {width} + 1);
+  const over = [...page.querySelectorAll(".tw *")].filter(e =>
+    e.getBoundingClientRect().right > {width} + 1 || e.matches(".tw-row b") && (e.scrollWidth > e.clientWidth || e.offsetHeight > 30));
   document.querySelector("pre").textContent = JSON.stringify([wide, over.map(e => e.className || e.tagName)]);
 }}</script>"""
 
@@ -45,11 +45,11 @@ def everything() -> str:
     photo = np.zeros((12, 12, 3), dtype=np.uint8)
     why = image(classes=["a", LONG])
     why = replace(why, parts={f"{n}.{LONG}" if n.startswith("bias") else n: p for n, p in why.parts.items()})
-    whole = replace(why, whole=-1e9 * torch.ones_like(why.whole))
+    small = replace(why, whole=why.whole * -1.2345e-5, parts={n: p * -1.2345e-5 for n, p in why.parts.items()})
     words = sentence(["[CLS]", f" {LONG}", " hello", f" {EVIL}"], classes=["a", EVIL])
     sections = [
         Section(why, f"Why {LONG}?", f"{LONG}.png", photo, [(LONG, 0.9), ("cup", 0.1)], curve(), LONG),
-        Section(whole),
+        Section(small),
         Section(words, EVIL, "a text", curve=curve("tokens", classes=False)),
     ]
     return page(sections, LONG, LONG, LONG)
