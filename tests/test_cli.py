@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
@@ -98,8 +100,6 @@ def small_zoo(monkeypatch):
 
 @pytest.fixture
 def photo(tmp_path) -> Path:
-    from PIL import Image
-
     path = tmp_path / "my <b>photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(path)
     return path
@@ -315,6 +315,20 @@ def test_the_list_of_models_is_never_cut(width, monkeypatch):
     assert "…" not in run("models").stdout
 
 
+def test_a_terminal_without_unicode_gets_the_figures(tmp_path):
+    (tmp_path / "mine.py").write_text(MODEL)
+    (tmp_path / "names.txt").write_text("café\nb\nc\n", "utf-8")
+    Image.new("RGB", (32, 32), "teal").save(tmp_path / "x.png")
+    command = [sys.executable, "-m", "termwise.cli", "explain", "--model", "mine.py:factory", "--image", "x.png", "--size", "32"]
+    done = subprocess.run(
+        [*command, "--no-check", "--classes", "names.txt", "--target", "0"],
+        cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "caf? = " in done.stdout
+    assert "adds up to" in done.stdout
+
+
 def test_the_version():
     assert run("--version").stdout.strip() == __version__
 
@@ -326,8 +340,6 @@ def test_help_warns_and_is_quick():
 
 
 def test_the_demo_writes_its_page(tmp_path, monkeypatch):
-    from PIL import Image
-
     from termwise import demo
 
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -252,6 +253,9 @@ def _register() -> None:
 
 def main() -> None:
     """Entry point of the `termwise` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a bar that a terminal cannot show must not cost the figures beside it
     app()
 
 
