@@ -437,6 +437,39 @@ def test_an_argument_that_is_no_tensor_is_part_of_the_key():
         capture(model, x, 2)(x, 3)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m[0].register_forward_hook(lambda module, args, output: 2 * output),
+        lambda m: m.__setitem__(1, nn.Tanh().eval()),
+        lambda m: setattr(m[1], "negative_slope", 0.5),
+    ],
+    ids=["hook", "module", "attribute"],
+)
+def test_a_model_that_was_changed_is_recorded_anew(change):
+    model = nn.Sequential(nn.Linear(3, 4), nn.LeakyReLU(), nn.Linear(4, 2)).eval()
+    x = torch.randn(5, 3)
+    capture(model, x)
+    change(model)
+    same_bits(capture(model, x), model, x)
+
+
+def test_the_tensor_to_explain_in_a_dataclass():
+    @dataclass
+    class Output:
+        hidden: torch.Tensor
+        logits: torch.Tensor
+
+    @dataclass
+    class Plain:
+        step: int
+        value: torch.Tensor
+
+    x = torch.ones(2, 3)
+    assert torch.equal(capture(lambda x: Output(x, 2 * x), x)(x), 2 * x)
+    assert torch.equal(capture(lambda x: Plain(1, 3 * x), x)(x), 3 * x)
+
+
 def test_the_cache_does_not_mix_programs_of_two_equal_models():
     a, b = nn.Linear(4, 2).eval(), nn.Linear(4, 2).eval()
     x = X()

@@ -165,3 +165,23 @@ def test_batch_second():
 def test_names_of_another_length():
     with pytest.raises(ValueError, match="names has 1 lists of tokens for 2 samples"):
         explain(net(), X, names=["a", "b"])
+
+
+def test_under_inference_mode_as_outside():
+    model = net(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    x = torch.ones(2, 3)
+    expected = explain(model, x, target=1)
+    with torch.inference_mode():
+        inside, made = explain(model, x, target=1).check(), x * 1
+    assert expected.parts["input:input"].any()
+    assert torch.equal(inside.parts["input:input"], expected.parts["input:input"])
+    assert torch.equal(explain(model, made, target=1).parts["bias:0"], expected.parts["bias:0"])
+
+
+def test_an_argument_that_hides_tensors():
+    class Cache:
+        def __init__(self):
+            self.layers = [{"keys": torch.ones(2, 3)}]
+
+    with pytest.raises(TypeError, match="argument cache is a Cache, inside which there are tensors"):
+        explain(lambda x, cache: x + cache.layers[0]["keys"], torch.ones(2, 3), Cache())

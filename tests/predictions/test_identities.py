@@ -182,6 +182,31 @@ def test_held_weights_that_are_a_summand_are_a_constant():
     explain(lambda x: x.softmax(-1), x, target=1, rules="zero").check()  # nothing else: the whole is a constant
 
 
+@pytest.mark.parametrize("view", [lambda ids: ids.T, lambda ids: ids[:, 1:].T, lambda ids: ids[:, :4].T])
+def test_relevance_of_ids_lies_where_the_ids_lie(view):
+    """Looked up in another order, the parts still have the shape of what was given, and samples stay apart."""
+
+    class SequenceFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.body, self.head = nn.Embedding(20, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, ids):
+            return self.head(torch.relu(self.body(self.table(view(ids)))).cumsum(0).tanh().mean(0))
+
+    torch.manual_seed(0)
+    model, ids = SequenceFirst().double().eval(), torch.randint(20, (3, 6))
+    why = explain(model, ids, target=1, rules="zero").check()
+    assert why.inputs["ids"].shape == (3, 6)
+    for i in range(3):
+        alone = explain(model, ids[i : i + 1], target=1, rules="zero").check()
+        for name, part in why.parts.items():
+            torch.testing.assert_close(part[i : i + 1], alone.parts[name], rtol=1e-9, atol=1e-12)
+    order = torch.arange(18).reshape(3, 6)
+    unused = ~torch.isin(order, view(order).contiguous())
+    assert torch.equal(why.inputs["ids"] == 0, unused)
+
+
 @pytest.mark.parametrize("rules", ["zero", "attnlrp"])
 def test_a_float32_island_closes_as_the_rest_does(rules):
     """Its rounding is booked: that of each operation, and that of the ratios of several uses where they are summed."""
@@ -200,6 +225,21 @@ def test_a_float32_island_closes_as_the_rest_does(rules):
     x = torch.randn(3, 6, dtype=torch.float64)
     why = explain(Island().double().eval(), x, target=1, rules=rules).check(1e-12)
     assert 0 < sum(abs(v).max() for v in why.losses.values()) < 1e-3 * why.whole.abs().max()
+
+
+def test_an_infinite_mask_that_is_handed_in():
+    torch.manual_seed(0)
+    body, head = nn.Linear(8, 8).double(), nn.Linear(8, 3).double()
+    mask = nn.Transformer.generate_square_subsequent_mask(5, dtype=torch.float64)
+
+    def causal(x, mask):
+        q = body(x)
+        return head(torch.nn.functional.scaled_dot_product_attention(q, q, x, mask)[:, 2])
+
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    why = explain(causal, x, mask.expand(2, 5, 5), target=1, rules="attnlrp").check()
+    assert not why.inputs["x"][:, 3:].any()
+    assert why.inputs["x"][:, :3].all()
 
 
 @pytest.mark.parametrize("rules", ["zero", "attnlrp"])

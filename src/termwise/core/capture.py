@@ -8,6 +8,7 @@ with `make_fx` instead, and the Program says so. The user's model is only read.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import io
 import logging
@@ -109,6 +110,13 @@ class Call:
         self.leaves: list[Any] = [leaf for _, leaf in named]
         self.slots = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor)]
         self.names = [_argument_name(named[i][0], positional) for i in self.slots]
+        for path, leaf in named:
+            if not isinstance(leaf, Tensor) and _holds_tensors(leaf):
+                raise TypeError(
+                    f"the argument {_argument_name(path, positional)} is a {type(leaf).__name__}, inside which there are "
+                    "tensors that cannot be followed: pass tensors, or tuples, lists and dicts of them (of a model with a "
+                    "cache, explain the whole sequence without it)"
+                )
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -124,7 +132,7 @@ class Call:
             tuple((t.dtype, t.device, t.ndim) for t in self.tensors),
             tuple(repr(leaf) for leaf in self.leaves if not isinstance(leaf, Tensor)),
             None if weights is None else (weights.dtype, weights.device),
-            getattr(getattr(self.model, "config", None), "_attn_implementation", None),
+            _makeup(self.model),
             self.select,
         )
 
@@ -138,9 +146,23 @@ class Call:
         return chosen
 
 
+def _makeup(model: Any) -> int:
+    """Hash of what a module's forward may depend on besides tensors: its modules, their hooks, their plain attributes.
+
+    A module put in place of another, a hook or a switch (`layer.scale = 2`) makes another program.
+    """
+    found = []
+    for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
+        config: Any = getattr(module, "config", None)
+        plain = [(k, repr(v)) for k, v in vars(module).items() if isinstance(v, (int, float, str, tuple, type(None)))]
+        hooks = (*module._forward_hooks, *module._forward_pre_hooks)
+        found.append((name, type(module), id(module), getattr(config, "_attn_implementation", None), hooks, tuple(plain)))
+    return hash(tuple(found))
+
+
 def explained(output: Any) -> Tensor:
     """The tensor of a model's output that is explained: `logits` where there are some, else the first floating one."""
-    logits = output.get("logits") if isinstance(output, Mapping) else None
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if isinstance(logits, Tensor):
         return logits
     for leaf in _leaves(output):
@@ -150,7 +172,9 @@ def explained(output: Any) -> Tensor:
 
 
 def _leaves(output: Any) -> Iterator[Any]:
-    """Leaves in order, looking into any mapping or sequence, but into no other object (a cache, say)."""
+    """Leaves in order, looking into any mapping, sequence or dataclass, but into no other object (a cache, say)."""
+    if dataclasses.is_dataclass(output) and not isinstance(output, Mapping):
+        output = [getattr(output, f.name) for f in dataclasses.fields(output)]
     if isinstance(output, Mapping):
         output = list(output.values())
     if isinstance(output, (tuple, list)):
@@ -158,6 +182,16 @@ def _leaves(output: Any) -> Iterator[Any]:
             yield from _leaves(item)
     else:
         yield output
+
+
+def _holds_tensors(value: Any, depth: int = 4) -> bool:
+    """Whether an object keeps tensors somewhere, as a cache of keys and values does."""
+    if isinstance(value, Tensor):
+        return True
+    if depth == 0 or isinstance(value, (nn.Module, type)) or callable(value):
+        return False
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return any(_holds_tensors(v, depth - 1) for v in (*inner, *getattr(value, "__dict__", {}).values()))
 
 
 def _parameters(model: Callable[..., Any]) -> list[str]:
@@ -194,7 +228,7 @@ def _record(call: Call) -> Program:
     recorded = _Recorded(call)
     recorded.training = False  # of the wrapper alone: the user's module keeps its flags
     problems = []
-    with _quiet(), torch.no_grad(), _exportable_experts(call.model):
+    with _quiet(), torch.inference_mode(False), torch.no_grad(), _exportable_experts(call.model):
         for dynamic in (True, False):
             tensors = [_widened(t) for t in call.tensors] if dynamic else call.tensors
             try:

@@ -18,7 +18,7 @@ from .samples import SampleAxis, locate
 if TYPE_CHECKING:
     from .capture import Call
 
-__all__ = ["CaptureError", "Info", "Placeholder", "Program", "annotate"]
+__all__ = ["CaptureError", "Info", "Placeholder", "Program", "annotate", "views_of_ids"]
 
 
 class CaptureError(ValueError):
@@ -318,6 +318,43 @@ def _looked_up(node: fx.Node) -> str | None:
     while node.op == "call_function" and op_name(node) in _VIEWS and node.all_input_nodes:
         node = node.all_input_nodes[0]
     return info(node).origin if node.op == "placeholder" and info(node).role == "index" else None
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views that lie between the ids that were given (placeholder `ids`) and those that are looked up."""
+
+    ids: str
+    graph: fx.Graph
+
+    def __call__(self, inputs: Mapping[str, Tensor], tags: Tensor) -> Tensor:
+        """What becomes of tags, one for each id, on their way to the look-up."""
+        moved: Tensor = evaluate(self.graph, {**inputs, self.ids: tags})
+        return moved
+
+
+def views_of_ids(cut: fx.Node) -> Views | None:
+    """The views before a cut; None where there are none, and each looked-up row lies where its id does."""
+    last = node = cut.all_input_nodes[1]
+    wanted: set[fx.Node] = set()
+    stack, moved = [last], False
+    while stack:
+        node = stack.pop()
+        if node not in wanted:
+            wanted.add(node)
+            stack += node.all_input_nodes
+            moved |= op_name(node) in _VIEWS - {"_to_copy", "to", "clone", "contiguous", "alias"}
+    if not moved:
+        return None
+    graph, seen = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in cut.graph.nodes:
+        if node in wanted or node.op == "placeholder":
+            new = seen[node] = graph.node_copy(node, seen.__getitem__)
+            if op_name(node) == "view":  # tags may have other strides than the ids
+                new.target = torch.ops.aten.reshape.default
+    graph.output(seen[last])
+    ids = next(n.name for n in wanted if n.op == "placeholder" and info(n).role == "index")
+    return Views(ids, graph)
 
 
 def _values(node: fx.Node) -> Iterator[Any]:

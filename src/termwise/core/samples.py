@@ -55,7 +55,7 @@ def locate(program: Program, example: list[Tensor]) -> dict[str, SampleAxis | No
 
     Nodes that nothing perturbs (dead units) are taken as sample-major along their first axis.
     """
-    from .program import info
+    from .program import info, views_of_ids
 
     batch = example[0].shape[0] if example and example[0].ndim else 1
     if batch < 2 or any(t.ndim == 0 or t.shape[0] != batch for t in example[:1]):
@@ -63,15 +63,20 @@ def locate(program: Program, example: list[Tensor]) -> dict[str, SampleAxis | No
     generator = torch.Generator().manual_seed(0)
     axes: dict[str, SampleAxis | None] = {}
 
-    def perturbed(value: Tensor) -> tuple[Tensor, ...]:
-        """The value, the value with sample 0 moved, the value with the last sample moved."""
-        if value.ndim == 0 or value.shape[0] != batch:
-            return value, value, value
+    def perturbed(value: Tensor, sample: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The value, the value with sample 0 moved, the value with the last sample moved; `sample` says which is where."""
+        if sample is None:
+            if value.ndim == 0 or value.shape[0] != batch:
+                return value, value, value
+            sample = torch.arange(batch, device=value.device)
+        sample = sample.reshape(*sample.shape, *[1] * (value.ndim - sample.ndim))
         noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
         step = noise * (value.std().nan_to_num() + 0.1)
-        first, last = torch.zeros_like(step), torch.zeros_like(step)
-        first[0], last[-1] = step[0], step[-1]
-        return value, value + first, value + last
+        return value, value + step * (sample == 0), value + step * (sample == batch - 1)
+
+    def samples_of(ids: Tensor) -> Tensor:
+        """The sample that each entry belongs to."""
+        return torch.arange(batch, device=ids.device).reshape(-1, *[1] * (ids.ndim - 1)).expand(ids.shape)
 
     def visit(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         known = info(node)
@@ -80,14 +85,16 @@ def locate(program: Program, example: list[Tensor]) -> dict[str, SampleAxis | No
             return value
         values = tuple(node.target(*_pick(args, i), **_pick(kwargs, i)) for i in range(3))  # type: ignore[operator]
         if known.role == "cut" and isinstance(values[0], Tensor):
-            values = perturbed(values[0])
+            views = views_of_ids(node)
+            values = perturbed(values[0], None if views is None else views(plain, samples_of(plain[views.ids])))
         if known.active:  # of several values the first stands for all
             first = tuple(v[0] if isinstance(v, (tuple, list)) else v for v in values)
             if all(isinstance(v, Tensor) for v in first):
                 axes[node.name] = _find(first, batch)
         return Triple(values)
 
-    bound: dict[str, Any] = dict(program.bind(example))
+    plain = program.bind(example)
+    bound: dict[str, Any] = dict(plain)
     for node in program.graph.find_nodes(op="placeholder"):
         if program.placeholders[node.name].kind == "input":
             value = bound[node.name]

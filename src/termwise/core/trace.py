@@ -104,7 +104,9 @@ def _compare_elsewhere(program: Program, call: Call) -> None:
     """A value that passed through numpy is a constant of the trace; on another input that shows."""
     generator = torch.Generator().manual_seed(0)
     moved = [
-        t + (1e-3 * torch.randn(t.shape, generator=generator)).to(t) * (1 + t.abs()) if t.is_floating_point() else t
+        t + (1e-3 * torch.randn(t.shape, generator=generator)).to(t) * (1 + t.abs().nan_to_num(posinf=0))
+        if t.is_floating_point()
+        else t
         for t in call.tensors
     ]
     with torch.no_grad(), _slow_transformer_path():  # the fused path rounds otherwise, visibly so in bfloat16

@@ -45,7 +45,7 @@ class Leaf:
         part = part.flatten(self.axes).sum(-1) if part.ndim > self.axes else part
         if self.places is not None:
             where, shape = self.places
-            part = part.new_zeros(shape.numel()).index_add(0, where.flatten().to(part.device), part.flatten()).reshape(shape)
+            part = part.new_zeros(shape.numel()).index_add(0, where.flatten(), part.flatten()).reshape(shape)
         return part
 
 

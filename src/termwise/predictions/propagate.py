@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, fx
 
 from termwise.core.composite import Composite
-from termwise.core.program import Program, info, op_name
+from termwise.core.program import Program, info, op_name, views_of_ids
 from termwise.core.rewrite import rewrite
 
 from .fold import fold_batch_norm, foldable
 from .ledger import Ledger, Site
-from .rules import LOSSY, SPLITTING, Rules, rules_of
+from .rules import HOLDING, LOSSY, SPLITTING, Rules, rules_of
 from .rules.linear import add, assemble, own
 from .rules.products import product, signal_takes_all
 
@@ -59,13 +59,14 @@ class Pass:
             lift = torch.promote_types(self.dtype, torch.float32)
         self.lift = lift
         self._located: set[str] = set()  # names of sites that know their samples; shared with the copies that `of` makes
+        self.weights = _weights(program, chosen)
         self.sites: dict[str, Site] = {}
         for node in program.nodes:
             if info(node).role == "cut":
-                self.sites[node.name] = Site(_cut(f"input:{info(node).origin}"), node.target)  # type: ignore[arg-type]
+                self.sites[node.name] = Site(_cut(program, node), node.target)  # type: ignore[arg-type]
             elif node.name in chosen:
                 measured = measure_all or chosen[node.name] in LOSSY or self._rounds(node)
-                if measured or not _is_own(chosen[node.name], node):
+                if measured or node is program.output or not _is_own(chosen[node.name], node, self.weights):
                     self.sites[node.name] = self._site(node, measured)
         self.module = rewrite(program, self.sites, lift=self.lift)
 
@@ -79,7 +80,8 @@ class Pass:
             measured=measured,
             held=known.held,
             gates=known.gates,
-            origins=tuple(_origin(a) for a in arguments),
+            origins=tuple(_origin(a, self.weights) for a in arguments),
+            weight=node in self.weights,
         )
 
     def _locate(self) -> None:
@@ -110,6 +112,7 @@ class Pass:
         bound.recorded, bound.program = self.recorded.of(model), self.program.of(model)
         return bound
 
+    @torch.inference_mode(False)  # in which nothing has a derivative
     def run(self, tensors: list[Tensor], whole: Callable[[Tensor], Tensor], *, complete: bool = True) -> Result:
         """Propagate.
 
@@ -121,9 +124,11 @@ class Pass:
         batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
         if batch > 1 and len(self._located) < len(self.sites):
             self._locate()
-        ledger = Ledger(batch, complete=complete)
+        ledger = Ledger(batch, complete=complete, dtype=self.lift or self.dtype)
         values = []
-        for name, value in self.program.bind(tensors).items():
+        ledger.inputs = self.program.bind(tensors)
+        for name, value in ledger.inputs.items():
+            value = value.clone() if value.is_inference() else value  # autograd takes no tensors made in that mode
             if self.lift is not None and value.is_floating_point():
                 value = value.to(self.lift)
             held = self.program.placeholders[name]
@@ -134,7 +139,7 @@ class Pass:
         with torch.enable_grad(), torch.autocast(device, enabled=False):
             output = self.module(ledger, *values)
             explained = whole(output)
-            leaves = [leaf for _, leaf, _ in ledger.leaves] + [leaf for leaf, _ in ledger.constants]
+            leaves = [leaf.value for leaf in ledger.leaves] + [leaf for leaf, _ in ledger.constants]
             if explained.requires_grad and leaves:
                 ratios = torch.autograd.grad(explained.sum(), leaves, allow_unused=True)
             else:
@@ -144,12 +149,10 @@ class Pass:
                 book(c)
         parts: dict[str, Tensor] = {}
         reached: dict[str, bool] = {}
-        for (name, leaf, axes), c in zip(ledger.leaves, ratios, strict=False):
-            value = leaf.detach()
-            part = torch.zeros_like(value) if c is None else value * c if not value.is_complex() else (value.conj() * c).real
-            part = part.flatten(axes).sum(-1) if part.ndim > axes else part
-            parts[name] = parts[name] + part if name in parts else part
-            reached[name] = reached.get(name, False) or c is not None
+        for leaf, c in zip(ledger.leaves, ratios, strict=False):
+            part = leaf.relevance(c)
+            parts[leaf.name] = parts[leaf.name] + part if leaf.name in parts else part
+            reached[leaf.name] = reached.get(leaf.name, False) or c is not None
         explained = explained.detach().to(self.lift or self.dtype)
         # losses are summed in float64
         parts = {name: part.to(explained.dtype) for name, part in {**parts, **ledger.parts()}.items()}
@@ -176,12 +179,17 @@ def propagate(program: Program, rules: Rules = "default") -> Pass:
     return known.of(program.model)
 
 
-def _cut(name: str) -> Callable[..., Tensor]:
+def _cut(program: Program, node: fx.Node) -> Callable[..., Tensor]:
     """An embedding of explained ids: what was looked up becomes a leaf, and its part has the shape of the ids."""
+    name, views = f"input:{info(node).origin}", views_of_ids(node)
 
     def cut(at: Any, weight: Tensor, ids: Any, *rest: Any, **kwargs: Any) -> Tensor:
-        looked_up = at.op(weight, ids, *rest, **kwargs)
-        return at.ledger.leaf(name, looked_up, looked_up.ndim - (weight.ndim - 1))
+        looked_up, places = at.op(weight, ids, *rest, **kwargs), None
+        if views is not None:  # transposed, shifted, a half of what was given: where is each of them there?
+            given = at.ledger.inputs[views.ids]
+            tags = torch.arange(given.numel(), device=given.device).view(given.shape)
+            places = views(at.ledger.inputs, tags), given.shape
+        return at.ledger.leaf(name, looked_up, looked_up.ndim - (weight.ndim - 1), places)
 
     return cut
 
@@ -192,10 +200,21 @@ def _dtypes(program: Program) -> set[torch.dtype]:
     return {v.dtype for v in found if isinstance(v, Tensor) and v.is_floating_point()}
 
 
-def _is_own(rule: Any, node: fx.Node) -> bool:
+def _weights(program: Program, rules: dict[str, Any]) -> set[fx.Node]:
+    """Values that are held constant: those of holding rules, and what is made of nothing else (cast, masked, scaled)."""
+    weights: set[fx.Node] = set()
+    for node in program.nodes:
+        operands = node.all_input_nodes[:1] if op_name(node) in ("type_as", "expand_as") else node.all_input_nodes
+        active = [a for a in operands if info(a).active]
+        if node.name in rules and (rules[node.name] in HOLDING or (active and weights.issuperset(active))):
+            weights.add(node)
+    return weights - {program.output}  # which owns what it is
+
+
+def _is_own(rule: Any, node: fx.Node, weights: set[fx.Node]) -> bool:
     """Whether a rule leaves this node to autograd as it is: nothing constant to book, nothing to share or hold."""
     operands = [a for a in _flat(node.args) if isinstance(a, (fx.Node, float))]
-    active = [a for a in operands if isinstance(a, fx.Node) and info(a).active]
+    active = [a for a in operands if isinstance(a, fx.Node) and info(a).active and a not in weights]
     if rule is own:
         return True
     if rule is add:
@@ -203,8 +222,10 @@ def _is_own(rule: Any, node: fx.Node) -> bool:
     return rule in (product, signal_takes_all) and len(active) == 1 and not info(node).held
 
 
-def _origin(argument: Any) -> str:
+def _origin(argument: Any, weights: set[fx.Node]) -> str:
     """The part under which a constant argument is booked."""
+    if argument in weights:
+        return f"constant:{info(argument).path or op_name(argument)}"
     if not isinstance(argument, fx.Node) or info(argument).active:
         return ""
     origin = info(argument).origin

@@ -3,9 +3,10 @@
 from . import attention, elementwise, linear, norms, products, recurrent  # each enters its rules into the table
 from .sets import AFFINE_RULES, RULE_SETS, Rules, rules_of
 from .splitting import AFFINE, SPLITTING, epsilon, gamma, zplus
-from .table import LOSSY, RULES, Rule, active, hold, lossy, rule, share
+from .table import HOLDING, LOSSY, RULES, Rule, active, hold, holding, lossy, rule, share
 
 __all__ = [
-    "AFFINE", "AFFINE_RULES", "LOSSY", "RULES", "RULE_SETS", "SPLITTING", "Rule", "Rules", "active", "attention", "elementwise",
-    "epsilon", "gamma", "hold", "linear", "lossy", "norms", "products", "recurrent", "rule", "rules_of", "share", "zplus",
+    "AFFINE", "AFFINE_RULES", "HOLDING", "LOSSY", "RULES", "RULE_SETS", "SPLITTING", "Rule", "Rules", "active", "attention",
+    "elementwise", "epsilon", "gamma", "hold", "holding", "linear", "lossy", "norms", "products", "recurrent", "rule",
+    "rules_of", "share", "zplus",
 ]  # fmt: skip

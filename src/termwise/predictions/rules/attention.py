@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .table import active, hold, lossy, rule, share
+from .table import active, hold, holding, lossy, rule, share
 
 SOFTMAX = ("softmax", "_softmax", "special_softmax", "_safe_softmax", "_masked_softmax")
 LOGARITHMIC = ("log_softmax", "_log_softmax", "special_log_softmax", "logsumexp", "logcumsumexp")
@@ -37,6 +37,7 @@ def logarithmic(at: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return at.op(x, *args, **kwargs)
 
 
+@holding
 def softmax_constant(at: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """CP-LRP: the weights are constants, nothing goes to the scores."""
     return at.op(x.detach(), *args, **kwargs)

@@ -50,6 +50,8 @@ def function(at: Any, f: Callable[[Tensor], Tensor], x: Tensor, *, varies: bool)
             # below sqrt(eps) the difference is rounding only, and the tangent is as exact
             near = x.abs() < math.sqrt(torch.finfo(x.dtype).eps)
             ratio = torch.where(near, slope, (y - origin) / torch.where(near, torch.ones_like(x), x))
+            if (masked := x.isinf()).any():  # exp(-inf) of a masked score: a value that no x made
+                origin = torch.where(masked, y, origin)
     y = _Ratio.apply(x, y, ratio)
     at.adds(y, origin, at.constant_name(-1))
     return y

@@ -120,8 +120,6 @@ def assemble(at: Any, *args: Any, **kwargs: Any) -> Any:
     if at.ledger.complete and y.requires_grad and _has_constant(at, (args, tuple(kwargs.values()))):
         zeros = _zeroed(args)
         offset = at.op(*zeros, **kwargs)
-        # an infinite fill is a mask: no relevance arrives there, and inf * 0 must not be NaN
-        offset = offset.masked_fill(offset.isinf(), 0)
         at.adds(y, offset.expand_as(y), at.constant_name(_first_constant(args)))
     return y
 
@@ -207,7 +205,8 @@ def affine_bias_first(at: Any, bias: Tensor, x: Tensor, weight: Tensor, *, beta:
         product = share(at.op(torch.zeros_like(bias), x, weight, beta=1, alpha=alpha), 1 / 2)
         y = product + beta * bias
     if not active(bias):
-        at.adds(y, bias if beta == 1 else bias * beta, f"bias:{at.site.path}")
+        # a vector is a bias; more axes are a mask or positions
+        at.adds(y, bias if beta == 1 else bias * beta, f"bias:{at.site.path}" if bias.ndim == 1 else at.constant_name(0))
     return y
 
 
@@ -283,5 +282,5 @@ def as_leaf(at: Any, value: Tensor, position: int, axis: Any = None) -> Tensor:
     if active(value) or not at.ledger.complete:
         return value
     leaf = value.detach().requires_grad_()
-    at.adds(leaf, leaf.detach().masked_fill(leaf.isinf(), 0), at.constant_name(position), axis=axis)
+    at.adds(leaf, leaf, at.constant_name(position), axis=axis)
     return leaf

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["LOSSY", "RULES", "Rule", "active", "lossy", "rule", "share"]
+__all__ = ["HOLDING", "LOSSY", "RULES", "Rule", "active", "holding", "lossy", "rule", "share"]
 
 Rule = Callable[..., Any]
 
@@ -28,6 +28,10 @@ RULES: dict[str, Rule] = {}
 
 LOSSY: set[Rule] = set()
 """Rules that do not conserve: what they lose is measured wherever they run."""
+
+
+HOLDING: set[Rule] = set()
+"""Rules whose value is a constant weight: in a product the other operand takes all, in a sum it is a constant summand."""
 
 
 def rule(*ops: str) -> Callable[[Rule], Rule]:
@@ -50,6 +54,12 @@ def rule(*ops: str) -> Callable[[Rule], Rule]:
 def lossy(function: Rule) -> Rule:
     """Mark a rule as one that loses relevance."""
     LOSSY.add(function)
+    return function
+
+
+def holding(function: Rule) -> Rule:
+    """Mark a rule as one whose value is held constant."""
+    HOLDING.add(function)
     return function
 
 
