@@ -454,6 +454,20 @@ def test_a_model_that_was_changed_is_recorded_anew(change):
     same_bits(capture(model, x), model, x)
 
 
+def test_a_forward_pass_that_sets_an_attribute_changes_nothing():
+    class Remembers(nn.Module):
+        length = None
+
+        def forward(self, x):
+            self.length = len(x.shape)
+            return 2 * x
+
+    model, x = Remembers().eval(), torch.ones(2, 3)
+    program = capture(model, x)
+    assert torch.equal(program(x), 2 * x)
+    assert capture(model, x).graph is program.graph
+
+
 def test_the_tensor_to_explain_in_a_dataclass():
     @dataclass
     class Output:

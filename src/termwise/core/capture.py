@@ -29,7 +29,8 @@ __all__ = ["CaptureError", "capture"]
 
 log = logging.getLogger(__name__)
 
-_cache: weakref.WeakKeyDictionary[Any, list[Program]] = weakref.WeakKeyDictionary()
+# model -> what it was made of, and the programs recorded of it as such
+_cache: weakref.WeakKeyDictionary[Any, tuple[int, list[Program]]] = weakref.WeakKeyDictionary()
 
 
 def capture(
@@ -69,14 +70,16 @@ def capture(
         )
     call = Call(model, inputs, kwargs, select)
     try:
-        known = _cache.setdefault(model, [])
+        makeup, known = _cache.get(model, (0, []))
+        known = known if makeup == _makeup(model) else []
     except TypeError:  # no weak reference to it: captured anew each time
-        known = []
+        return _record(call)
     for program in known:
         if program.accepts(call):
             return program.of(model)
     program = _record(call)
-    known.append(program.of(None))
+    # what a first forward pass sets (tables made for a length) is no change
+    _cache[model] = _makeup(model), [*known, program.of(None)]
     return program
 
 
@@ -132,7 +135,6 @@ class Call:
             tuple((t.dtype, t.device, t.ndim) for t in self.tensors),
             tuple(repr(leaf) for leaf in self.leaves if not isinstance(leaf, Tensor)),
             None if weights is None else (weights.dtype, weights.device),
-            _makeup(self.model),
             self.select,
         )
 
@@ -154,7 +156,7 @@ def _makeup(model: Any) -> int:
     found = []
     for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
         config: Any = getattr(module, "config", None)
-        plain = [(k, repr(v)) for k, v in vars(module).items() if isinstance(v, (int, float, str, tuple, type(None)))]
+        plain = [(k, str(v)) for k, v in vars(module).items() if isinstance(v, (int, float, str, tuple, type(None)))]
         hooks = (*module._forward_hooks, *module._forward_pre_hooks)
         found.append((name, type(module), id(module), getattr(config, "_attn_implementation", None), hooks, tuple(plain)))
     return hash(tuple(found))
