@@ -44,6 +44,7 @@ class Curve:
     random_scores: torch.Tensor
     probabilities: torch.Tensor | None
     what: str = "8x8 patches"
+    order: str = "descending"
 
     @property
     def area(self) -> torch.Tensor:

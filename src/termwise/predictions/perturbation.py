@@ -1,150 +1,212 @@
-"""An input seen as features that can be replaced: patches of pixels, tokens, plain numbers.
+"""An input seen as features that can be replaced: patches of pixels, tokens, plain numbers, or groups of one's own.
 
 The mechanism of every method that asks a model about changed inputs: which features there are, how relevant each is,
-and the batch of inputs in which a given set of them is replaced by a baseline or taken out of the sequence.
+in which order they go, and the batches of inputs in which given ones are replaced by a fill-in or taken out of the sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-__all__ = ["Features", "blurred"]
+from .fill_ins import filled
+
+__all__ = ["Features"]
 
 
 class Features:
-    """The features of an input: their relevance, and the input with some of them replaced.
+    """The features of an input, and the input with some of them replaced.
 
-    Arguments as of `termwise.predictions.faithfulness.deletion`; `n` features per sample, called `what`.
+    Attributes:
+        x: the explained input, first axis the sample.
+        cells: the feature that each position belongs to, (batch, positions), -1 where it always stays.
+        n: number of features of the sample that has the most.
+        counts: number of features of every sample, (batch,).
+        what: name of a feature in the plural.
     """
 
     def __init__(
-        self, inputs: Any, relevance: Tensor, baseline: Any, patch: int, keep: Tensor | None, name: str | None = None
+        self,
+        inputs: Any,
+        *,
+        baseline: Any,
+        patch: int = 8,
+        keep: Tensor | None = None,
+        name: str | None = None,
+        feature_mask: Tensor | None = None,
+        relevance: Tensor | None = None,
     ) -> None:
-        self.inputs, self.baseline, self.patch = inputs, baseline, patch
+        """Arguments as of `termwise.predictions.deletion`; `relevance` tells which of several inputs is meant."""
+        self.inputs = inputs
         self.name = _explained(inputs, relevance, name) if isinstance(inputs, Mapping) else None
         x: Tensor = inputs if self.name is None else inputs[self.name]
-        self.x, self.batch, self.image = x, len(x), x.ndim == 4
-        if self.image and relevance.ndim == 4:
-            relevance = relevance.sum(1)
-        expected = (self.batch, *x.shape[2:]) if self.image else tuple(x.shape)
-        if tuple(relevance.shape) != expected:
-            raise ValueError(f"relevance has shape {tuple(relevance.shape)} for an input {tuple(x.shape)}: expected {expected}")
         if x.ndim not in (2, 4):
             raise ValueError(
                 f"inputs must be images (batch, channels, height, width) or rows (batch, features), got {tuple(x.shape)}"
             )
-        self.relevance = relevance.detach()
+        self.x, self.batch, self.image = x.detach(), len(x), x.ndim == 4
+        self.positions = tuple(x.shape[2:] if self.image else x.shape[1:])
+        self.fill = filled(self.x, baseline)
         ids = not x.is_floating_point()
-        if isinstance(baseline, str):
-            if baseline != "remove":
-                raise ValueError(f"baseline must be a number, a tensor, a token id or 'remove', got {baseline!r}")
-            if not ids:
-                raise ValueError("baseline='remove' takes tokens out of a sequence: these inputs are no token ids")
-        elif ids and torch.as_tensor(baseline).is_floating_point():
-            raise ValueError(f"baseline must be an integer token id or 'remove' for token ids, got {baseline!r}")
-        if self.image:
-            if keep is not None:
-                raise ValueError("keep names tokens or features that stay; it has no meaning for images")
-            if patch < 1:
-                raise ValueError(f"patch must be at least 1 pixel, got {patch}")
-            self.grid = tuple(-(-size // patch) for size in x.shape[2:])  # the last row and column may be narrower
-            self.places = torch.arange(self.grid[0] * self.grid[1])
+        if feature_mask is not None:
+            self.cells, self.what = self._groups(feature_mask), "groups"
+        elif self.image:
+            self.cells, self.what = self._patches(patch), f"{patch}x{patch} patches"
         else:
-            keep = torch.zeros(x.shape[1], dtype=torch.bool) if keep is None else keep.bool().cpu()
-            if tuple(keep.shape) != tuple(x.shape[1:]):
-                raise ValueError(f"keep has shape {tuple(keep.shape)}, one sample has {tuple(x.shape[1:])}")
-            self.places = (~keep).nonzero()[:, 0]
-        self.n = len(self.places)
-        if self.n == 0:
+            self.cells, self.what = torch.arange(self.positions[0]).expand(self.batch, -1), "tokens" if ids else "features"
+        if keep is not None:
+            self._keep(keep)
+        self.n = int(self.cells.max()) + 1 if self.cells.numel() else 0
+        present = torch.zeros(self.batch, self.n + 1, dtype=torch.bool).scatter(1, self.cells + 1, True)[:, 1:]
+        used = present.any(0)
+        if not bool(present.any(1).all()) or not self.n:
             raise ValueError("no feature is left to replace")
-        self.what = f"{patch}x{patch} patches" if self.image else "tokens" if ids else "features"
+        if not bool(used.all()):  # numbers that no sample uses
+            renumbered = torch.cat([torch.tensor([-1]), used.cumsum(0) - 1])
+            self.cells, present, self.n = renumbered[self.cells + 1], present[:, used], int(used.sum())
+        self.present, self.counts = present, present.sum(1)
 
-    def scores(self, sample: int) -> Tensor:
-        """Relevance of the features of one sample, (n,)."""
-        relevance = self.relevance[sample].cpu()
-        if not self.image:
-            return relevance[self.places]
-        rows, columns = (torch.arange(size) // self.patch for size in relevance.shape)
-        cell = rows[:, None] * self.grid[1] + columns
-        return relevance.new_zeros(self.n).index_add(0, cell.flatten(), relevance.flatten())
+    def _patches(self, patch: int) -> Tensor:
+        if patch < 1:
+            raise ValueError(f"patch must be at least 1 pixel, got {patch}")
+        rows, columns = (torch.arange(size) // patch for size in self.positions)
+        across = -(-self.positions[1] // patch)  # the last row and column may be narrower
+        return (rows[:, None] * across + columns).flatten().expand(self.batch, -1)
 
-    def batches(self, sample: int, replaced: Tensor, size: int) -> Iterator[tuple[Tensor, Any]]:
-        """(rows of `replaced`, the inputs with these features replaced); `replaced` is (rows, n), boolean."""
-        if not isinstance(self.baseline, str):
-            for rows in torch.arange(len(replaced)).split(size):
-                yield rows, self._with(sample, self._masked(sample, replaced[rows]))
+    def _groups(self, mask: Tensor) -> Tensor:
+        """A feature mask: one number per position, for all samples or for each."""
+        if mask.is_floating_point() or mask.dtype == torch.bool:
+            raise TypeError(f"feature_mask must hold integers, one number per group; it has {mask.dtype}")
+        given = mask[:, 0] if self.image and mask.ndim == 4 and mask.shape[1] == 1 else mask
+        if given.ndim == len(self.positions):
+            given = given[None]
+        if tuple(given.shape[1:]) != self.positions or len(given) not in (1, self.batch):
+            raise ValueError(
+                f"feature_mask has shape {tuple(mask.shape)}: it must be {self.positions} for all samples, or "
+                f"{(self.batch, *self.positions)} with one for each"
+            )
+        if bool((given < -1).any()):
+            raise ValueError(f"feature_mask must number groups from 0 (-1: stays as it is), got {int(given.min())}")
+        return given.flatten(1).long().cpu().expand(self.batch, -1)
+
+    def _keep(self, keep: Tensor) -> None:
+        if self.image:
+            raise ValueError("keep names tokens or features that stay; it has no meaning for images")
+        if tuple(keep.shape) not in (self.positions, (self.batch, *self.positions)):
+            raise ValueError(f"keep has shape {tuple(keep.shape)}, one sample has {self.positions}")
+        self.cells = self.cells.masked_fill(keep.bool().cpu(), -1)
+
+    # -- in which order -----------------------------------------------------------------------------------------------
+
+    def scores(self, relevance: Tensor) -> Tensor:
+        """Relevance of every feature, the sum over its positions and channels, (batch, n)."""
+        x, shape = self.x, tuple(relevance.shape)
+        if self.image and relevance.ndim == 4:
+            relevance = relevance.sum(1)
+        if tuple(relevance.shape) != (self.batch, *self.positions):
+            raise ValueError(
+                f"relevance has shape {shape} for an input {tuple(x.shape)}: expected {(self.batch, *self.positions)}"
+            )
+        flat = relevance.detach().flatten(1).cpu()
+        return flat.new_zeros(self.batch, self.n + 1).scatter_add(1, self.cells + 1, flat)[:, 1:]
+
+    def ranks(self, scores: Tensor, *, descending: bool, generator: torch.Generator) -> Tensor:
+        """The place of every feature in the order of replacement, (batch, n); ties in random order, absent ones last."""
+        shuffled = self._shuffles(generator)
+        ordered = scores.gather(1, shuffled).argsort(dim=1, descending=descending, stable=True)
+        return self._absent_last(shuffled.gather(1, ordered))
+
+    def random_ranks(self, generator: torch.Generator) -> Tensor:
+        """As `ranks`, for a random order."""
+        return self._absent_last(self._shuffles(generator))
+
+    def _shuffles(self, generator: torch.Generator) -> Tensor:
+        return torch.rand(self.batch, self.n, generator=generator, dtype=torch.float64).argsort(1)
+
+    def _absent_last(self, order: Tensor) -> Tensor:
+        absent = ~self.present.gather(1, order)
+        return order.gather(1, absent.to(torch.int8).argsort(dim=1, stable=True)).argsort(1)
+
+    def numbers(self, steps: int, fractions: Sequence[float] | None) -> tuple[Tensor, Tensor]:
+        """The fractions to measure at, from 0, and how many features of each sample that is, (batch, points)."""
+        if fractions is None:
+            if steps < 1:
+                raise ValueError(f"steps must be at least 1, got {steps}")
+            fractions = [k / steps for k in range(steps + 1)]
+        if not fractions or not all(0 <= f <= 1 for f in fractions):
+            raise ValueError(f"fractions must lie in 0..1, got {list(fractions)}")
+        wanted = sorted({0.0, *fractions})
+        if bool((self.counts == self.n).all()):  # then a point is a number of features, and none is measured twice
+            numbers = sorted({round(f * self.n) for f in wanted})
+            if len(numbers) == 1:
+                raise ValueError(
+                    f"fractions {list(fractions)} of {self.n} features replace none: ask for at least {1 / self.n:.2g}"
+                )
+            exact = torch.tensor(numbers)
+            return exact.double() / self.n, exact.expand(self.batch, -1)
+        nominal = torch.tensor(wanted, dtype=torch.float64)
+        return nominal, (nominal * self.counts[:, None]).round().long()
+
+    # -- changed inputs -----------------------------------------------------------------------------------------------
+
+    def batches(self, samples: Tensor, replaced: Callable[[Tensor], Tensor], size: int) -> Iterator[tuple[Tensor, Any]]:
+        """(rows, the inputs of these rows), at most `size` rows at a time.
+
+        Args:
+            samples: the sample of each row, (rows,).
+            replaced: from row numbers (k,) to which features are replaced in them, (k, n), boolean; asked chunk by chunk.
+            size: rows of a batch.
+        """
+        every = torch.arange(len(samples))
+        if self.fill is not None:
+            for rows in every.split(size):
+                yield rows, self._with(samples[rows], self._filled(samples[rows], replaced(rows)))
             return
-        lengths = (~replaced).sum(1)
+        stay = torch.cat([~self._spread(samples[rows], replaced(rows)) for rows in every.split(4096)])
+        lengths = stay.sum(1)
         for length in lengths.unique():  # a batch has one length
             for rows in (lengths == length).nonzero()[:, 0].split(size):
-                yield rows, self._shortened(sample, replaced[rows])
+                yield rows, self._shortened(samples[rows], stay[rows])
 
-    def _full(self, replaced: Tensor) -> Tensor:
-        """Of the whole axis, not only of the places that may be replaced."""
-        mask = torch.zeros(len(replaced), self.x.shape[1], dtype=torch.bool)
-        mask[:, self.places] = replaced
-        return mask
+    def _spread(self, samples: Tensor, replaced: Tensor) -> Tensor:
+        """From features to positions, (rows, positions)."""
+        never = torch.zeros(len(replaced), 1, dtype=torch.bool)
+        return torch.cat([never, replaced], 1).gather(1, self.cells[samples] + 1)
 
-    def _masked(self, sample: int, replaced: Tensor) -> Tensor:
-        x = self.x[sample]
-        if self.image:
-            cells = replaced.view(-1, *self.grid).repeat_interleave(self.patch, 1).repeat_interleave(self.patch, 2)
-            mask = cells[:, None, : x.shape[1], : x.shape[2]]
-        else:
-            mask = self._full(replaced)
-        value = torch.as_tensor(self.baseline, dtype=x.dtype, device=x.device)
-        value = value[sample] if value.shape == self.x.shape else value
-        return torch.where(mask.to(x.device), value, x)
+    def _filled(self, samples: Tensor, replaced: Tensor) -> Tensor:
+        samples = samples.to(self.x.device)
+        x, value = self.x[samples], self.fill
+        assert value is not None
+        value = value[samples] if value.shape == self.x.shape else value
+        mask = self._spread(samples.cpu(), replaced).to(x.device).view(len(samples), *self.positions)
+        return torch.where(mask[:, None] if self.image else mask, value, x)
 
-    def _with(self, sample: int, x: Tensor) -> Any:
+    def _with(self, samples: Tensor, x: Tensor) -> Any:
         if self.name is None:
             return x
-        rows = {k: v[sample : sample + 1].expand(len(x), *v.shape[1:]) for k, v in self.inputs.items()}
+        rows = {k: v[samples.to(v.device)] for k, v in self.inputs.items() if k != self.name}
         return {**rows, self.name: x}
 
-    def _shortened(self, sample: int, replaced: Tensor) -> Any:
-        stay = (~self._full(replaced)).to(self.x.device)
-
-        def shorten(row: Tensor) -> Tensor:
-            return row.expand(len(stay), -1)[stay].view(len(stay), -1)
+    def _shortened(self, samples: Tensor, stay: Tensor) -> Any:
+        def shorten(value: Tensor) -> Tensor:
+            return value[samples.to(value.device)][stay.to(value.device)].view(len(stay), -1)
 
         if self.name is None:
-            return shorten(self.x[sample])
-        shape = self.x.shape
-        return {
-            k: shorten(v[sample]) if v.shape == shape else v[sample : sample + 1].expand(len(stay), *v.shape[1:])
-            for k, v in self.inputs.items()
-        }
+            return shorten(self.x)
+        return {k: shorten(v) if v.shape == self.x.shape else v[samples.to(v.device)] for k, v in self.inputs.items()}
 
 
-def blurred(images: Tensor, sigma: float = 10.0) -> Tensor:
-    """Images seen through a Gaussian window, (batch, channels, height, width): what a patch is without its detail.
-
-    Args:
-        images: floating.
-        sigma: width of the window, pixels. Borders are continued outwards.
-    """
-    if not sigma > 0:
-        raise ValueError(f"sigma must be positive, got {sigma}")
-    reach = torch.arange(-int(3 * sigma) - 1, int(3 * sigma) + 2, dtype=images.dtype, device=images.device)
-    window = torch.exp(-0.5 * (reach / sigma) ** 2)
-    window = (window / window.sum()).expand(images.shape[1], 1, 1, -1)
-    side, channels = len(reach) // 2, images.shape[1]
-    wide = functional.pad(images, (side, side, side, side), mode="replicate")
-    return functional.conv2d(functional.conv2d(wide, window, groups=channels), window.mT, groups=channels)
-
-
-def _explained(inputs: Mapping[str, Tensor], relevance: Tensor, chosen: str | None) -> str:
+def _explained(inputs: Mapping[str, Tensor], relevance: Tensor | None, chosen: str | None) -> str:
     """The name of the input that `relevance` is about: the chosen one, or the first of its shape."""
     if chosen is not None:
         if chosen not in inputs:
             raise ValueError(f"there is no input {chosen!r}: there are {', '.join(inputs)}")
         return chosen
+    if relevance is None:
+        return next(iter(inputs))
     for name, value in inputs.items():
         if value.shape == relevance.shape or (value.ndim == 4 and relevance.shape == (len(value), *value.shape[2:])):
             return name

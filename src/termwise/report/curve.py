@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from .colour import WARM
+from .colour import COOL, NEUTRAL, WARM
 
-__all__ = ["Curve", "Lines", "figure", "half_gone", "lines", "verdict"]
+__all__ = ["Curve", "Lines", "between", "figure", "half_gone", "lines", "steps", "verdict"]
 
 
 class Curve(Protocol):
@@ -29,6 +29,8 @@ class Curve(Protocol):
     def probabilities(self) -> Tensor | None: ...
     @property
     def what(self) -> str: ...
+    @property
+    def order(self) -> str: ...
     @property
     def area(self) -> Tensor: ...
     @property
@@ -80,12 +82,18 @@ def verdict(curve: Curve, sample: int = 0, fraction: float = 0.1) -> str:
         start = 100 * float(curve.scores[sample, 0])
         costs = f"{round(100 * drop)} of {round(start)} points of probability"
         chance = str(round(100 * float(random[sample])))
+    areas = f"Area under the curve {area:.2f}, random orders {float(mean[sample]):.2f} ± {float(spread[sample]):.2f}."
+    share = f"{100 * fraction:.0f} %"
+    if curve.order == "inserted":
+        at, random_at = _at(curve.scores[sample], curve, fraction), _at(curve.random_scores[sample].mean(0), curve, fraction)
+        shown = f"Showing the most relevant {share} of the {curve.what} gives a score of {at:.2f}"
+        return f"{shown}, a random {share} {random_at:.2f}. {areas}"
+    which = "most" if curve.order == "descending" else "least"
     gone, random_gone = half_gone(curve, sample)
     return (
-        f"Removing the most relevant {100 * fraction:.0f} % of the {curve.what} costs the model {costs}; "
-        f"a random {100 * fraction:.0f} % costs {chance}. "
-        f"Half of the score is gone {_when(gone)}, in random order {_when(random_gone)}. Area under the curve {area:.2f}, "
-        f"random orders {float(mean[sample]):.2f} ± {float(spread[sample]):.2f}."
+        f"Removing the {which} relevant {share} of the {curve.what} costs the model {costs}; "
+        f"a random {share} costs {chance}. "
+        f"Half of the score is gone {_when(gone)}, in random order {_when(random_gone)}. {areas}"
     )
 
 
@@ -102,33 +110,93 @@ def half_gone(curve: Curve, sample: int = 0) -> tuple[float | None, float | None
     return first(curve.scores[sample]), first(curve.random_scores[sample].mean(0))
 
 
+def _at(values: Tensor, curve: Curve, fraction: float) -> float:
+    """The score at the measured point nearest to that fraction."""
+    return float(values[(curve.fractions - fraction).abs().argmin()])
+
+
 def _when(fraction: float | None) -> str:
     return "never" if fraction is None else f"after {100 * fraction:.0f} %"
 
 
 def figure(curve: Curve, title: str = "", sample: int = 0) -> bytes:
     """The curve as a PNG."""
+    drawn = lines(curve, sample)
+    fig, axis = _axes(title)
+    axis.fill_between(drawn.x, drawn.low, drawn.high, color="#8a8f98", alpha=0.22, linewidth=0)
+    axis.plot(drawn.x, drawn.mean, color="#8a8f98", linewidth=1.6, label="random order, ± one deviation")
+    first = "least relevant first" if curve.order == "ascending" else "most relevant first"
+    axis.plot(drawn.x, drawn.y, color=_rgb(WARM), linewidth=2.4, label=first)
+    _shares(axis, drawn.x[-1], f"share of the {curve.what} {'shown' if curve.order == 'inserted' else 'replaced'}")
+    axis.set_ylabel("probability of the explained class" if drawn.percent else "score", fontsize=9, color="#5b6470")
+    axis.set_ylim(drawn.bottom, drawn.top + 0.02 * (drawn.top - drawn.bottom))
+    return _png(fig, axis)
+
+
+def between(fractions: Tensor, most_first: Tensor, least_first: Tensor, *, title: str, score: str, what: str) -> bytes:
+    """Two curves averaged over samples and the area between them, as a PNG.
+
+    Args:
+        fractions: the x axis, (points,).
+        most_first: scores of each sample along MoRF, (batch, points).
+        least_first: along LeRF.
+        title: set above.
+        score: what the y axis is.
+        what: name of a feature in the plural.
+    """
+    x = fractions.tolist()
+    most, least = (curve.double().mean(0).tolist() for curve in (most_first, least_first))
+    fig, axis = _axes(title)
+    axis.fill_between(x, most, least, color=_rgb(NEUTRAL), alpha=0.18, linewidth=0)
+    axis.plot(x, least, color=_rgb(COOL), linewidth=2.2, label="least relevant first")
+    axis.plot(x, most, color=_rgb(WARM), linewidth=2.2, label="most relevant first")
+    _shares(axis, x[-1], f"share of the {what} replaced")
+    axis.set_ylabel(f"{score} of the explained class, mean of {len(most_first)}", fontsize=9, color="#5b6470")
+    return _png(fig, axis)
+
+
+def steps(names: list[str], values: Tensor, *, title: str, what: str) -> bytes:
+    """One value per sample at each of several named steps: the mean and one deviation, as a PNG. `values` is (batch, steps)."""
+    places, mean = list(range(len(names))), values.double().mean(0)
+    spread = values.double().std(0) if len(values) > 1 else mean * 0
+    fig, axis = _axes(title)
+    axis.fill_between(places, (mean - spread).tolist(), (mean + spread).tolist(), color=_rgb(WARM), alpha=0.18, linewidth=0)
+    axis.plot(places, mean.tolist(), color=_rgb(WARM), linewidth=2.2, marker="o", markersize=4)
+    axis.axhline(0, color="#c3c9d1", linewidth=0.8)
+    axis.set_xticks(places, [name.replace("$", r"\$") for name in names], rotation=60, ha="right")
+    axis.set_ylabel(what, fontsize=9, color="#5b6470")
+    return _png(fig, axis, legend=False)
+
+
+def _axes(title: str) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawn = lines(curve, sample)
     fig = Figure(figsize=(6.4, 3.8), dpi=150, facecolor="white", layout="constrained")
     FigureCanvasAgg(fig)
     axis = fig.subplots()
-    axis.fill_between(drawn.x, drawn.low, drawn.high, color="#8a8f98", alpha=0.22, linewidth=0)
-    axis.plot(drawn.x, drawn.mean, color="#8a8f98", linewidth=1.6, label="random order, ± one deviation")
-    axis.plot(drawn.x, drawn.y, color=[c / 255 for c in WARM], linewidth=2.4, label="most relevant first")
-    axis.set_xlabel(f"share of the {curve.what} replaced".replace("$", r"\$"), fontsize=9, color="#5b6470")
-    axis.set_ylabel("probability of the explained class" if drawn.percent else "score", fontsize=9, color="#5b6470")
-    axis.set_ylim(drawn.bottom, drawn.top + 0.02 * (drawn.top - drawn.bottom))
-    axis.set_xlim(0, drawn.x[-1])
+    axis.set_title(title.replace("$", r"\$"), fontsize=12, fontweight="bold", color="#1b1f24", loc="left")
+    return fig, axis
+
+
+def _shares(axis: Any, last: float, label: str) -> None:
+    """An x axis of shares."""
+    axis.set_xlabel(label.replace("$", r"\$"), fontsize=9, color="#5b6470")
+    axis.set_xlim(0, last)
     axis.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f} %")
+
+
+def _png(fig: Any, axis: Any, *, legend: bool = True) -> bytes:
     for name, side in axis.spines.items():
         side.set_visible(name in ("left", "bottom"))
         side.set_color("#c3c9d1")
     axis.tick_params(color="#c3c9d1", labelcolor="#5b6470", labelsize=8.5)
-    axis.legend(frameon=False, fontsize=8.5, labelcolor="#3a424d")
-    axis.set_title(title.replace("$", r"\$"), fontsize=12, fontweight="bold", color="#1b1f24", loc="left")
+    if legend:
+        axis.legend(frameon=False, fontsize=8.5, labelcolor="#3a424d")
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _rgb(colour: tuple[int, int, int]) -> list[float]:
+    return [c / 255 for c in colour]

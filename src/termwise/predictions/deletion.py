@@ -1,0 +1,263 @@
+"""Faithfulness: does removing what an explanation calls important change the answer more than removing anything else?
+
+Features (patches of pixels, tokens, plain numbers) are ranked by relevance and replaced step by step:
+
+    y_k = score(x with its first n_k features replaced),     x axis: the fraction replaced f_k = n_k / n
+
+"descending" replaces the most relevant first (MoRF), "ascending" the least relevant first (LeRF). With the trapezoid rule
+AUC = sum_k (f_{k+1} - f_k) (y_k + y_{k+1}) / 2, and
+
+    ABPC = AUC(LeRF) - AUC(MoRF),    in [-1, 1] for probabilities; 0 on average for random orders; higher is better.
+
+A relevance that adds up may still be wrong about the model; this is the test that can tell. The same curve for random
+orders, with its spread, is measured beside it. Removing is no neutral act: the replaced input is one the model never
+saw, so compare curves of one baseline only. Small grey squares scattered over a picture break most image networks
+wherever they lie; larger patches that turn blurred ask what the test means to ask.
+
+Cost: (random_orders + 1) * steps forward passes per sample, in batches; memory: one batch.
+Source: Samek et al. 2017, arXiv 1509.06321 (perturbation curves, MoRF and LeRF); ABPC, also called SRG: Bluecher et al.
+2024, arXiv 2401.06654.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .perturbation import Features
+from .perturbation_curves import walk
+from .scoring import Asked, Target
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["DeletionCurve", "abpc", "deletion", "insertion"]
+
+
+@dataclass(frozen=True, eq=False)
+class DeletionCurve:
+    """What the model says while its input is replaced, most relevant features first, and in random orders.
+
+    Attributes:
+        fractions: of the features that were replaced (of order "inserted": shown), from 0, shape (points,).
+        logits: score of the explained class along the order, (batch, points).
+        random_logits: the same for random orders, (batch, orders, points).
+        probabilities: softmax probability of that class, (batch, points); None where the score is no class.
+        random_probabilities: the same for random orders; None where the score is no class.
+        order: "descending" (MoRF), "ascending" (LeRF), or "inserted" (most relevant inserted first).
+        features: number of features ranked in each sample (the most, where samples differ).
+        what: name of a feature in the plural, as "8x8 patches" or "tokens".
+    """
+
+    fractions: Float[Tensor, " points"]
+    logits: Float[Tensor, "batch points"]
+    random_logits: Float[Tensor, "batch orders points"]
+    probabilities: Float[Tensor, "batch points"] | None
+    random_probabilities: Float[Tensor, "batch orders points"] | None
+    order: str
+    features: int
+    what: str
+
+    @property
+    def scores(self) -> Float[Tensor, "batch points"]:
+        """The probabilities where there are classes, the logits otherwise."""
+        return self.logits if self.probabilities is None else self.probabilities
+
+    @property
+    def random_scores(self) -> Float[Tensor, "batch orders points"]:
+        """As `scores`, for the random orders."""
+        return self.random_logits if self.random_probabilities is None else self.random_probabilities
+
+    @property
+    def area(self) -> Float[Tensor, " batch"]:
+        """Area under `scores` (AUC)."""
+        return torch.trapezoid(self.scores, self.fractions)
+
+    @property
+    def random_areas(self) -> Float[Tensor, "batch orders"]:
+        """Area of every random order."""
+        return torch.trapezoid(self.random_scores, self.fractions)
+
+    @property
+    def random_area(self) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Mean and standard deviation of the random orders' areas; the deviation is 0 for a single order."""
+        return _mean_spread(self.random_areas)
+
+    def drop(self, fraction: float = 0.1) -> Float[Tensor, " batch"]:
+        """How much score the replacement of that fraction costs (interpolated between the measured points).
+
+        Of order "inserted" it is negative: what showing that fraction brings.
+        """
+        return self.scores[..., 0] - _interpolate(self.fractions, self.scores, fraction)
+
+    def random_drop(self, fraction: float = 0.1) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """The same for random orders: mean and standard deviation over them."""
+        return _mean_spread(self.random_scores[..., 0] - _interpolate(self.fractions, self.random_scores, fraction))
+
+
+def abpc(least_first: DeletionCurve, most_first: DeletionCurve) -> Float[Tensor, " batch"]:
+    """Area between perturbation curves, AUC(LeRF) - AUC(MoRF), per sample.
+
+    Args:
+        least_first: the curve of order "ascending".
+        most_first: the curve of order "descending", of the same inputs and fractions.
+
+    Raises:
+        ValueError: when the orders are not these, or the curves have different points.
+    """
+    if (least_first.order, most_first.order) != ("ascending", "descending"):
+        raise ValueError(
+            f"abpc takes an 'ascending' and a 'descending' curve, in this order; got {least_first.order!r} and "
+            f"{most_first.order!r}"
+        )
+    if not torch.equal(least_first.fractions, most_first.fractions):
+        raise ValueError("the two curves have different fractions: measure both with the same steps")
+    return least_first.area - most_first.area
+
+
+def deletion(
+    model: nn.Module | Callable[..., Any],
+    inputs: Tensor | Mapping[str, Tensor],
+    relevance: Tensor,
+    target: Target = None,
+    *,
+    baseline: Tensor | float | int | str,
+    steps: int = 20,
+    fractions: Sequence[float] | None = None,
+    order: str = "descending",
+    patch: int = 8,
+    feature_mask: Tensor | None = None,
+    keep: Tensor | None = None,
+    name: str | None = None,
+    random_orders: int = 10,
+    generator: torch.Generator | None = None,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> DeletionCurve:
+    """Replace an input's features in the order of their relevance, and watch the score of the explained class.
+
+    Args:
+        model: in eval mode; gives logits (batch, classes), alone or as a `logits` field, or what a callable target takes.
+        inputs: images (batch, channels, height, width), token ids (batch, tokens), numbers (batch, features); or a
+            mapping of keyword inputs, one of which has the shape of `relevance`.
+        relevance: one number per feature, of the input's shape; for images also (batch, height, width).
+        target: class index, or one per sample (batch,); None: the class the model gives to the whole input. A callable:
+            from the model's output to one score per sample.
+        baseline: what replaces a feature: "zeros", "mean" (of each channel), "blur"; a number, a tensor that broadcasts
+            to one sample or has the inputs' shape (`sampled`), the id of a mask token; or "remove", which takes tokens out
+            of the sequence.
+        steps: number of equal steps from nothing to everything replaced.
+        fractions: instead of `steps`, the fractions to measure at; 0 is always measured.
+        order: "descending" replaces the most relevant features first.
+        patch: side of the square of pixels that counts as one feature of an image; its relevance is the sum over it.
+        feature_mask: instead of patches or single tokens, the number of the group that each position belongs to, for
+            all samples or for each; -1 where nothing is ever replaced.
+        keep: features never replaced (special tokens), True, of shape (tokens,) or (batch, tokens).
+        name: of a mapping's inputs, the one that is replaced; the first of the shape of `relevance` when not given.
+        random_orders: how many random orders to measure beside it.
+        generator: of the random orders and of the order among ties; seeded with 0 when not given.
+        batch_size: inputs per forward pass.
+        progress: called with (done, all) passes.
+
+    Raises:
+        ValueError: for shapes that do not match, a target out of range, a baseline or fractions that make no sense, a
+            model in training mode.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 2, dtype=torch.float64).eval()
+        >>> x = torch.randn(1, 3, dtype=torch.float64)
+        >>> curve = deletion(model, x, x * model.weight[1], 1, baseline=0.0, steps=3)
+        >>> torch.allclose(curve.logits[0, -1], model.bias[1])
+        True
+    """
+    if order not in ("descending", "ascending"):
+        raise ValueError(f"order must be 'descending' (most relevant first) or 'ascending', got {order!r}")
+    features = Features(
+        inputs, baseline=baseline, patch=patch, keep=keep, name=name, feature_mask=feature_mask, relevance=relevance
+    )
+    return _measured(model, features, relevance, target, order, steps, fractions, random_orders, generator, batch_size, progress)
+
+
+def insertion(
+    model: nn.Module | Callable[..., Any],
+    inputs: Tensor | Mapping[str, Tensor],
+    relevance: Tensor,
+    target: Target = None,
+    *,
+    baseline: Tensor | float | int | str = "blur",
+    steps: int = 20,
+    fractions: Sequence[float] | None = None,
+    patch: int = 8,
+    feature_mask: Tensor | None = None,
+    keep: Tensor | None = None,
+    name: str | None = None,
+    random_orders: int = 10,
+    generator: torch.Generator | None = None,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> DeletionCurve:
+    """Begin with a blurred picture and insert the most relevant features first (RISE); a large area is good.
+
+    Arguments and errors are those of `deletion`. At each point the model sees what "ascending" deletion leaves when the
+    other share is gone, so the area is that of LeRF; what is new is the way to read it, and the random orders beside it.
+
+    Returns:
+        A `DeletionCurve` of order "inserted": `fractions` are what is there, from 0.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 2, dtype=torch.float64).eval()
+        >>> x = torch.randn(1, 3, dtype=torch.float64)
+        >>> curve = insertion(model, x, x * model.weight[1], 1, baseline=0.0, steps=3)
+        >>> torch.allclose(curve.logits[0, -1], model(x)[0, 1])
+        True
+    """
+    features = Features(
+        inputs, baseline=baseline, patch=patch, keep=keep, name=name, feature_mask=feature_mask, relevance=relevance
+    )
+    return _measured(
+        model, features, relevance, target, "inserted", steps, fractions, random_orders, generator, batch_size, progress
+    )
+
+
+def _measured(
+    model: Any, features: Features, relevance: Tensor, target: Target, order: str, steps: int, fractions: Any,
+    random_orders: int, generator: torch.Generator | None, batch_size: int, progress: Any,
+) -> DeletionCurve:  # fmt: skip
+    if random_orders < 1:
+        raise ValueError(f"random_orders and batch_size must be at least 1, got {random_orders} and {batch_size}")
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    found, numbers = features.numbers(steps, fractions)
+    ranks = [features.ranks(features.scores(relevance), descending=order != "ascending", generator=generator)]
+    ranks += [features.random_ranks(generator) for _ in range(random_orders)]
+    asked = Asked(model, features, target, batch_size=batch_size, progress=progress)
+    answers = walk(asked, torch.stack(ranks, 1), numbers, shown=order == "inserted")
+    logits, probabilities = answers.logit, answers.probability
+    return DeletionCurve(
+        fractions=found.to(logits),
+        logits=logits[:, 0],
+        random_logits=logits[:, 1:],
+        probabilities=None if probabilities is None else probabilities[:, 0],
+        random_probabilities=None if probabilities is None else probabilities[:, 1:],
+        order=order,
+        features=features.n,
+        what=features.what,
+    )
+
+
+def _interpolate(x: Tensor, y: Tensor, at: float) -> Tensor:
+    """The values at `at` along the last axis, linear between points."""
+    if not 0 <= at <= x[-1]:
+        raise ValueError(f"the fraction must lie in 0..{float(x[-1]):g}, got {at}")
+    right = int((x < at).sum().clamp(1, len(x) - 1))
+    weight = (at - x[right - 1]) / (x[right] - x[right - 1])
+    return torch.lerp(y[..., right - 1], y[..., right], weight.to(y))
+
+
+def _mean_spread(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over the last axis."""
+    spread = values.std(-1) if values.shape[-1] > 1 else torch.zeros_like(values[..., 0])
+    return values.mean(-1), spread
