@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from .perturbation import Features
 from .perturbation_curves import walk
-from .scoring import Asked, Target
+from .scoring import Inquiry, Target
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -233,8 +233,8 @@ def _measured(
     found, numbers = features.numbers(steps, fractions)
     ranks = [features.ranks(features.scores(relevance), descending=order != "ascending", generator=generator)]
     ranks += [features.random_ranks(generator) for _ in range(random_orders)]
-    asked = Asked(model, features, target, batch_size=batch_size, progress=progress)
-    answers = walk(asked, torch.stack(ranks, 1), numbers, shown=order == "inserted")
+    inquiry = Inquiry(model, features, target, batch_size=batch_size, progress=progress)
+    answers = walk(inquiry, torch.stack(ranks, 1), numbers, shown=order == "inserted")
     logits, probabilities = answers.logit, answers.probability
     return DeletionCurve(
         fractions=found.to(logits),

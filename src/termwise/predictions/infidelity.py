@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .fill_ins import filled
 from .metric import Metric
 from .perturbation import Features
-from .scoring import Asked, Target
+from .scoring import Inquiry, Target
 
 __all__ = ["infidelity"]
 
@@ -87,11 +87,11 @@ def infidelity(
         away = (x - value).repeat_interleave(samples, 0)
         change = torch.where(away == 0, torch.zeros_like(change), change / torch.where(away == 0, torch.ones_like(away), away))
     predicted = (change * phi.repeat_interleave(samples, 0)).flatten(1).sum(1).view(-1, samples)
-    asked = Asked(model, Features(x, baseline=0.0), target, batch_size=batch_size)
-    index = asked.index if asked.pick is None else None
+    inquiry = Inquiry(model, Features(x, baseline=0.0), target, batch_size=batch_size)
+    index = inquiry.index if inquiry.pick is None else None
     told = target if index is None else index.repeat_interleave(samples)
-    after = Asked(model, Features(changed, baseline=0.0), told, batch_size=batch_size).whole.of(score)
-    happened = asked.whole.of(score)[:, None] - after.view(-1, samples)
+    after = Inquiry(model, Features(changed, baseline=0.0), told, batch_size=batch_size).whole.of(score)
+    happened = inquiry.whole.of(score)[:, None] - after.view(-1, samples)
     if normalize:
         size = predicted.square().mean(1, keepdim=True)
         beta = (predicted * happened).mean(1, keepdim=True) / torch.where(size == 0, torch.ones_like(size), size)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from .metric import Metric
 from .perturbation import Features
-from .scoring import Answers, Asked, Target
+from .scoring import Answers, Inquiry, Target
 
 __all__ = ["PerturbationCurves", "perturbation_curves", "pixel_flipping", "walk"]
 
@@ -180,9 +180,9 @@ def perturbation_curves(
     scores = features.scores(relevance)
     most = features.ranks(scores, descending=True, generator=generator)
     least = features.ranks(scores, descending=False, generator=generator)
-    asked = Asked(model, features, target, batch_size=batch_size, progress=progress)
-    asked.whole.of(score)  # complains before the work
-    curves = walk(asked, torch.stack([most, least], 1), numbers).of(score)
+    inquiry = Inquiry(model, features, target, batch_size=batch_size, progress=progress)
+    inquiry.whole.of(score)  # complains before the work
+    curves = walk(inquiry, torch.stack([most, least], 1), numbers).of(score)
     return PerturbationCurves(found.to(curves), curves[:, 0], curves[:, 1], score, features.what)
 
 
@@ -219,11 +219,11 @@ def pixel_flipping(
     }
 
 
-def walk(asked: Asked, ranks: Tensor, numbers: Tensor, *, shown: bool = False) -> Answers:
+def walk(inquiry: Inquiry, ranks: Tensor, numbers: Tensor, *, shown: bool = False) -> Answers:
     """Scores along several orders of every sample, each (batch, orders, points).
 
     Args:
-        asked: the model, and what is asked.
+        inquiry: the model, and what is asked of it.
         ranks: place of every feature in each order, (batch, orders, n).
         numbers: how many features are gone at each point, (batch, points), from 0.
         shown: read `numbers` as how many are there, all others gone (insertion).
@@ -238,7 +238,7 @@ def walk(asked: Asked, ranks: Tensor, numbers: Tensor, *, shown: bool = False) -
         gone = ranks[samples[which], order[which]] < numbers[samples[which], point[which], None]
         return ~gone if shown else gone
 
-    answers = asked.scores(samples, replaced)
+    answers = inquiry.scores(samples, replaced)
 
     def shape(values: Tensor | None, whole: Tensor | None) -> Tensor | None:
         if values is None or whole is None:
@@ -246,6 +246,6 @@ def walk(asked: Asked, ranks: Tensor, numbers: Tensor, *, shown: bool = False) -
         values = values.view(batch, orders, points)
         return values if shown else torch.cat([whole[:, None, None].expand(batch, orders, 1), values], 2)
 
-    logit = shape(answers.logit, asked.whole.logit)
+    logit = shape(answers.logit, inquiry.whole.logit)
     assert logit is not None
-    return Answers(logit, shape(answers.probability, asked.whole.probability), shape(answers.accuracy, asked.whole.accuracy))
+    return Answers(logit, shape(answers.probability, inquiry.whole.probability), shape(answers.accuracy, inquiry.whole.accuracy))

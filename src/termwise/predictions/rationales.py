@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from .metric import Metric
 from .perturbation import Features
 from .perturbation_curves import walk
-from .scoring import Answers, Asked, Target
+from .scoring import Answers, Inquiry, Target
 
 __all__ = ["ERASER", "TENTHS", "MaskedText", "comprehensiveness_eraser", "masked_text", "sufficiency_eraser"]
 
@@ -71,8 +71,8 @@ def comprehensiveness_eraser(
     Raises:
         ValueError: as `perturbation_curves`.
     """
-    asked, answers = _tops(model, inputs, relevance, target, baseline, shares, options, shown=False)
-    return Metric("comprehensiveness (ERASER)", _averaged(asked, answers))
+    inquiry, answers = _tops(model, inputs, relevance, target, baseline, shares, options, shown=False)
+    return Metric("comprehensiveness (ERASER)", _averaged(inquiry, answers))
 
 
 def sufficiency_eraser(
@@ -86,8 +86,8 @@ def sufficiency_eraser(
     **options: Any,
 ) -> Metric:
     """How much probability is missing when nothing but the top tokens is left; low is good. Arguments as its sibling."""
-    asked, answers = _tops(model, inputs, relevance, target, baseline, shares, options, shown=True)
-    return Metric("sufficiency (ERASER)", _averaged(asked, answers), higher_is_better=False)
+    inquiry, answers = _tops(model, inputs, relevance, target, baseline, shares, options, shown=True)
+    return Metric("sufficiency (ERASER)", _averaged(inquiry, answers), higher_is_better=False)
 
 
 def masked_text(
@@ -131,7 +131,7 @@ def masked_text(
 def _tops(
     model: Any, inputs: Any, relevance: Tensor, target: Target, baseline: Any, shares: Sequence[float],
     options: dict[str, Any], *, shown: bool,
-) -> tuple[Asked, Answers]:  # fmt: skip
+) -> tuple[Inquiry, Answers]:  # fmt: skip
     """Answers (batch, 1, shares) without the top tokens, or with nothing but them."""
     if not shares or not all(0 < share <= 1 for share in shares):
         raise ValueError(f"shares must lie in 0..1, got {list(shares)}")
@@ -142,11 +142,11 @@ def _tops(
     ranks = features.ranks(features.scores(relevance), descending=True, generator=generator)
     # less a hair: 0.1 * 30 is a little more than 3 in floating point
     numbers = (torch.tensor(shares, dtype=torch.float64) * features.counts[:, None] - 1e-9).ceil().long()
-    asked = Asked(model, features, target, batch_size=size)
+    inquiry = Inquiry(model, features, target, batch_size=size)
     if not shown:
         numbers = torch.cat([numbers.new_zeros(features.batch, 1), numbers], 1)
-    answers = walk(asked, ranks[:, None], numbers, shown=shown)
-    return asked, answers if shown else _but_first(answers)
+    answers = walk(inquiry, ranks[:, None], numbers, shown=shown)
+    return inquiry, answers if shown else _but_first(answers)
 
 
 def _but_first(answers: Answers) -> Answers:
@@ -155,6 +155,6 @@ def _but_first(answers: Answers) -> Answers:
     return Answers(found[0], found[1], found[2])
 
 
-def _averaged(asked: Asked, answers: Answers) -> Tensor:
-    drop = asked.whole.of("probability")[:, None] - answers.of("probability")[:, 0]
+def _averaged(inquiry: Inquiry, answers: Answers) -> Tensor:
+    drop = inquiry.whole.of("probability")[:, None] - answers.of("probability")[:, 0]
     return drop.sum(1) / (drop.shape[1] + 1)

@@ -5,7 +5,7 @@
     accuracy   1 where t is the largest of z, else 0
 
 The class t is the one that the model gives to the whole input, or a given one, and stays what it is. Every method that
-perturbs goes through `Asked.scores`: one batched forward pass per chunk, whatever samples its rows belong to.
+perturbs goes through `Inquiry.scores`: one batched forward pass per chunk, whatever samples its rows belong to.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .perturbation import Features
 
-__all__ = ["SCORES", "Answers", "Asked", "Target", "evaluated"]
+__all__ = ["SCORES", "Answers", "Inquiry", "Target", "evaluated"]
 
 Target = int | Tensor | Callable[[Any], Tensor] | None
 
@@ -47,7 +47,7 @@ class Answers:
         return found
 
 
-class Asked:
+class Inquiry:
     """A model, the class that is asked about, and the answer to the whole input (`whole`)."""
 
     def __init__(
