@@ -311,7 +311,7 @@ def test_a_pass_leaves_no_tensors_behind():
     model = convolutional(0)
 
     def alive() -> int:
-        for rules in ("zero", "gamma"):
+        for rules in ("zero", "gamma", "z+"):
             explain(model, torch.zeros(2, 3, 12, 12, dtype=torch.float64) + 1, rules=rules, target=0)
         gc.collect()
         return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())

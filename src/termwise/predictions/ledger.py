@@ -107,6 +107,11 @@ class Ledger:
         names = [*self._shapes, *(n for n in self._parts if n not in self._shapes)]
         return {n: self._parts[n] if n in self._parts else self._shapes[n]() for n in names}  # type: ignore[misc]
 
+    def close(self) -> None:
+        """Let go of every value: hooks hold the ledger, and a cycle through autograd is never freed."""
+        for held in (self.inputs, self.leaves, self.constants, self._uses):
+            held.clear()
+
 
 @dataclass(eq=False)
 class Site:

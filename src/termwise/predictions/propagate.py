@@ -156,6 +156,7 @@ class Pass:
         explained = explained.detach().to(self.lift or self.dtype)
         # losses are summed in float64
         parts = {name: part.to(explained.dtype) for name, part in {**parts, **ledger.parts()}.items()}
+        ledger.close()
         return Result(output.detach(), explained, parts, [n for n, r in reached.items() if not r])
 
 
