@@ -23,8 +23,8 @@ from rich.table import Table
 from torch import nn
 
 from termwise.core.capture import Call, capture, explained
-from termwise.predictions.explain import _Scored, _Target
 from termwise.predictions.propagate import propagate
+from termwise.predictions.targets import Entry, Scored, Seen
 from termwise.testing.architectures import ARCHITECTURES, Subject, build
 
 BATCH, SIZE = 4, 8
@@ -61,13 +61,13 @@ def gradient(subject: Subject):
 def scalar(subject: Subject):
     kwargs = subject.kwargs or {}
     batch = len(next(iter([*subject.inputs, *kwargs.values()])))
-    if callable(subject.target):
-        return _Target(None, batch, None, per_sample=True)
-    return _Target(subject.target, batch, kwargs.get("attention_mask"), per_sample=False)
+    start = Entry(None if callable(subject.target) else subject.target)
+    seen = Seen(batch, mask=kwargs.get("attention_mask"))
+    return lambda output: start.of(output, seen)[0]
 
 
 def prepared(subject: Subject):
-    select = _Scored(subject.target) if callable(subject.target) else None
+    select = Scored(subject.target) if callable(subject.target) else None
     started = time.perf_counter()
     program = capture(subject.model, *subject.inputs, kwargs=subject.kwargs, select=select)
     return program, Call(subject.model, subject.inputs, subject.kwargs or {}, select).tensors, time.perf_counter() - started

@@ -30,27 +30,36 @@ from .faithfulness import (
     token_f1,
     top_token_in_answer,
 )
+from .groups import Groups, patches, words
 from .rules import RULE_SETS, RULES, rule
+from .targets import Start, continuation, contrast, next_token, node, weighting
 
 __all__ = [
     "RULES",
     "RULE_SETS",
     "DeletionCurve",
     "Explanation",
+    "Groups",
     "MaskedText",
     "Metric",
     "PerturbationCurves",
     "Randomisation",
     "Segmentation",
+    "Start",
     "abpc",
     "blurred",
     "comprehensiveness_eraser",
+    "continuation",
+    "contrast",
     "deletion",
     "explain",
     "infidelity",
     "insertion",
     "masked_text",
     "mass_inside",
+    "next_token",
+    "node",
+    "patches",
     "perturbation_curves",
     "pixel_flipping",
     "planted",
@@ -64,4 +73,6 @@ __all__ = [
     "sufficiency_eraser",
     "token_f1",
     "top_token_in_answer",
+    "weighting",
+    "words",
 ]  # fmt: skip

@@ -9,9 +9,10 @@ from termwise.core.capture import Call, capture
 from termwise.core.claims import claim
 from termwise.core.program import Program, info, op_name
 
-from .explain import _Scored, explain
+from .explain import explain
 from .propagate import Pass
 from .rules import LOSSY, RULES, share
+from .targets import Scored
 
 # as diverse as the paper's fifteen: convolutional, recurrent, encoder, decoder, both, state-space, audio, multimodal
 SUBJECTS = (
@@ -31,7 +32,7 @@ def _recorded(name: str, dtype: torch.dtype) -> tuple[Program, list[Tensor]]:
     from termwise.testing.architectures import build
 
     subject = build(name).to(dtype)
-    select = _Scored(subject.target) if callable(subject.target) else None
+    select = Scored(subject.target) if callable(subject.target) else None
     program = capture(subject.model, *subject.inputs, kwargs=subject.kwargs, select=select)
     return program, Call(program.model, subject.inputs, subject.kwargs or {}, select).tensors
 

@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from termwise.core.capture import arguments, capture
 from termwise.core.program import Program, info
 from termwise.core.samples import SampleAxis
 
+from .cuts import channel_axis, only_outlet
 from .explanation import Explanation
-from .propagate import Result, propagate
+from .groups import Mask
+from .memory import Meter, as_bytes, graph_size, pieces, shown
+from .propagate import Pass, Result, propagate
 from .rules import Rules
+from .targets import Asked, Seen, Start, Target, asked
 
 __all__ = ["explain"]
-
-Target = int | tuple[int, ...] | Tensor | Callable[[Any], Tensor] | None
 
 
 def explain(
     model: nn.Module | Callable[..., Any],
     *inputs: Any,
     kwargs: Mapping[str, Any] | None = None,
-    target: Target = None,
+    target: Target | list[Target] = None,
     rules: Rules = "default",
+    at: str | None = None,
+    through: tuple[str, int | Tensor] | None = None,
     names: Sequence[Any] | None = None,
     classes: Sequence[str] | None = None,
+    feature_mask: Mask | None = None,
+    max_memory: int | str | None = None,
 ) -> Explanation:
     """Say what in the input, and what in the model, made an output: whole = inputs + biases + constants + losses.
 
@@ -43,137 +50,286 @@ def explain(
         target: what is explained, one scalar per sample. None: the largest entry of the output's last axis (of a
             sequence of outputs, at the last position that `attention_mask` allows). An int, or a tensor of shape
             (batch,): that class. A tuple: that entry of each sample's output, as ``(-1, 42)`` for token 42 at the last
-            position. A callable: from the model's output to a tensor of shape (batch,).
+            position or ``(17, 3)`` for class 3 of box 17; the name of an output may stand first, as ``("pred_boxes", 17, 0)``.
+            `contrast`, `weighting`, `next_token`, `node`. A callable: from the model's output to a tensor of shape (batch,).
+            A list of these: all of them, from one forward pass.
         rules: a rule set by name ("default", "zero", "epsilon", "attnlrp", "cp-lrp", "gamma", "z+"), or a mapping from
             operator, module class or module-path glob to a rule; see `termwise.predictions.rules`.
+        at: path of a module, as ``"encoder.layer.3"``: its output is explained instead of what made it. The part
+            ``"at:<path>"`` has its shape; biases and constants behind it remain, inputs only where they bypass it. Of a module
+            that is called several times ``"head#2"`` is the second call. Between a convolution and its batch norm,
+            sign-splitting rules see one operation when nobody asks, two when you do: name the batch norm instead.
+        through: (path of a module, unit): only what flows through that unit of the module's output. The unit is an int, its
+            channel or feature, or a tensor that weighs the output entry by entry, of its shape or one that broadcasts to it.
+            The whole is the unit's relevance, the parts say how inputs and earlier biases make it. With `at`, from there.
         names: the tokens, for pictures: one list per sample, or one list for one sample.
         classes: names of the classes.
+        feature_mask: sums the entries of an input by group, see `Explanation.grouped`.
+        max_memory: bytes, or ``"2GB"``: the most that the tensors of this call may take, its result included, the model and
+            its inputs not. As many samples are done at a time as fit.
 
     Returns:
-        An `Explanation`. `whole` has shape (batch,); token ids get one relevance per token.
+        An `Explanation`. `whole` has shape (batch,), or (batch, targets) for a list; token ids get one relevance per token.
 
     Raises:
         ValueError: for a model in training mode, a bad target, NaN or infinity in input or weights, no input that can
-            be explained, samples that influence each other, an operator without a rule.
+            be explained, samples that influence each other, an operator without a rule, an unknown module, a mask that
+            fits no input, a limit on memory that does not hold one sample (the message says what would).
         CaptureError: when the model cannot be recorded.
 
-    Cost: about one input-gradient pass, after the model was recorded once. Memory: that of the gradient pass.
+    Cost: about one input-gradient pass, after the model was recorded once; of further targets a backward pass each.
+    `through` takes a second forward pass. Memory: O(graph + result), where the graph of values kept for the backward pass
+    grows with the batch and not with the number of targets, and the result is targets * (inputs + biases + constants).
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
         >>> why = tw.explain(model, torch.randn(2, 4), target=1).check()
         >>> sorted(why.parts)
         ['bias:0', 'bias:2', 'input:input']
+        >>> sorted(tw.explain(model, torch.randn(2, 4), target=1, at="0").check().parts)
+        ['at:0', 'bias:2']
     """
     model, args, keywords = arguments(model, inputs, kwargs)
     _finite_inputs(args, keywords)
-    pick = target if callable(target) else None
-    program = capture(model, *args, kwargs=keywords, select=_Scored(pick) if pick else None)
-    tensors = program.tensors(*args, kwargs=keywords)
-    batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
-    if not any(info(n).active for n in program.graph.nodes if "info" in n.meta):
-        raise ValueError(
-            f"{type(model).__name__} has no input to explain: none is floating, and no integer input is looked up in an "
-            "embedding. Explain a part of the model whose input is continuous"
-        )
-    _one_sample_each(program, batch)
-    chosen = _Target(None if pick else target, batch, keywords.get("attention_mask"), per_sample=pick is not None)
-    result = propagate(program, rules).run(tensors, chosen)
-    _finite_result(result, program)
-    for name in result.unreached:
+    call = _Call(model, args, keywords, asked(target), rules, at, _through(through))
+    found = _Found(call)
+    if max_memory is None:
+        for t, result in enumerate(call.results(slice(0, call.batch))):
+            found.add(slice(0, call.batch), t, result)
+    else:
+        _within(as_bytes(max_memory), call, found)
+    for name in found.unreached:
         warnings.warn(f"the output does not depend on {name!r}: its relevance is exactly 0", UserWarning, stacklevel=2)
-    return Explanation(
-        whole=result.whole,
-        parts=_batched(result.parts, batch),
-        target=chosen.index,
+    why = Explanation(
+        whole=found.whole,
+        parts=found.parts,
+        target=found.target,
         rules=rules if isinstance(rules, str) else "custom",
-        names=_names(names, batch),
+        names=_names(names, call.batch),
         classes=None if classes is None else list(classes),
+        asked=call.questions(),
+        picture=call.picture() if at is not None else None,
     )
+    return why if feature_mask is None else why.grouped(feature_mask)
 
 
-class _Scored:
-    """A user's target as part of the recorded model: its operations need rules like any other."""
+class _Call:
+    """One call of `explain`, which can be done for some of its samples at a time."""
 
-    def __init__(self, pick: Callable[[Any], Tensor]) -> None:
-        self.pick = pick
+    def __init__(
+        self,
+        model: Any,
+        args: tuple[Any, ...],
+        keywords: dict[str, Any],
+        wanted: Asked,
+        rules: Rules,
+        at: str | None,
+        through: tuple[str, int | Tensor] | None,
+    ) -> None:
+        self.model, self.args, self.keywords, self.wanted = model, args, keywords, wanted
+        self.rules, self.at, self.through = rules, at, through
+        self.tensors = [leaf for leaf in pytree.tree_leaves((args, keywords)) if isinstance(leaf, Tensor)]
+        self.alone = wanted.starts[0].alone
+        self.batch = 1 if self.alone or not self.tensors or not self.tensors[0].ndim else self.tensors[0].shape[0]
 
-    def __call__(self, output: Any) -> Tensor:
-        value = self.pick(output)
-        if not isinstance(value, Tensor) or value.ndim != 1:
-            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"target must give one scalar per sample, shape (batch,); it gave {shape}")
-        return value
+    def results(self, rows: slice) -> Iterator[Result]:
+        """The result of every start in turn, for these samples."""
+        program, tensors, wholes = self.prepare(rows)
+        if self.through is None:
+            yield from self.passes(program)[0].each(tensors, wholes, alone=self.alone)
+            return
+        path, unit = self.through
+        name = only_outlet(program, path)
+        after, before = self.passes(program)
+        # what arrives at the module starts the second pass, held
+        arrived = [r.ratios[f"at:{path}"] for r in after.each(tensors, wholes, complete=False, alone=self.alone)]
+        batch = rows.stop - rows.start
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Scored) and other.pick == self.pick
+        def flow(ratio: Tensor) -> Callable[[Tensor], Tensor]:
+            def whole(output: Tensor) -> Tensor:
+                mask = _unit(unit, output, channel_axis(program, name), path)
+                return before.by_sample(output * (ratio * mask), name, batch, alone=self.alone).reshape(batch, -1).sum(1)
 
-    def __hash__(self) -> int:
-        return hash(self.pick)
+            return whole
 
+        yield from before.each(tensors, list(map(flow, arrived)), alone=self.alone)
 
-class _Target:
-    """From an output to one scalar per sample; remembers the class index it took."""
+    def passes(self, program: Program) -> list[Pass]:
+        """One pass, or two: down to the module that relevance flows through, and on from there."""
+        if self.through is None:
+            return [propagate(program, self.rules, at=self.at)]
+        path = self.through[0]
+        return [propagate(program, self.rules, at=path), propagate(program, self.rules, at=self.at, to=path)]
 
-    def __init__(self, target: Any, batch: int, mask: Any, *, per_sample: bool) -> None:
-        self.target, self.batch, self.mask, self.per_sample = target, batch, mask, per_sample
-        self.index: Tensor | None = None
-
-    def __call__(self, output: Tensor) -> Tensor:
-        if output.ndim == 0 or output.shape[0] != self.batch:
+    def prepare(self, rows: slice) -> tuple[Program, list[Tensor], list[Callable[[Tensor], Tensor]]]:
+        """The recording, its inputs and the starts, for these samples."""
+        args, keywords = self._take(rows)
+        program = capture(self.model, *args, kwargs=keywords, select=self.wanted.select)
+        tensors = program.tensors(*args, kwargs=keywords)
+        if not any(info(n).active for n in program.graph.nodes if "info" in n.meta):
             raise ValueError(
-                f"the output has shape {tuple(output.shape)} for {self.batch} samples: there is no scalar per sample. "
-                "Pass target=<function from the model's output to a tensor of shape (batch,)>"
+                f"{type(self.model).__name__} has no input to explain: none is floating, and no integer input is looked up in "
+                "an embedding. Explain a part of the model whose input is continuous"
             )
-        if output.ndim == 1:
-            if self.target is not None:
-                raise ValueError(f"the output is one number per sample, shape {tuple(output.shape)}: leave target out")
-            return output
-        rows = torch.arange(self.batch, device=output.device)
-        if isinstance(self.target, tuple):
-            return self._entry(output)
-        if output.ndim == 3:  # a sequence of outputs
-            output = output[rows, self._last(output)]
-        elif output.ndim > 3:
-            raise ValueError(
-                f"the output has shape {tuple(output.shape)}: say which entry, target=(i, j, ...) with {output.ndim - 1} "
-                "indices, or a function from the output to a tensor of shape (batch,)"
-            )
-        self.index = self._classes(output)
-        return output[rows, self.index]
+        batch = rows.stop - rows.start
+        _one_sample_each(program, batch)
+        by_name = dict(zip((p.name for p in program.placeholders.values() if p.kind == "input"), tensors, strict=True))
+        seen = Seen.of(by_name, batch, rows, self.batch)
+        self.index: list[Tensor | None] = [None] * len(self.wanted.starts)
 
-    def _classes(self, output: Tensor) -> Tensor:
-        n = output.shape[-1]
-        if self.target is None:
-            return output.detach().argmax(-1)
-        index = torch.as_tensor(self.target, device=output.device)
-        if index.is_floating_point() or index.dtype == torch.bool:
-            raise TypeError(f"target must be an integer class index, got {self.target!r}")
-        if index.ndim > 1 or (index.ndim == 1 and len(index) != self.batch):
-            raise ValueError(f"target has shape {tuple(index.shape)} for {self.batch} samples: one index each, or one for all")
-        if bool((index < -n).any() | (index >= n).any()):
-            raise ValueError(f"target {self.target} is out of range: the output has {n} classes, 0 to {n - 1}")
-        return (index % n).expand(self.batch)
+        def scalar(t: int, start: Start) -> Callable[[Tensor], Tensor]:
+            def whole(output: Tensor) -> Tensor:
+                value, self.index[t] = start.of(output, seen)
+                return value
 
-    def _entry(self, output: Tensor) -> Tensor:
-        if len(self.target) != output.ndim - 1:
-            raise ValueError(
-                f"target {self.target} has {len(self.target)} indices, each sample's output has {output.ndim - 1} axes"
-            )
-        for axis, (i, n) in enumerate(zip(self.target, output.shape[1:], strict=True), start=1):
-            if not -n <= i < n:
-                raise ValueError(f"target {self.target} is out of range: axis {axis} of the output has size {n}")
-        self.index = torch.tensor(self.target).remainder(torch.tensor(output.shape[1:])).expand(self.batch, -1)
-        entry: Tensor = output[(slice(None), *self.target)]
-        return entry
+            return whole
 
-    def _last(self, output: Tensor) -> Tensor:
-        """The last position of each sample that its mask allows."""
-        length = output.shape[1]
-        if isinstance(self.mask, Tensor) and self.mask.shape == output.shape[:2]:
-            positions = torch.arange(length, device=output.device)
-            return (positions * (self.mask != 0)).argmax(-1)
-        return torch.full((self.batch,), length - 1, device=output.device)
+        return program, tensors, [scalar(t, start) for t, start in enumerate(self.wanted.starts)]
+
+    def _take(self, rows: slice) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with these samples only."""
+        if self.alone or (rows.start, rows.stop) == (0, self.batch):
+            return self.args, self.keywords
+
+        def take(leaf: Any) -> Any:
+            return leaf[rows] if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == self.batch else leaf
+
+        taken: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(take, (self.args, self.keywords))
+        return taken
+
+    def questions(self) -> list[str] | None:
+        """What each start asks, in words; None where it is a class and no more."""
+        path, unit = self.through or ("", 0)
+        what = f" through {'a mask' if isinstance(unit, Tensor) else f'unit {unit}'} of {path}" if path else ""
+        texts = [start.template + what for start in self.wanted.starts]
+        return texts if any(text != "{}" for text in texts) else None
+
+    def picture(self) -> list[int] | None:
+        """Height and width of the image among the inputs."""
+        images = [t for t in self.tensors if t.is_floating_point() and t.ndim == 4]
+        return list(images[0].shape[2:]) if images else None
+
+
+class _Found:
+    """Results as they come in, of some samples and one target at a time, put in their place."""
+
+    def __init__(self, call: _Call) -> None:
+        self.call, self.targets = call, len(call.wanted.starts)
+        self._whole: Tensor | None = None
+        self._parts: dict[str, Tensor] = {}
+        self._index: list[Tensor | None] = [None] * self.targets
+        self._reached: dict[str, bool] = {}
+
+    def add(self, rows: slice, t: int, result: Result) -> None:
+        """Check one result and keep it."""
+        batch, n = self.call.batch, rows.stop - rows.start
+        _finite_result(result, self.call.model)
+        _batched(result.parts, n)
+        if self._whole is None:
+            self._whole = result.whole.new_zeros(batch, self.targets)
+        self._whole[rows, t] = result.whole
+        for name, part in result.parts.items():
+            self._reached[name] = self._reached.get(name, False) or name not in result.unreached
+            if n == batch and self.targets == 1:  # all there is: no copy
+                self._parts[name] = part.unsqueeze(1)
+                continue
+            if name not in self._parts:
+                self._parts[name] = part.new_zeros(batch, self.targets, *part.shape[1:])
+            self._parts[name][rows, t] = part
+        if (index := self.call.index[t]) is not None:
+            known = self._index[t]
+            if known is None:
+                known = self._index[t] = index.new_zeros(batch, *index.shape[1:])
+            known[rows] = index
+
+    @property
+    def size(self) -> int:
+        """Bytes of the result."""
+        return sum(p.numel() * p.element_size() for p in self._parts.values())
+
+    @property
+    def unreached(self) -> list[str]:
+        """Inputs that no target depends on."""
+        return [name for name, reached in self._reached.items() if not reached]
+
+    @property
+    def whole(self) -> Tensor:
+        """(batch,), or (batch, targets) for a list of them."""
+        assert self._whole is not None
+        return self._whole if self.call.wanted.several else self._whole[:, 0]
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """Of the same first axes."""
+        return self._parts if self.call.wanted.several else {name: part[:, 0] for name, part in self._parts.items()}
+
+    @property
+    def target(self) -> Tensor | None:
+        """The entries that were explained, where each start picked one."""
+        found = [i for i in self._index if i is not None]
+        if len(found) < self.targets:
+            return None
+        if len({i.ndim for i in found}) > 1 or len({i.shape for i in found}) > 1:
+            found = [i if i.ndim == 1 else i[:, -1] for i in found]  # entries of any kind: their classes
+        return torch.stack(found, 1) if self.call.wanted.several else found[0]
+
+
+def _within(limit: int, call: _Call, found: _Found) -> None:
+    """Explain the first sample, measure what it takes, and do as many of the others at a time as the limit holds."""
+    first = slice(0, 1)
+    program, tensors, _ = call.prepare(first)
+    many = f"{call.batch} samples and {found.targets} targets"
+
+    def refuse(of_pass: int, of_result: int) -> None:
+        needed = shown(of_pass + of_result)
+        result = f" and {shown(of_result)} for the result of {many}" if of_result else f", without the result of {many}"
+        fewer = "fewer targets or samples" if of_result > of_pass else "a shorter input, or from an inner module on (at=)"
+        raise ValueError(
+            f"max_memory={shown(limit)} is too small: one target of one sample needs {shown(of_pass)} for its pass{result}: "
+            f"{needed} at least. Allow that, or explain {fewer}"
+        )
+
+    needed = max(graph_size(lambda p=p: p.forward(tensors, alone=call.alone)) for p in call.passes(program))
+    if needed > limit:
+        refuse(needed, 0)
+    meter, results = Meter(), call.results(first)
+    for t in range(found.targets):
+        with meter:
+            result = next(results)
+        found.add(first, t, result)
+    del result, results
+    if found.size + meter.peak > limit:
+        refuse(meter.peak, found.size)
+    for rows in pieces(1, call.batch, (limit - found.size) // meter.peak):
+        for t, result in enumerate(call.results(rows)):
+            found.add(rows, t, result)
+
+
+def _through(through: Any) -> tuple[str, int | Tensor] | None:
+    """The path and the unit."""
+    if through is None:
+        return None
+    if not isinstance(through, (tuple, list)) or len(through) != 2 or not isinstance(through[0], str):
+        raise TypeError(f"through is (path of a module, unit), as ('features.10', 17); got {through!r}")
+    path, unit = through
+    if not isinstance(unit, Tensor) and not hasattr(unit, "__index__"):
+        raise TypeError(f"a unit is the number of a channel or feature, or a tensor that weighs the output; got {unit!r}")
+    return path, unit
+
+
+def _unit(unit: int | Tensor, value: Tensor, axis: int, path: str) -> Tensor:
+    """Weights of a module's output that leave one unit, broadcasting against it."""
+    if isinstance(unit, Tensor):
+        shape = (1,) * (value.ndim - unit.ndim) + tuple(unit.shape)
+        if len(shape) != value.ndim or any(m not in (1, n) for m, n in zip(shape, value.shape, strict=True)):
+            raise ValueError(f"the mask through {path!r} has shape {tuple(unit.shape)}, the module's output {tuple(value.shape)}")
+        return unit.detach().to(value).reshape(shape)
+    n = value.shape[axis]
+    if not -n <= unit < n:
+        raise ValueError(f"{path!r} has no unit {unit}: its output {tuple(value.shape)} has {n} along axis {axis}")
+    mask = value.new_zeros(n)
+    mask[unit] = 1
+    return mask.reshape(-1, *[1] * (value.ndim - 1 - axis))
 
 
 def _one_sample_each(program: Program, batch: int) -> None:
@@ -191,19 +347,16 @@ def _one_sample_each(program: Program, batch: int) -> None:
         )
 
 
-def _batched(parts: dict[str, Tensor], batch: int) -> dict[str, Tensor]:
+def _batched(parts: Mapping[str, Tensor], batch: int) -> None:
     for name, part in parts.items():
         if part.ndim == 0 or part.shape[0] != batch:
             raise ValueError(
                 f"{name} has shape {tuple(part.shape)} for {batch} samples: every explained input needs the batch as its "
                 "first axis (expand a shared one)"
             )
-    return parts
 
 
 def _finite_inputs(args: Any, keywords: Mapping[str, Any]) -> None:
-    import torch.utils._pytree as pytree
-
     for path, leaf in pytree.tree_flatten_with_path((args, dict(keywords)))[0]:
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all():
             if (leaf.isneginf() | (leaf == 0)).all():  # an additive mask of attention
@@ -214,11 +367,11 @@ def _finite_inputs(args: Any, keywords: Mapping[str, Any]) -> None:
             )
 
 
-def _finite_result(result: Result, program: Program) -> None:
+def _finite_result(result: Result, model: Any) -> None:
     if result.whole.isfinite().all() and all(p.isfinite().all() for p in result.parts.values()):
         return
-    if isinstance(program.model, nn.Module):
-        for name, weight in program.model.named_parameters():
+    if isinstance(model, nn.Module):
+        for name, weight in model.named_parameters():
             if not weight.isfinite().all():
                 raise ValueError(f"the weight {name} has NaN or infinite values: nothing can be explained through it")
     if not result.whole.isfinite().all():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from jaxtyping import Float
@@ -11,19 +12,24 @@ from torch import Tensor
 
 from termwise.core.decomposition import Decomposition
 
+if TYPE_CHECKING:
+    from .groups import Mask
+
 __all__ = ["KINDS", "Explanation"]
 
-KINDS = {"input": "inputs", "bias": "biases", "constant": "constants", "rule": "rules"}
-"""First word of a part's name -> the group that `shares` reports."""
+KINDS = {"input": "inputs", "at": "at", "bias": "biases", "constant": "constants", "rule": "rules"}
+"""First word of a part's name -> the group that `shares` reports; "at" only where there is one."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)  # repr: the base's one line, not every number
 class Explanation(Decomposition):
     """One scalar per sample (`whole`, shape (batch,)), written as a sum over what made it.
 
-    The parts are named by kind:
+    Of several targets at once the whole has shape (batch, targets), and so have the first axes of every part; `only` gives
+    the explanation of one. The parts are named by kind:
 
     - ``"input:<argument>"``: shape of that input; (batch, tokens) for token ids;
+    - ``"at:<module path>"``: of the shape of that module's output, where the explanation begins there;
     - ``"bias:<module path>"``: (batch, *bias shape);
     - ``"constant:<module path or name>"``: position embeddings, class tokens, Python numbers, values f(0);
     - ``"rule:<op>@<module path>"``: (batch,), what a rule that does not conserve lost at that node, measured there.
@@ -33,12 +39,71 @@ class Explanation(Decomposition):
         rules: name of the rule set.
         names: the tokens of each sample, for pictures; None where there are none.
         classes: names of the classes `target` indexes; None where unknown.
+        asked: what each target asks, in words, "{}" standing for the class; None where it is that class and no more.
+        picture: height and width of the image that was explained from an inner module on.
     """
 
     target: Tensor | None = None
     rules: str = "default"
     names: list[list[str]] | None = None
     classes: list[str] | None = None
+    asked: list[str] | None = None
+    picture: list[int] | None = None
+
+    def __getitem__(self, samples: int | slice | Tensor) -> Self:
+        """Some of the samples (first axis). An int keeps the axis, with one sample."""
+        # lists that do not count samples, whatever their length
+        return replace(super().__getitem__(samples), classes=self.classes, asked=self.asked, picture=self.picture)
+
+    def only(self, target: int) -> Self:
+        """The explanation of one of several targets, `whole` of shape (batch,).
+
+        Args:
+            target: its place in the list that was asked.
+
+        Raises:
+            ValueError: when one target was asked, or fewer than that.
+        """
+        if self.whole.ndim != 2:
+            raise ValueError("this explains one target: there is nothing to choose")
+        n = self.whole.shape[1]
+        if not -n <= target < n:
+            raise ValueError(f"target {target} is out of range: {n} were asked")
+        return replace(
+            self,
+            whole=self.whole[:, target],
+            parts={name: part[:, target] for name, part in self.parts.items()},
+            target=None if self.target is None else self.target[:, target],
+            asked=None if self.asked is None else [self.asked[target]],
+        )
+
+    def grouped(self, feature_mask: Mask) -> Self:
+        """The same with the entries of an input summed by group: words, patches, superpixels.
+
+        Args:
+            feature_mask: for every entry the number of its group, counted from 0, as captum takes it: a tensor of integers
+                of the shape of the input, with the batch or without, or one that broadcasts to it ((height, width) puts
+                all channels of a pixel into one group); what `words` or `patches` give; or a mapping from argument
+                names to these. A mask without a name is for the input it fits.
+
+        Returns:
+            An explanation whose part of that input has shape (batch, groups). Groups that a sample does not have are 0.
+            Tokens that were grouped by `words` give the names of the words.
+
+        Raises:
+            ValueError: when the mask fits no input, or several.
+            TypeError: when it does not hold integers.
+
+        Example:
+            >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).eval()
+            >>> why = tw.explain(model, torch.randn(3, 1, 4, 4), target=0)
+            >>> by_patch = why.grouped(tw.predictions.patches(4, 4, 2)).check()
+            >>> by_patch.inputs["input"].shape
+            torch.Size([3, 4])
+        """
+        from .groups import grouped
+
+        return grouped(self, feature_mask)
 
     def _group(self, kind: str) -> dict[str, Tensor]:
         return {n.partition(":")[2]: p for n, p in self.parts.items() if n.startswith(kind + ":")}
@@ -47,6 +112,11 @@ class Explanation(Decomposition):
     def inputs(self) -> dict[str, Tensor]:
         """Relevance of every input by argument name, each of the shape of that input."""
         return self._group("input")
+
+    @property
+    def inside(self) -> dict[str, Tensor]:
+        """Relevance at the module where the explanation begins, by path, of the shape of its output."""
+        return self._group("at")
 
     @property
     def biases(self) -> dict[str, Tensor]:
@@ -68,7 +138,8 @@ class Explanation(Decomposition):
 
         They sum to 1 up to the remainder. Where the whole is 0 there are no shares, and the values are NaN.
         """
-        sums = {group: torch.zeros_like(self.whole) for group in KINDS.values()}
+        begins_inside = any(name.startswith("at:") for name in self.parts)
+        sums = {group: torch.zeros_like(self.whole) for group in KINDS.values() if group != "at" or begins_inside}
         for name, value in self.contributions().items():
             sums[KINDS[name.partition(":")[0]]] += value
         whole = torch.where(self.whole == 0, torch.full_like(self.whole, torch.nan), self.whole)
@@ -87,7 +158,11 @@ class Explanation(Decomposition):
         """The k largest parts of one sample by absolute value, as (name, contribution).
 
         An input of tokens counts token by token, as ``"input:input_ids[3] 'happy'"``; every other part as a whole.
+
+        Raises:
+            ValueError: when several targets are explained.
         """
+        self._one_target("top")
         found: list[tuple[str, float]] = []
         for name, part in self.parts.items():
             if name.startswith("input:") and part.ndim == 2 and self.names is not None:
@@ -100,14 +175,26 @@ class Explanation(Decomposition):
         return sorted(found, key=lambda item: -abs(item[1]))[:k]
 
     def label(self, sample: int = 0) -> str:
-        """What is explained: the name or index of the target class, or "output"."""
+        """What is explained: the name or index of the target class, or "output"; and against what."""
+        if self.whole.ndim == 2:
+            return f"{self.whole.shape[1]} targets"
+        text = (self.asked or ["{}"])[0]
         if self.target is None:
-            return "output"
+            return text.replace("{}", "output")
         index = int(self.target.reshape(len(self.target), -1)[sample, -1])
+        return re.sub(r"\bclass (\d+)", lambda found: self._class(int(found[1])), text.replace("{}", f"class {index}"))
+
+    def _class(self, index: int) -> str:
         return self.classes[index] if self.classes is not None and 0 <= index < len(self.classes) else f"class {index}"
+
+    def _one_target(self, what: str) -> None:
+        if self.whole.ndim == 2:
+            raise ValueError(f"{self.whole.shape[1]} targets are explained here: choose one, why.only(0).{what}()")
 
     def summary(self) -> str:
         """One honest line for the first sample: closing, shares, cancellation."""
+        if self.whole.ndim == 2:
+            return f"{self.whole.shape[1]} targets, each adds up to {self.error():.1e} (cancellation {self.cancellation():.3g}x)"
         shares = "no shares, the output is exactly 0"
         if len(self) and self.whole[0] != 0:
             shares = ", ".join(f"{group} {round(100 * s[0].item())} %" for group, s in self.shares().items())
@@ -116,19 +203,40 @@ class Explanation(Decomposition):
     def _repr_html_(self) -> str:
         from termwise.report.page import fragment
 
+        if self.whole.ndim == 2:
+            return "".join(fragment(self.only(t)) for t in range(self.whole.shape[1]))
         return fragment(self)
 
     def heatmap(self, name: str | None = None, sample: int = 0) -> Float[Tensor, "height width"]:
         """Relevance of one image summed over its channels.
 
+        Relevance at an inner module of a convolutional network is spread over the image: every entry of the smaller map
+        keeps its relevance, and gives it to the pixels by the weights of bilinear interpolation, so that the sum stays.
+
         Args:
-            name: the image input (shape (batch, channels, height, width)); the first such input when not given.
+            name: the image input (shape (batch, channels, height, width)) or module path; the first such when not given.
             sample: which sample.
 
         Raises:
-            ValueError: when no input has the shape of images.
+            ValueError: when no input has the shape of images, or several targets are explained.
         """
-        images: dict[str, Any] = {n: p for n, p in self.inputs.items() if p.ndim == 4}
+        self._one_target("heatmap")
+        images: dict[str, Any] = {n: p for n, p in {**self.inside, **self.inputs}.items() if p.ndim == 4}
         if not images or (name is not None and name not in images):
             raise ValueError(f"no image input {name or ''}: inputs are { {n: tuple(p.shape) for n, p in self.inputs.items()} }")
-        return images[name or next(iter(images))][sample].sum(0)
+        name = name or next(iter(images))
+        small = images[name][sample].sum(0)
+        return small if name not in self.inside or self.picture is None else _spread(small, self.picture)
+
+
+def _spread(small: Float[Tensor, "h w"], size: list[int]) -> Float[Tensor, "height width"]:
+    """A map on a finer grid, A' R B, where the rows of A and B are hat functions that sum to 1."""
+
+    def hats(coarse: int, fine: int) -> Tensor:
+        if fine <= coarse:  # nothing to fill in
+            return torch.eye(coarse, dtype=small.dtype, device=small.device)
+        each = torch.eye(coarse, dtype=small.dtype, device=small.device).unsqueeze(0)
+        rows = torch.nn.functional.interpolate(each, fine, mode="linear", align_corners=False)[0]
+        return rows / rows.sum(1, keepdim=True)
+
+    return hats(small.shape[0], size[0]).mT @ small @ hats(small.shape[1], size[1])

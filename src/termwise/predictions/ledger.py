@@ -102,6 +102,10 @@ class Ledger:
             name = f"{base}#{n}"
         self._parts[name] = value if known is None else known + value
 
+    def clear(self) -> None:
+        """Forget what was booked, not where: the next backward pass through the same graph begins."""
+        self._parts.clear()
+
     def parts(self) -> dict[str, Tensor]:
         """Every part booked or announced: as announced first, then the rest."""
         names = [*self._shapes, *(n for n in self._parts if n not in self._shapes)]

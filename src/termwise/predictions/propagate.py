@@ -12,7 +12,7 @@ Source: design "relevance as a rewrite"; papers.toml "dynamiclrp" for what it re
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,9 @@ from torch import Tensor, fx
 from termwise.core.composite import Composite
 from termwise.core.program import Program, info, op_name, views_of_ids
 from termwise.core.rewrite import rewrite
+from termwise.core.samples import SampleAxis, per_sample
 
+from .cuts import only_outlet, outlets, section
 from .fold import fold_batch_norm, foldable
 from .ledger import Ledger, Site
 from .rules import HOLDING, LOSSY, SPLITTING, Rules, rules_of
@@ -36,22 +38,38 @@ HALF = {torch.bfloat16, torch.float16}
 class Pass:
     """A program under a rule set, ready to run: `module` is the rewritten graph."""
 
-    def __init__(self, program: Program, rules: Rules, *, measure_all: bool = False, lift: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        rules: Rules,
+        *,
+        at: str | None = None,
+        to: str | None = None,
+        measure_all: bool = False,
+        lift: torch.dtype | None = None,
+    ) -> None:
         """Choose each node's rule and rewrite.
 
         Args:
             program: what is explained.
             rules: name of a rule set, or a mapping.
+            at: path of a module whose output is a leaf: relevance that arrives there goes no further.
+            to: path of a module whose output is the program's, in place of its own.
             measure_all: weigh every node, not only those that may lose: the debugging mode, twice as slow.
             lift: compute in this dtype where the program asks for a narrower one. Half precision has too few digits
                 for ratios, so float32 there; otherwise the program's own casts are kept, and their rounding is booked.
         """
         self.recorded = program
+        self.leaves = {} if at is None else outlets(program, at)
+        self.end = None if to is None else only_outlet(program, to)
         chosen = rules_of(program, rules)
         fold = foldable(program) & {name for name, rule in chosen.items() if rule in SPLITTING}
+        fold -= {*self.leaves, self.end}  # folded, such a value would be gone
         if fold:
             program = fold_batch_norm(program, fold)
             chosen = rules_of(program, rules)
+        if self.leaves or self.end is not None:  # rules are chosen before: "the first convolution" is that of the whole
+            program = section(program, self.leaves, self.end)
         self.program, self.rules = program, chosen
         dtypes = _dtypes(program)
         self.dtype = max(dtypes, key=lambda d: torch.finfo(d).bits, default=torch.float32)
@@ -62,12 +80,20 @@ class Pass:
         self.weights = _weights(program, chosen)
         self.sites: dict[str, Site] = {}
         for node in program.nodes:
-            if info(node).role == "cut":
+            if info(node).role == "cut" and node.name in self.leaves:
+                self.sites[node.name] = Site(_leaf(self.leaves[node.name]), node.target)  # type: ignore[arg-type]
+            elif info(node).role == "cut":
                 self.sites[node.name] = Site(_cut(program, node), node.target)  # type: ignore[arg-type]
-            elif node.name in chosen:
+            elif node.name in chosen and info(node).active:
                 measured = measure_all or chosen[node.name] in LOSSY or self._rounds(node)
                 if measured or node is program.output or not _is_own(chosen[node.name], node, self.weights):
                     self.sites[node.name] = self._site(node, measured)
+        self._inputs = {
+            n.name
+            for n in program.graph.find_nodes(op="placeholder")
+            if program.placeholders[n.name].kind == "input" and info(n).active
+        }
+        self._where = {part: name for name, part in self.leaves.items()}
         self.module = rewrite(program, self.sites, lift=self.lift)
 
     def _site(self, node: fx.Node, measured: bool) -> Site:
@@ -112,16 +138,48 @@ class Pass:
         bound.recorded, bound.program = self.recorded.of(model), self.program.of(model)
         return bound
 
-    @torch.inference_mode(False)  # in which nothing has a derivative
     def run(self, tensors: list[Tensor], whole: Callable[[Tensor], Tensor], *, complete: bool = True) -> Result:
-        """Propagate.
+        """Propagate from one start.
 
         Args:
             tensors: the program's inputs.
             whole: picks one scalar per sample from the output; its own derivative is where relevance starts.
             complete: book biases, constants and losses too; without, only the inputs.
         """
-        batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
+        (result,) = self.each(tensors, [whole], complete=complete)
+        return result
+
+    @torch.inference_mode(False)  # in which nothing has a derivative
+    def each(
+        self,
+        tensors: list[Tensor],
+        wholes: Sequence[Callable[[Tensor], Tensor]],
+        *,
+        complete: bool = True,
+        alone: bool = False,
+    ) -> Iterator[Result]:
+        """Propagate from several starts: one forward pass, then one backward pass for each when its result is asked for.
+
+        Args:
+            tensors: the program's inputs.
+            wholes: as in `run`.
+            complete: as in `run`.
+            alone: the call has no axis of samples; every part gets one of size 1.
+
+        Memory: O(the graph of one forward pass + one result), however many starts there are.
+        """
+        ledger, output = self.forward(tensors, complete=complete, alone=alone)
+        try:
+            for left, whole in enumerate(wholes, start=1 - len(wholes)):
+                yield self._backward(ledger, output, whole, alone=alone, again=left < 0)
+                ledger.clear()
+        finally:
+            ledger.close()
+
+    @torch.inference_mode(False)
+    def forward(self, tensors: list[Tensor], *, complete: bool = True, alone: bool = False) -> tuple[Ledger, Tensor]:
+        """The forward pass of `each`: the books, opened, and the output that relevance will start from."""
+        batch = 1 if alone or not tensors or not tensors[0].ndim else tensors[0].shape[0]
         if batch > 1 and len(self._located) < len(self.sites):
             self._locate()
         ledger = Ledger(batch, complete=complete, dtype=self.lift or self.dtype)
@@ -131,17 +189,23 @@ class Pass:
             value = value.clone() if value.is_inference() else value  # autograd takes no tensors made in that mode
             if self.lift is not None and value.is_floating_point():
                 value = value.to(self.lift)
-            held = self.program.placeholders[name]
-            if held.kind == "input" and (value.is_floating_point() or value.is_complex()):
-                value = ledger.leaf(f"input:{held.name}", value, value.ndim)
+            if name in self._inputs and (value.is_floating_point() or value.is_complex()):
+                value = ledger.leaf(f"input:{self.program.placeholders[name].name}", value, value.ndim)
             values.append(value)
         device = tensors[0].device.type if tensors else "cpu"
         with torch.enable_grad(), torch.autocast(device, enabled=False):
             output = self.module(ledger, *values)
+        return ledger, output
+
+    def _backward(
+        self, ledger: Ledger, output: Tensor, whole: Callable[[Tensor], Tensor], *, alone: bool, again: bool
+    ) -> Result:
+        """Relevance at the leaves, leaf * c, beside what was booked on the way; `again`: it is not the last time."""
+        leaves = [leaf.value for leaf in ledger.leaves] + [leaf for leaf, _ in ledger.constants]
+        with torch.enable_grad(), torch.autocast(output.device.type, enabled=False):
             explained = whole(output)
-            leaves = [leaf.value for leaf in ledger.leaves] + [leaf for leaf, _ in ledger.constants]
             if explained.requires_grad and leaves:
-                ratios = torch.autograd.grad(explained.sum(), leaves, allow_unused=True)
+                ratios = torch.autograd.grad(explained.sum(), leaves, allow_unused=True, retain_graph=again)
             else:
                 ratios = tuple(None for _ in leaves)
         for (_, book), c in zip(ledger.constants, ratios[len(ledger.leaves) :], strict=True):
@@ -149,34 +213,48 @@ class Pass:
                 book(c)
         parts: dict[str, Tensor] = {}
         reached: dict[str, bool] = {}
+        found: dict[str, Tensor] = {}
         for leaf, c in zip(ledger.leaves, ratios, strict=False):
-            part = leaf.relevance(c)
-            parts[leaf.name] = parts[leaf.name] + part if leaf.name in parts else part
-            reached[leaf.name] = reached.get(leaf.name, False) or c is not None
+            name, part = leaf.name, leaf.relevance(c)
+            if name in self._where:
+                found[name] = torch.zeros_like(leaf.value) if c is None else c
+                part = self.by_sample(part, self._where[name], ledger.batch, alone=alone)
+            elif alone:
+                part = part.unsqueeze(0)
+            parts[name] = parts[name] + part if name in parts else part
+            reached[name] = reached.get(name, False) or c is not None
         explained = explained.detach().to(self.lift or self.dtype)
         # losses are summed in float64
         parts = {name: part.to(explained.dtype) for name, part in {**parts, **ledger.parts()}.items()}
-        ledger.close()
-        return Result(output.detach(), explained, parts, [n for n, r in reached.items() if not r])
+        return Result(output.detach(), explained, parts, [n for n, r in reached.items() if not r], found)
+
+    def by_sample(self, value: Tensor, node: str, batch: int, *, alone: bool = False) -> Tensor:
+        """A value that has the layout of a recorded node's, with its samples along the first axis."""
+        axis = self.recorded.axes.get(node) if batch > 1 else None
+        if not alone and value.ndim and value.shape[0] == batch and axis in (None, SampleAxis(0)):
+            return value
+        return per_sample(value, axis, batch)
 
 
 class Result:
-    """What a pass found: output, whole, parts by name, and the inputs that no relevance path reaches."""
+    """What a pass found: output, whole, parts by name, the inputs no relevance reaches, and the ratios at inner leaves."""
 
-    def __init__(self, output: Tensor, whole: Tensor, parts: dict[str, Tensor], unreached: list[str]) -> None:
+    def __init__(
+        self, output: Tensor, whole: Tensor, parts: dict[str, Tensor], unreached: list[str], ratios: dict[str, Tensor]
+    ) -> None:
         """Hold them."""
-        self.output, self.whole, self.parts, self.unreached = output, whole, parts, unreached
+        self.output, self.whole, self.parts, self.unreached, self.ratios = output, whole, parts, unreached, ratios
 
 
-def propagate(program: Program, rules: Rules = "default") -> Pass:
+def propagate(program: Program, rules: Rules = "default", *, at: str | None = None, to: str | None = None) -> Pass:
     """The pass of a program under a rule set, rewritten once and kept with the recording."""
-    key = ("pass", rules if isinstance(rules, str) else tuple(rules.items()))
+    key = ("pass", rules if isinstance(rules, str) else tuple(rules.items()), at, to)
     try:
         known: Pass | None = program.derived.get(key)
     except TypeError:  # an unhashable rule
-        return Pass(program, rules)
+        return Pass(program, rules, at=at, to=to)
     if known is None:
-        known = program.derived[key] = Pass(program, rules).of(None)
+        known = program.derived[key] = Pass(program, rules, at=at, to=to).of(None)
     return known.of(program.model)
 
 
@@ -193,6 +271,15 @@ def _cut(program: Program, node: fx.Node) -> Callable[..., Tensor]:
         return at.ledger.leaf(name, looked_up, looked_up.ndim - (weight.ndim - 1), places)
 
     return cut
+
+
+def _leaf(name: str) -> Callable[..., Tensor]:
+    """A module's output that is a leaf, and keeps its shape."""
+
+    def leaf(at: Any, value: Tensor) -> Tensor:
+        return at.ledger.leaf(name, value, value.ndim)
+
+    return leaf
 
 
 def _dtypes(program: Program) -> set[torch.dtype]:
