@@ -38,6 +38,8 @@ def outlets(program: Program, path: str) -> dict[str, str]:
             that leaves no operation behind, one that does not depend on an input.
     """
     name, _, number = path.partition("#")
+    if not name:
+        raise ValueError(f"name a module: the output itself is what {path!r} would be")
     calls = _calls(program, name)
     if not calls:
         raise ValueError(_unknown(program, name))

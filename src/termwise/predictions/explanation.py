@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -50,12 +50,12 @@ class Explanation(Decomposition):
     asked: list[str] | None = None
     picture: list[int] | None = None
 
-    def __getitem__(self, samples: int | slice | Tensor) -> Self:
+    def __getitem__(self, samples: int | slice | Tensor) -> Explanation:
         """Some of the samples (first axis). An int keeps the axis, with one sample."""
         # lists that do not count samples, whatever their length
         return replace(super().__getitem__(samples), classes=self.classes, asked=self.asked, picture=self.picture)
 
-    def only(self, target: int) -> Self:
+    def only(self, target: int) -> Explanation:
         """The explanation of one of several targets, `whole` of shape (batch,).
 
         Args:
@@ -77,7 +77,7 @@ class Explanation(Decomposition):
             asked=None if self.asked is None else [self.asked[target]],
         )
 
-    def grouped(self, feature_mask: Mask) -> Self:
+    def grouped(self, feature_mask: Mask) -> Explanation:
         """The same with the entries of an input summed by group: words, patches, superpixels.
 
         Args:

@@ -105,6 +105,8 @@ class Ledger:
     def clear(self) -> None:
         """Forget what was booked, not where: the next backward pass through the same graph begins."""
         self._parts.clear()
+        for uses in self._uses.values():
+            uses.sent.clear()
 
     def parts(self) -> dict[str, Tensor]:
         """Every part booked or announced: as announced first, then the rest."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,13 +38,13 @@ class Seen:
     """
 
     batch: int
-    rows: slice = slice(None)
+    rows: slice = field(default_factory=lambda: slice(None))
     total: int | None = None
     ids: Tensor | None = None
     mask: Tensor | None = None
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], batch: int, rows: slice = slice(None), total: int | None = None) -> Seen:
+    def of(cls, tensors: Mapping[str, Tensor], batch: int, rows: slice, total: int) -> Seen:
         """From the tensors of a call by argument name."""
         decoder = any(name.startswith("decoder_input") for name in tensors)
         prefix = "decoder_" if decoder else ""
