@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from termwise.core import Decomposition
-from termwise.predictions import explain
+from termwise.predictions import contrast, explain, patches
 from termwise.testing import CHECKS, DecompositionContract, Example, check_decomposition
 
 
@@ -75,6 +75,12 @@ ROWS = {
     "one sample": row(dense, (rand(1, 4),), rules="zero"),
     "a mapping of rules": row(dense, (rand(3, 4),), rules={"linear": "gamma", nn.GELU: "gradient"}),
     "a target of one's own": row(dense, (rand(3, 4),), target=_margin) if (_margin := lambda y: y[:, 0] - y[:, 1]) else None,
+    "several targets": row(dense, (rand(3, 4),), target=[0, (2,), contrast(1), contrast(1, "probabilities")]),
+    "a contrast, attention": row(Attention, IDS, target=contrast(1, 0), rules="attnlrp"),
+    "from an inner module": row(convolutional, (rand(3, 2, 4, 4),), at="2"),
+    "through a unit": row(Attention, IDS, through=("norm", 3), target=1, rules="attnlrp"),
+    "grouped": row(convolutional, (rand(3, 2, 4, 4),), feature_mask=patches(4, 4, 2)),
+    "in pieces": row(dense, (rand(3, 4),), max_memory="3KB", target=1),
     "two inputs": Example(lambda a, b: explain(lambda a, b: (a * b).sum(1), a, b), exact=True, inputs=(rand(3, 4), rand(3, 4) + 1)),
 }  # fmt: skip
 

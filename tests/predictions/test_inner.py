@@ -22,7 +22,7 @@ def composed(model, inputs, options, path, **more):
     every = torch.ones((), dtype=torch.float64)
     before = explain(model, *inputs, through=(path, every), **options).check()
     at = inner.inside[path]
-    torch.testing.assert_close(before.whole, at.flatten(1).sum(1), rtol=0, atol=1e-10)
+    torch.testing.assert_close(before.whole, at.flatten(full.whole.ndim).sum(-1), rtol=0, atol=1e-10)
     names = {name for why in (inner, before) for name in why.parts} - {f"at:{path}"}
     assert names == set(full.parts)
     for name, part in full.parts.items():
@@ -44,7 +44,7 @@ def composed(model, inputs, options, path, **more):
 def test_at_and_through_compose(name, paths):
     model, inputs, options = call(name)
     for path in paths:
-        full, inner, before = composed(model, inputs, options, path)
+        _, inner, _ = composed(model, inputs, options, path)
         module = dict(model.named_modules())[path]
         shape = value_of(module, model, inputs, options).shape
         assert inner.inside[path].shape == shape

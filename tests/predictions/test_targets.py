@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-
 from termwise.predictions import continuation, contrast, explain, next_token, node, weighting
 from termwise.testing.architectures import build
 

@@ -1,7 +1,7 @@
-"""A program from one module on, or up to one: the value that a module hands on becomes a leaf, or the output.
+r"""A program from one module on, or up to one: the value that a module hands on becomes a leaf, or the output.
 
     input --- before --- [module] ===> after ===> output          at: relevance of what leaves the module
-                     \\------- bypass -------/
+                     \------- bypass -------/
 
 Behind the leaf everything is as it was; before it nothing is on the way any more but what bypasses the module. The
 program up to the module, started with the relevance found there, gives the rest: both together are the whole explanation.
@@ -56,7 +56,9 @@ def outlets(program: Program, path: str) -> dict[str, str]:
         if node in inside
         and info(node).active
         and isinstance(node.meta.get("val"), Tensor)
-        and (node is program.output or any(user not in inside and info(user).active for user in node.users if "info" in user.meta))
+        and (
+            node is program.output or any(user not in inside and info(user).active for user in node.users if "info" in user.meta)
+        )
     ]
     if not found:
         raise ValueError(f"nothing that {path!r} hands on depends on an input and leads to the output")
@@ -191,7 +193,9 @@ def _unknown(program: Program, path: str) -> str:
     modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
     if path and path in modules:
         inner = [k for k in known if _is_in(k, path)]
-        hint = f"; its modules are {', '.join(inner[:4])}" if inner else ": it does nothing here, or stands in a recognised pattern"
+        hint = (
+            f"; its modules are {', '.join(inner[:4])}" if inner else ": it does nothing here, or stands in a recognised pattern"
+        )
         return f"{path!r} ({type(modules[path]).__name__}) is called by nothing that was recorded{hint}"
     close = difflib.get_close_matches(path, known, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known[:8])}" if known else "it has no modules"

@@ -94,8 +94,7 @@ def explain(
     call = _Call(model, args, keywords, asked(target), rules, at, _through(through))
     found = _Found(call)
     if max_memory is None:
-        for t, result in enumerate(call.results(slice(0, call.batch))):
-            found.add(slice(0, call.batch), t, result)
+        found.take(slice(0, call.batch))
     else:
         _within(as_bytes(max_memory), call, found)
     for name in found.unreached:
@@ -220,6 +219,13 @@ class _Found:
         self._index: list[Tensor | None] = [None] * self.targets
         self._reached: dict[str, bool] = {}
 
+    def take(self, rows: slice) -> None:
+        """Explain these samples. No result is held while the next is made."""
+        results = self.call.results(rows)
+        for t in range(self.targets):
+            self.add(rows, t, next(results))
+
+    @torch.inference_mode(False)
     def add(self, rows: slice, t: int, result: Result) -> None:
         """Check one result and keep it."""
         batch, n = self.call.batch, rows.stop - rows.start
@@ -297,12 +303,12 @@ def _within(limit: int, call: _Call, found: _Found) -> None:
         with meter:
             result = next(results)
         found.add(first, t, result)
-    del result, results
+        del result
+    del results
     if found.size + meter.peak > limit:
         refuse(meter.peak, found.size)
     for rows in pieces(1, call.batch, (limit - found.size) // meter.peak):
-        for t, result in enumerate(call.results(rows)):
-            found.add(rows, t, result)
+        found.take(rows)
 
 
 def _through(through: Any) -> tuple[str, int | Tensor] | None:

@@ -168,8 +168,8 @@ class Explanation(Decomposition):
             if name.startswith("input:") and part.ndim == 2 and self.names is not None:
                 tokens = self.names[sample]
                 values = part[sample].tolist()
-                if len(tokens) == len(values):
-                    found += [(f"{name}[{i}] {t!r}", v) for i, (t, v) in enumerate(zip(tokens, values, strict=True))]
+                if part.shape[1] == max(map(len, self.names)):  # words: not every sample has as many
+                    found += [(f"{name}[{i}] {t!r}", v) for i, (t, v) in enumerate(zip(tokens, values, strict=False))]
                     continue
             found.append((name, part[sample].sum().item()))
         return sorted(found, key=lambda item: -abs(item[1]))[:k]

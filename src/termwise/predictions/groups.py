@@ -94,7 +94,9 @@ def grouped(why: Explanation, mask: Mask) -> Explanation:
     for name, given in masks.items():
         full = name if ":" in name else f"input:{name}"
         if full not in parts:
-            raise ValueError(f"feature_mask names {name!r}; there are {', '.join(n for n in parts if n.startswith(('input:', 'at:')))}")
+            raise ValueError(
+                f"feature_mask names {name!r}; there are {', '.join(n for n in parts if n.startswith(('input:', 'at:')))}"
+            )
         ids = given.mask if isinstance(given, Groups) else given
         part = parts[full]
         tokens = part.ndim == why.whole.ndim + 1
@@ -142,7 +144,9 @@ def _fitted(ids: Tensor, part: Tensor, lead: int, name: str) -> Int[Tensor, "bat
     shape = _shape_of(ids, part, lead)
     own = (part.shape[0], *part.shape[lead:])
     if shape is None:
-        raise ValueError(f"feature_mask has shape {tuple(ids.shape)}, {name} has {own}: give it that shape, or one that broadcasts to it")
+        raise ValueError(
+            f"feature_mask has shape {tuple(ids.shape)}, {name} has {own}: give it that shape, or one that broadcasts to it"
+        )
     if ids.numel() and ids.min() < 0:
         raise ValueError(f"feature_mask has group {int(ids.min())}: groups are counted from 0")
     return ids.to(part.device, torch.long).reshape(shape).expand(own).reshape(own[0], -1)

@@ -8,8 +8,10 @@ inputs, not what a kernel uses inside. Starts add nothing but their result: they
 
 from __future__ import annotations
 
+import contextlib
 import re
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -50,6 +52,10 @@ def shown(size: int) -> str:
         if size >= factor:
             return f"{-(-size * 10 // factor) / 10:.1f}{unit}"
     return f"{size}B"
+
+
+LAST = 32
+"""Values of a forward pass that are kept while it is measured: a rule may take a small derivative on the way."""
 
 
 class Meter(TorchDispatchMode):
@@ -93,12 +99,23 @@ def graph_size(forward: Callable[[], Any]) -> int:
     """
     meter = Meter()
     saved: dict[int, int] = {}
+    last: deque[Tensor] = deque(maxlen=LAST)
 
-    def drop(value: Tensor) -> None:
+    def drop(value: Tensor) -> Any:
         if known := meter.known.get(value.untyped_storage()._cdata):
             saved[known[0]] = known[1]
+        last.append(value)
+        return weakref.ref(value)
 
-    with meter, torch.autograd.graph.saved_tensors_hooks(drop, lambda _: None):  # type: ignore[arg-type]
+    def fetch(dropped: Any) -> Tensor:
+        value: Tensor | None = dropped()
+        if value is None:
+            raise MemoryError("a derivative was taken within the forward pass, of more than is kept here")
+        return value
+
+    kept = None
+    # where too little was kept for a rule, what was counted so far is a lower bound
+    with meter, torch.autograd.graph.saved_tensors_hooks(drop, fetch), contextlib.suppress(MemoryError):
         kept = forward()
     size = sum({**saved, **{number: size for number, size, _ in meter.known.values()}}.values())
     del kept

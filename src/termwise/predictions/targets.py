@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 __all__ = ["Asked", "Seen", "Start", "Target", "asked", "continuation", "contrast", "next_token", "node", "weighting"]
@@ -130,7 +130,7 @@ class NextToken(Choice):
             )
         n = ids.shape[1]
         if not -n < t < n or t == 0:
-            raise ValueError(f"next_token({t}): there are {n} tokens, and the first is predicted by nothing: say 1 to {n - 1}")
+            raise ValueError(f"next_token({t}): there are {n} tokens, the first is predicted by nothing: say 1 to {n - 1}")
         if seen.mask is not None and seen.mask.shape == ids.shape and not bool(seen.mask[:, [t, t - 1]].all()):
             raise ValueError(f"next_token({t}): in some sample the mask hides token {t} or the one before it")
         if bool((ids[:, t] >= output.shape[2]).any()):
@@ -155,8 +155,8 @@ class Node(Choice):
         """The scores of the node."""
         if output.ndim not in (1, 2) or not -len(output) <= self.index < len(output):
             raise ValueError(
-                f"node({self.index}) of an output of shape {tuple(output.shape)}: the output must be (nodes, classes) or (nodes,), "
-                "and have that node"
+                f"node({self.index}) of an output of shape {tuple(output.shape)}: it must be (nodes, classes) or (nodes,), and "
+                "have that node"
             )
         if output.ndim == 1 and self.target is not None:
             raise ValueError(f"the output is one number per node, shape {tuple(output.shape)}: leave the class out")
@@ -275,7 +275,7 @@ def contrast(a: int | tuple[Any, ...] | Tensor | Start | None = None, b: int | T
     return Contrast(entry, b)
 
 
-def weighting(weights: Float[Tensor, ...]) -> Start:
+def weighting(weights: Tensor) -> Start:
     """Explain a weighted sum of the whole output: sum_j w_j z_j.
 
     Args:

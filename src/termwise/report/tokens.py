@@ -79,8 +79,8 @@ def words(decomposition: Decomposition, sample: int = 0) -> list[Word]:
         return []
     tokens = names[sample]
     for name, part in decomposition.parts.items():
-        if name.startswith("input:") and part.ndim == 2 and part.shape[1] == len(tokens):
-            return merge(tokens, part[sample].tolist())
+        if name.startswith("input:") and part.ndim == 2 and part.shape[1] == max(map(len, names)):
+            return merge(tokens, part[sample, : len(tokens)].tolist())  # grouped by words, samples differ in length
     return []
 
 
