@@ -17,7 +17,7 @@ from termwise.core.samples import SampleAxis
 from .cuts import channel_axis, only_outlet
 from .explanation import Explanation
 from .groups import Mask
-from .memory import Meter, as_bytes, graph_size, pieces, shown
+from .memory import Meter, as_bytes, pieces, shown
 from .propagate import Pass, Result, propagate
 from .rules import Rules
 from .targets import Asked, Seen, Start, Target, asked
@@ -295,7 +295,7 @@ def _within(limit: int, call: _Call, found: _Found) -> None:
             f"{needed} at least. Allow that, or explain {fewer}"
         )
 
-    needed = max(graph_size(lambda p=p: p.forward(tensors, alone=call.alone)) for p in call.passes(program))
+    needed = max(p.graph_size(tensors, alone=call.alone) for p in call.passes(program))
     if needed > limit:
         refuse(needed, 0)
     meter, results = Meter(), call.results(first)

@@ -91,7 +91,7 @@ class Meter(TorchDispatchMode):
         self.live -= self.known.pop(key)[1]
 
 
-def graph_size(forward: Callable[[], Any]) -> int:
+def graph_size(forward: Callable[[], object]) -> int:
     """Bytes that a forward pass would keep for its backward pass, found without keeping them.
 
     Args:
@@ -113,13 +113,10 @@ def graph_size(forward: Callable[[], Any]) -> int:
             raise MemoryError("a derivative was taken within the forward pass, of more than is kept here")
         return value
 
-    kept = None
     # where too little was kept for a rule, what was counted so far is a lower bound
     with meter, torch.autograd.graph.saved_tensors_hooks(drop, fetch), contextlib.suppress(MemoryError):
-        kept = forward()
-    size = sum({**saved, **{number: size for number, size, _ in meter.known.values()}}.values())
-    del kept
-    return size
+        alive = forward()  # noqa: F841
+    return sum({**saved, **{number: size for number, size, _ in meter.known.values()}}.values())
 
 
 def pieces(start: int, stop: int, size: int) -> Iterator[slice]:

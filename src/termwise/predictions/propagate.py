@@ -26,6 +26,7 @@ from termwise.core.samples import SampleAxis, per_sample
 from .cuts import only_outlet, outlets, section
 from .fold import fold_batch_norm, foldable
 from .ledger import Ledger, Site
+from .memory import graph_size
 from .rules import HOLDING, LOSSY, SPLITTING, Rules, rules_of
 from .rules.linear import add, assemble, own
 from .rules.products import product, signal_takes_all
@@ -197,9 +198,21 @@ class Pass:
             output = self.module(ledger, *values)
         return ledger, output
 
-    def _backward(
-        self, ledger: Ledger, output: Tensor, whole: Callable[[Tensor], Tensor], *, alone: bool, again: bool
-    ) -> Result:
+    def graph_size(self, tensors: list[Tensor], *, alone: bool = False) -> int:
+        """Bytes that the forward pass keeps for the backward passes, found without keeping them."""
+        opened: list[Ledger] = []
+
+        def forward() -> Tensor:
+            ledger, output = self.forward(tensors, alone=alone)
+            opened.append(ledger)
+            return output
+
+        size = graph_size(forward)
+        for ledger in opened:
+            ledger.close()
+        return size
+
+    def _backward(self, ledger: Ledger, output: Tensor, whole: Callable[[Tensor], Tensor], *, alone: bool, again: bool) -> Result:
         """Relevance at the leaves, leaf * c, beside what was booked on the way; `again`: it is not the last time."""
         leaves = [leaf.value for leaf in ledger.leaves] + [leaf for leaf, _ in ledger.constants]
         with torch.enable_grad(), torch.autocast(output.device.type, enabled=False):
