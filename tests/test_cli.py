@@ -181,6 +181,22 @@ def test_a_corrupt_picture_is_named(tmp_path):
     assert "bad.png" in complaint("explain", "--model", "mobilenet-v2", "--image", tmp_path / "bad.png")
 
 
+def test_compares_methods_on_a_picture_and_a_text(photo, tmp_path):
+    out = tmp_path / "compare.html"
+    result = run(
+        "compare", "--model", "mobilenet-v2", "--image", photo, "--methods", "default, gradcam", "--patch", 8, "--out", out
+    )
+    assert all(word in result.stdout for word in ("default", "gradcam", "abpc", "cancels", "passes"))
+    assert "data:image/png;base64," in out.read_text()
+    assert "<b>photo" not in out.read_text()
+    rows = json.loads(run("compare", "--model", "nanoguard", "--text", "hello", "--json").stdout)
+    assert [r["method"] for r in rows] == ["default", "gradient_x_input", "smoothgrad", "occlusion"]
+    assert all(r["problem"] == "" and r["abpc_low"] is None for r in rows)
+    assert "did you mean 'gradcam'" in complaint("compare", "--model", "nanoguard", "--text", "x", "--methods", "grad-cam")
+    assert "give either" in complaint("compare", "--model", "nanoguard")
+    assert "takes a text" in complaint("compare", "--model", "nanoguard", "--image", photo)
+
+
 def test_an_unwritable_place_is_told_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "load", lambda name: pytest.fail("the work had begun"))
     (tmp_path / "file").touch()

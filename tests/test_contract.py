@@ -7,7 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from termwise.core import Decomposition
-from termwise.predictions import contrast, explain, patches
+from termwise.predictions import (
+    contrast,
+    explain,
+    gradcam,
+    gradient_x_input,
+    integrated_gradients,
+    occlusion,
+    patches,
+    smoothgrad,
+)
 from termwise.testing import CHECKS, DecompositionContract, Example, check_decomposition
 
 
@@ -58,9 +67,28 @@ def recurrent() -> nn.Module:
     return Last()
 
 
-def row(make_model, inputs: tuple, dtype: torch.dtype = torch.float64, **options) -> Example:
+def row(make_model, inputs: tuple, dtype: torch.dtype = torch.float64, method=explain, exact: bool = True, **options) -> Example:
     model = seeded(make_model).to(dtype).eval()
-    return Example(lambda *x: explain(model, *x, **options), exact=True, inputs=inputs, models=(model,))
+    return Example(lambda *x: method(model, *x, **options), exact=exact, inputs=inputs, models=(model,))
+
+
+def baseline(method, make_model=dense, inputs: tuple | None = None, dtype: torch.dtype = torch.float64, **options) -> Example:
+    return row(
+        make_model,
+        (rand(3, 4, dtype=dtype),) if inputs is None else inputs,
+        dtype,
+        method,
+        options.pop("exact", False),
+        **options,
+    )
+
+
+def linear() -> nn.Module:
+    return nn.Linear(4, 3)
+
+
+def unbiased() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False))
 
 
 IDS = (torch.tensor([[1, 2, 3, 4, 5], [3, 3, 9, 10, 0], [7, 1, 2, 2, 8]]),)
@@ -81,6 +109,20 @@ ROWS = {
     "through a unit": row(Attention, IDS, through=("norm", 3), target=1, rules="attnlrp"),
     "grouped": row(convolutional, (rand(3, 2, 4, 4),), feature_mask=patches(4, 4, 2)),
     "in pieces": row(dense, (rand(3, 4),), max_memory="3KB", target=1),
+    "gradient x input": baseline(gradient_x_input),
+    "gradient x input, no biases": baseline(gradient_x_input, unbiased, exact=True),
+    "gradient x input, tokens": baseline(gradient_x_input, Attention, IDS),
+    "integrated gradients": baseline(integrated_gradients, steps=3),
+    "integrated gradients, linear": baseline(integrated_gradients, linear, exact=True, steps=1, rule="midpoint", baseline=0.3),
+    "integrated gradients, tokens": baseline(integrated_gradients, Attention, IDS, steps=3, baseline=2),
+    "integrated gradients in float32": baseline(integrated_gradients, dtype=torch.float32, steps=3),
+    "smoothgrad": baseline(smoothgrad, n=3),
+    "smoothgrad, tokens": baseline(smoothgrad, Attention, IDS, n=2, kind="squared"),
+    "gradcam": baseline(gradcam, convolutional, (rand(3, 2, 4, 4),)),
+    "occlusion": baseline(occlusion),
+    "occlusion, linear": baseline(occlusion, linear, exact=True, baseline=0.3),
+    "occlusion, pictures": baseline(occlusion, convolutional, (rand(3, 2, 4, 4),), patch=2, batch_size=5),
+    "occlusion, tokens": baseline(occlusion, Attention, IDS, baseline=0),
     "two inputs": Example(lambda a, b: explain(lambda a, b: (a * b).sum(1), a, b), exact=True, inputs=(rand(3, 4), rand(3, 4) + 1)),
 }  # fmt: skip
 

@@ -49,12 +49,12 @@ def test_the_rule_is_its_definition():
 
 
 def test_the_method_keeps_the_contract():
-    names = {"__name__": "occlusion"}
+    names = {"__name__": "inclusion"}
     exec(compile(METHOD, "CONTRIBUTING.md", "exec"), names)
-    example = eval("{" + ROW + "}", {**vars(test_contract), "occlusion": names["occlusion"]})["occlusion"]
+    example = eval("{" + ROW + "}", {**vars(test_contract), "inclusion": names["inclusion"]})["inclusion"]
     for check in CHECKS.values():
         check(example)
-    found = doctest.DocTestFinder().find(names["occlusion"], "occlusion", globs={**names, "torch": torch}, module=False)
+    found = doctest.DocTestFinder().find(names["inclusion"], "inclusion", globs={**names, "torch": torch}, module=False)
     assert sum(t.examples != [] for t in found) == 1
     assert doctest.DocTestRunner().run(found[0]).failed == 0
 

@@ -1,7 +1,9 @@
 """Pages and tables that are written from the code when the documentation is built.
 
-The rules and rule sets come from their table, the reproduction page from the claims. Measuring takes minutes, so
-results are read from `docs/reproduction.json` where it is (`termwise verify --all --json > docs/reproduction.json`); without
+The rules and rule sets come from their table, the reproduction page from the claims, the comparison of methods from
+`docs/data/relevance_peers.json` where it is: {"environment": {...}, "rows": [{"subject", "method", "abpc", "abpc_low",
+"abpc_high", "error", "cancellation", "passes", "memory", "problem"}]}, of which all but the first two may be missing. Measuring
+takes minutes, so results are read from `docs/reproduction.json` where it is (`termwise verify --all --json > docs/reproduction.json`); without
 it the claims stand there with what was published, and are marked as not measured.
 """
 
@@ -24,7 +26,8 @@ def write(app: Any) -> None:
     docs = Path(app.srcdir)
     folder = docs / "_generated"
     folder.mkdir(exist_ok=True)
-    tables = {"rules": rules(), "sets": rule_sets(), "reproduction": reproduction(docs / "reproduction.json")}
+    tables = {"rules": rules(), "sets": rule_sets(), "reproduction": reproduction(docs / "reproduction.json"),
+              "methods": methods(docs / "data" / "relevance_peers.json")}  # fmt: skip
     for name, lines in tables.items():
         text = "\n".join(lines) + "\n"
         file = folder / f"{name}.txt"  # not .md: included by a page, and no page itself
@@ -87,6 +90,36 @@ def reproduction(results: Path) -> Iterator[str]:
                 outcome = row["outcome"] + (" (exact)" if claim.exact and row["outcome"] == "holds" else "")
                 note = f" *{_cell('; '.join(n for n in (claim.note, claim.contradicted) if n))}*" if claim.note else ""
                 yield f"| {_cell(claim.statement)}.{note} | {_cell(claim.published)} | {_cell(row['measured'])} | {outcome} |"
+
+
+def methods(results: Path) -> Iterator[str]:
+    """One table per subject: faithfulness with its interval, closing error, cancellation, cost."""
+    if not results.exists():
+        yield "*Not measured in this build.* The table appears here with `docs/data/relevance_peers.json`."
+        return
+    found = json.loads(results.read_text("utf-8"))
+    rows = found["rows"]
+    for subject in dict.fromkeys(row["subject"] for row in rows):
+        yield f"\n### {_cell(subject)}\n"
+        yield "| method | ABPC | closing error | cancellation | gradient passes | peak memory |"
+        yield "|---|---|---|---|---|---|"
+        chosen = [row for row in rows if row["subject"] == subject]
+        for row in sorted(chosen, key=lambda row: -row.get("abpc", float("-inf"))):
+            if row.get("problem"):
+                yield f"| {_cell(row['method'])} | does not run: {_cell(row['problem'])} | | | | |"
+                continue
+            area = f"{row['abpc']:.2f}" if "abpc" in row else ""
+            area += f" ({row['abpc_low']:.2f} to {row['abpc_high']:.2f})" if "abpc_low" in row else ""
+            numbers = [
+                f"{row['error']:.0e}" if "error" in row else "",
+                f"{row['cancellation']:.3g}" if "cancellation" in row else "",
+                f"{row['passes']:.1f}" if "passes" in row else "",
+                f"{row['memory'] / 1e6:.0f} MB" if "memory" in row else "",
+            ]
+            yield f"| {_cell(row['method'])} | {area} | {' | '.join(numbers)} |"
+    environment = ", ".join(f"{name} {value}" for name, value in found.get("environment", {}).items())
+    if environment:
+        yield f"\nMeasured with {_cell(environment)}."
 
 
 def _first_line(function: Any) -> str:

@@ -14,20 +14,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import core, predictions, report, testing, zoo
     from .core import Decomposition, DoesNotAddUp, capture
-    from .predictions import Explanation, explain
+    from .predictions import Explanation, compare, explain
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Decomposition", "DoesNotAddUp", "Explanation", "__version__", "capture", "core", "explain", "predictions", "report",
-    "testing",
-    "zoo",
+    "Decomposition", "DoesNotAddUp", "Explanation", "__version__", "capture", "compare", "core", "explain", "predictions",
+    "report", "testing", "zoo",
 ]  # fmt: skip
 
 _ROOMS = ("core", "predictions", "report", "testing", "zoo")
 _VERBS = {
     "capture": "core", "Decomposition": "core", "DoesNotAddUp": "core", "explain": "predictions", "Explanation":
-    "predictions",
+    "predictions", "compare": "predictions",
 }  # fmt: skip
 
 

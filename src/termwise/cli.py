@@ -139,6 +139,55 @@ def explain(
 
 
 @app.command()
+def compare(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A name from `termwise models`, or path/to/file.py:factory. WARNING: the file is run; use only what you trust."
+        ),
+    ],
+    image: Annotated[Path | None, typer.Option(help="A picture.")] = None,
+    text: Annotated[str | None, typer.Option(help="A text.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Names of methods and rule sets, with commas between.")] = None,
+    target: Annotated[str | None, typer.Option(help="Class to explain, by number or name.")] = None,
+    patch: Annotated[int, typer.Option(min=1, help="Side of the squares that are taken from a picture, in pixels.")] = 16,
+    out: Annotated[Path | None, typer.Option(help="Write a self-contained page here (compare.html).")] = None,
+    weights: Annotated[Path | None, typer.Option(help="safetensors file for a model of your own.")] = None,
+    classes: Annotated[Path | None, typer.Option(help="Names of your model's classes, one per line.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Side of the picture that your model takes; 224 by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A list of objects instead of a table.")] = False,
+) -> None:
+    """Explain one answer by several methods: faithfulness, closing error, cancellation and time, side by side."""
+    if (image is None) == (text is None):
+        raise ValueError("give either --image or --text")
+    if out is not None:
+        from termwise.report.output import check_writable
+
+        check_writable(out)
+    from termwise.demo import steps
+    from termwise.showcase import side_by_side
+
+    subject = _subject(model, weights, classes, size)
+    if subject.kind != ("text" if image is None else "image"):
+        raise ValueError(f"{model} takes {'a text: give --text' if image is not None else 'a picture: give --image'}")
+    chosen = None if methods is None else [m.strip() for m in methods.split(",") if m.strip()]
+    with steps(_console(stderr=True), 1, settings.progress) as step:
+        source = text if image is None else image
+        found = side_by_side(subject, source, chosen, target=_target(target), patch=patch, progress=step(subject.name))
+    if as_json:
+        typer.echo(json.dumps([{k: None if v != v else v for k, v in row.items()} for row in found.table()], indent=2))
+    else:
+        found.show()
+    if out is not None:
+        from termwise.report import write
+
+        about = text if image is None else image.name
+        write(out, found.html(title="Methods compared", lead=f"{subject.name}: {about}"))
+        if not (settings.quiet or as_json):
+            _console().print(f"written: {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the models that come with names: what they take, their licence and size, and whether they are here."""
     from termwise import zoo

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from termwise.predictions.compare import Comparison, compare
 from termwise.predictions.explain import explain
 from termwise.predictions.faithfulness import DeletionCurve, blurred, deletion
 from termwise.report import Section
@@ -18,9 +19,13 @@ if TYPE_CHECKING:
     from termwise.predictions.explanation import Explanation
     from termwise.zoo import Subject
 
-__all__ = ["examine"]
+__all__ = ["examine", "side_by_side"]
 
 log = logging.getLogger(__name__)
+
+QUICK = {"image": ("default", "gradient_x_input", "smoothgrad", "gradcam", "occlusion"),
+         "text": ("default", "gradient_x_input", "smoothgrad", "occlusion")}  # fmt: skip
+"""What is compared when nothing is said: methods of a few seconds."""
 
 PATCH = 16
 """Side of the squares that are removed from a picture, in pixels: smaller ones break a network wherever they lie."""
@@ -86,6 +91,43 @@ def examine(
         scores=_best(output[0], subject.classes),
         curve=curve,
     )
+
+
+def side_by_side(
+    subject: Subject,
+    source: Any,
+    methods: Sequence[str] | None = None,
+    *,
+    target: int | str | None = None,
+    patch: int = PATCH,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Explain one answer of a model by several methods.
+
+    Args:
+        subject: the model with what it takes.
+        source: a picture or a text.
+        methods: as of `termwise.compare`; a few quick ones when not given.
+        target: class index or name; the model's own answer when not given.
+        patch: side of the squares that are taken from a picture.
+        progress: told what is being done.
+
+    Raises:
+        ValueError: a bad picture, text, target or method.
+    """
+    x = subject.prepare(source)
+    image = subject.kind == "image"
+    keep = None
+    if not image:
+        keep = torch.zeros(next(iter(x.values())).shape[1], dtype=torch.bool)
+        keep[subject.special(x) or [0]] = True  # something must be left to answer about
+    return compare(
+        subject.model, x, QUICK[subject.kind] if methods is None else methods,
+        target=subject.index(target) if isinstance(target, str) else target,
+        patch=patch, keep=keep, baseline=None if image else subject.baseline,
+        picture=subject.picture(x) if image else None,
+        names=subject.names(x), classes=subject.classes, progress=progress,
+    )  # fmt: skip
 
 
 def _deleted(subject: Subject, x: Any, why: Explanation, orders: int, progress: Callable[[int, int], None]) -> DeletionCurve:

@@ -10,6 +10,7 @@ or a final subclass that adds what its domain needs.
 from __future__ import annotations
 
 import contextlib
+import csv
 import importlib
 import json
 import math
@@ -33,6 +34,10 @@ FORMAT = 1
 
 # Rounding of a long sum: loose enough for a thousand cancelling terms, tight enough to see a lost one.
 RTOL = {torch.float64: 1e-9, torch.complex128: 1e-9, torch.float32: 1e-5, torch.complex64: 1e-5}
+
+
+COLUMNS = ["sample", "part", "contribution", "share"]
+"""Of `to_frame` and `to_csv`."""
 
 
 class DoesNotAddUp(ArithmeticError):
@@ -195,15 +200,40 @@ class Decomposition:
         """A pandas DataFrame, one row per sample and part, with its contribution and its share of the whole."""
         import pandas
 
+        return pandas.DataFrame(self._rows(), columns=COLUMNS)
+
+    def to_csv(self, path: str | Path) -> Path:
+        """Write the rows of `to_frame` as a CSV file, without pandas.
+
+        Args:
+            path: where to; `.csv` is appended when there is no suffix.
+
+        Returns:
+            The path written.
+
+        Raises:
+            OSError: when it cannot be written.
+        """
+        path = Path(path)
+        path = path if path.suffix else path.with_suffix(".csv")
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self._rows())
+        return path
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """One per sample and part, sample by sample; the remainder is the last of each."""
         whole = self.whole.reshape(len(self.whole), -1).sum(-1) if self.whole.ndim else self.whole.reshape(1)
-        rows = []
-        for name, value in {**self.contributions(), "remainder": self.remainder}.items():
-            sums = value.reshape(len(whole), -1).sum(-1)
-            rows += [
-                {"sample": i, "part": name, "contribution": s, "share": s / w if w else math.nan}
-                for i, (s, w) in enumerate(zip(sums.tolist(), whole.tolist(), strict=True))
-            ]
-        return pandas.DataFrame(rows).sort_values("sample", kind="stable", ignore_index=True)
+        sums = {
+            name: value.reshape(len(whole), -1).sum(-1).tolist()
+            for name, value in {**self.contributions(), "remainder": self.remainder}.items()
+        }
+        return [
+            {"sample": i, "part": name, "contribution": s[i], "share": s[i] / w if w else math.nan}
+            for i, w in enumerate(whole.tolist())
+            for name, s in sums.items()
+        ]
 
     def summary(self) -> str:
         """One honest line: what it adds up to, and how much the parts fight."""

@@ -1,5 +1,6 @@
 """What in the input made the output: relevance propagation and the proof that it adds up."""
 
+from .compare import METHODS, Comparison, compare
 from .explain import explain
 from .explanation import Explanation
 from .faithfulness import (
@@ -30,13 +31,20 @@ from .faithfulness import (
     token_f1,
     top_token_in_answer,
 )
+from .gradcam import gradcam
+from .gradient_x_input import gradient_x_input
 from .groups import Groups, patches, words
+from .integrated_gradients import integrated_gradients
+from .occlusion import occlusion
 from .rules import RULE_SETS, RULES, rule
+from .smoothgrad import smoothgrad
 from .targets import Start, continuation, contrast, next_token, node, weighting
 
 __all__ = [
+    "METHODS",
     "RULES",
     "RULE_SETS",
+    "Comparison",
     "DeletionCurve",
     "Explanation",
     "Groups",
@@ -48,17 +56,22 @@ __all__ = [
     "Start",
     "abpc",
     "blurred",
+    "compare",
     "comprehensiveness_eraser",
     "continuation",
     "contrast",
     "deletion",
     "explain",
+    "gradcam",
+    "gradient_x_input",
     "infidelity",
     "insertion",
+    "integrated_gradients",
     "masked_text",
     "mass_inside",
     "next_token",
     "node",
+    "occlusion",
     "patches",
     "perturbation_curves",
     "pixel_flipping",
@@ -69,6 +82,7 @@ __all__ = [
     "sampled",
     "segmentation",
     "sensitivity_max",
+    "smoothgrad",
     "span_identification",
     "sufficiency_eraser",
     "token_f1",

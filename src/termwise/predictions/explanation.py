@@ -118,6 +118,21 @@ class Explanation(Decomposition):
         """Relevance at the module where the explanation begins, by path, of the shape of its output."""
         return self._group("at")
 
+    def attributions(self) -> Tensor | tuple[Tensor, ...]:
+        """The relevance of the inputs as plain tensors, as captum's `attribute` gives it.
+
+        Returns:
+            One tensor of the shape of the input where there is one, a tuple in the order of the arguments where there are
+            several. Token ids get (batch, tokens).
+
+        Example:
+            >>> model, x = torch.nn.Linear(4, 2).eval(), torch.randn(3, 4)
+            >>> tw.explain(model, x, target=0).attributions().shape == x.shape
+            True
+        """
+        found = tuple(self.inputs.values())
+        return found[0] if len(found) == 1 else found
+
     @property
     def biases(self) -> dict[str, Tensor]:
         """Relevance of every bias by module path, (batch, *bias shape)."""

@@ -233,4 +233,3 @@ class Differentiated:
 
             self.leaves.append(Leaf(node.name, info(node).origin, value.detach(), value.ndim - (weight.ndim - 1), look_up))
         return value
-

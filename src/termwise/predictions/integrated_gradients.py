@@ -71,9 +71,7 @@ def integrated_gradients(
     ways = [leaf.value - b for leaf, b in zip(f.leaves, start, strict=True)]
     sums = [torch.zeros_like(way) for way in ways]
     for chosen in torch.arange(steps).split(f.chunk):
-        points = [
-            torch.cat([b + way * places[i].item() for i in chosen.tolist()]) for b, way in zip(start, ways, strict=True)
-        ]
+        points = [torch.cat([b + way * places[i].item() for i in chosen.tolist()]) for b, way in zip(start, ways, strict=True)]
         for total, gradient in zip(sums, f.gradients(points), strict=True):
             each = gradient.view(len(chosen), *total.shape)
             total += torch.tensordot(weights[chosen].to(each), each, 1)

@@ -67,7 +67,8 @@ def occlusion(
     """
     f = Differentiated(model, inputs, kwargs, target)
     if len(f.leaves) != 1:
-        raise ValueError(f"occlusion changes one input, this call has {len(f.leaves)}: {', '.join(leaf.name for leaf in f.leaves)}")
+        several = ", ".join(leaf.name for leaf in f.leaves)
+        raise ValueError(f"occlusion changes one input, this call has {len(f.leaves)}: {several}")
     (leaf,), named = f.leaves, f.call.keywords
     if len(f.call.args) + bool(named) != 1:
         raise ValueError("occlusion takes one tensor, or keyword inputs only: pass the others by name")
@@ -100,4 +101,3 @@ def occlusion(
     if features.image:
         spread = (spread / features.x.shape[1])[:, None].expand_as(features.x)
     return f.explanation([spread], "occlusion", constants=constants, names=names, classes=classes)
-

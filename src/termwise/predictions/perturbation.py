@@ -167,6 +167,11 @@ class Features:
             return
         stay = torch.cat([~self._spread(samples[rows], replaced(rows)) for rows in every.split(4096)])
         lengths = stay.sum(1)
+        if not bool(lengths.all()):
+            raise ValueError(
+                "nothing is left of a sequence when all its tokens are removed: say which ones stay (keep=), stop earlier "
+                "(fractions=), or give the id of a mask token as baseline"
+            )
         for length in lengths.unique():  # a batch has one length
             for rows in (lengths == length).nonzero()[:, 0].split(size):
                 yield rows, self._shortened(samples[rows], stay[rows])

@@ -80,14 +80,21 @@ def smoothgrad(
     spreads = [_range(leaf.value) * noise for leaf in f.leaves]
     sums = [torch.zeros_like(leaf.value) for leaf in f.leaves]
     for copies in [min(f.chunk, n - done) for done in range(0, n, f.chunk)]:
-        points = []
-        for leaf, spread in zip(f.leaves, spreads, strict=True):
-            drawn = torch.randn(copies, *leaf.value.shape[1:], generator=generator, dtype=torch.float64).to(leaf.value)
-            points.append((leaf.value[None] + spread[None] * drawn[:, None]).flatten(0, 1))
+        # one copy after the other, so that the noise does not depend on how many share a pass
+        drawn = [[_normal(leaf.value, generator) for leaf in f.leaves] for _ in range(copies)]
+        points = [
+            (leaf.value[None] + spread[None] * torch.stack([d[i] for d in drawn])[:, None]).flatten(0, 1)
+            for i, (leaf, spread) in enumerate(zip(f.leaves, spreads, strict=True))
+        ]
         for total, gradient in zip(sums, f.gradients(points), strict=True):
             total += KINDS[kind](gradient).view(copies, *total.shape).sum(0) / n
     relevance = [leaf.value * total if times_input else total for leaf, total in zip(f.leaves, sums, strict=True)]
     return f.explanation(relevance, f"smoothgrad ({kind})", names=names, classes=classes)
+
+
+def _normal(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise of the shape of one sample."""
+    return torch.randn(x.shape[1:], generator=generator, dtype=torch.float64).to(x)
 
 
 def _range(x: Tensor) -> Tensor:
