@@ -1,10 +1,12 @@
 """Pages and tables that are written from the code when the documentation is built.
 
-The rules and rule sets come from their table, the reproduction page from the claims, the comparison of methods from
-`docs/data/relevance_peers.json` where it is: {"environment": {...}, "rows": [{"subject", "method", "abpc", "abpc_low",
-"abpc_high", "error", "cancellation", "passes", "memory", "problem"}]}, of which all but the first two may be missing. Measuring
-takes minutes, so results are read from `docs/reproduction.json` where it is (`termwise verify --all --json > docs/reproduction.json`); without
+The rules and rule sets come from their table, the reproduction page from the claims. Measuring takes minutes, so
+results are read from `docs/reproduction.json` where it is (`termwise verify --all --json > docs/reproduction.json`); without
 it the claims stand there with what was published, and are marked as not measured.
+
+The comparison of methods is read from `docs/data/relevance_peers.json` where it is: {"environment": {...}, "rows":
+[{"subject", "method", "abpc", "abpc_low", "abpc_high", "error", "cancellation", "passes", "memory", "problem"}]}, of which
+all but the first two may be missing.
 """
 
 from __future__ import annotations

@@ -17,15 +17,13 @@ import termwise as tw
 subject = tw.zoo.load("mobilenet-v2")
 photo = subject.prepare(tw.zoo.photo("china"))
 methods = ["default", "z+", "zero", "gradient_x_input", "smoothgrad", "gradcam", "occlusion"]
-found = tw.compare(
-    subject.model, photo, methods, patch=28, steps=8, picture=subject.picture(photo), classes=subject.classes
-)
+found = tw.compare(subject.model, photo, methods, patch=28, steps=8, picture=subject.picture(photo), classes=subject.classes)
 found.show()
 
 # %%
-# "error" is the closing error, "cancels" the sum of |parts| over the whole, "passes" the time in gradient passes. A single photograph
-# has no interval: this table is about it and about nothing else. Over many, ``compare`` gives intervals, and ``difference``
-# the paired one.
+# "error" is the closing error, "cancels" the sum of |parts| over the whole, "passes" the time in gradient passes. A single
+# photograph has no interval: this table is about it and about nothing else. Over many, ``compare`` gives intervals, and
+# ``difference`` the paired one.
 
 plt.figure(figsize=(9, 5))
 plt.imshow(plt.imread(io.BytesIO(found.figure())))
@@ -52,5 +50,5 @@ plt.axis("off")
 plt.tight_layout()
 
 # %%
-# The same from the command line: ``termwise compare --model mobilenet-v2 --image photo.jpg --out compare.html``. A method of your own is
-# a function ``(model, x, target=...)`` that returns an ``Explanation``; it takes its place in the list of methods.
+# The same from the command line: ``termwise compare --model mobilenet-v2 --image photo.jpg --out compare.html``. A method of
+# your own is a function ``(model, x, target=...)`` that returns an ``Explanation``; it takes its place in the list of methods.

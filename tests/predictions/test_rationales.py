@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from termwise.predictions import words
 from termwise.predictions.faithfulness import comprehensiveness_eraser, masked_text, sufficiency_eraser
 from termwise.predictions.rationales import ERASER, TENTHS
 
@@ -86,6 +87,15 @@ def test_words_go_as_one():
     label, rows = model(ids).argmax(1), torch.arange(3)
     drop = (model(ids).softmax(1) - model(changed).softmax(1))[rows, label] / 2
     torch.testing.assert_close(whole.values, drop)
+
+
+def test_sub_words_are_merged_by_their_names():
+    """`words` gives the groups: what it merges goes together."""
+    model, (ids, relevance) = Reader().eval(), texts()
+    names = [["re", "##ad"] * 15] * 3
+    grouped = comprehensiveness_eraser(model, ids, relevance, feature_mask=words(names))
+    pairs = comprehensiveness_eraser(model, ids, relevance, feature_mask=torch.arange(30) // 2)
+    assert torch.equal(grouped.values, pairs.values)
 
 
 def test_bad_shares():

@@ -25,6 +25,7 @@ from .explain import _names, explain
 from .explanation import Explanation
 from .gradcam import gradcam
 from .gradient_x_input import gradient_x_input
+from .groups import Groups
 from .integrated_gradients import integrated_gradients
 from .metric import Metric
 from .occlusion import occlusion
@@ -161,7 +162,7 @@ def compare(
     score: str = "probability",
     steps: int = 20,
     patch: int = 16,
-    feature_mask: Tensor | None = None,
+    feature_mask: Tensor | Groups | None = None,
     keep: Tensor | None = None,
     clusters: Sequence[int] | Tensor | None = None,
     batch_size: int = 32,

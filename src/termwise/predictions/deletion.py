@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .groups import Groups
 from .perturbation import Features
 from .perturbation_curves import walk
 from .scoring import Inquiry, Target
@@ -130,7 +131,7 @@ def deletion(
     fractions: Sequence[float] | None = None,
     order: str = "descending",
     patch: int = 8,
-    feature_mask: Tensor | None = None,
+    feature_mask: Tensor | Groups | None = None,
     keep: Tensor | None = None,
     name: str | None = None,
     random_orders: int = 10,
@@ -192,7 +193,7 @@ def insertion(
     steps: int = 20,
     fractions: Sequence[float] | None = None,
     patch: int = 8,
-    feature_mask: Tensor | None = None,
+    feature_mask: Tensor | Groups | None = None,
     keep: Tensor | None = None,
     name: str | None = None,
     random_orders: int = 10,

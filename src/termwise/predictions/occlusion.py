@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .explanation import Explanation
 from .gradients import Differentiated
+from .groups import Groups
 from .perturbation import Features
 
 __all__ = ["occlusion"]
@@ -32,7 +33,7 @@ def occlusion(
     target: Any = None,
     baseline: Any = None,
     patch: int = 16,
-    feature_mask: Tensor | None = None,
+    feature_mask: Tensor | Groups | None = None,
     keep: Tensor | None = None,
     batch_size: int = 32,
     names: Sequence[Any] | None = None,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .fill_ins import filled
+from .groups import Groups, patches
 
 __all__ = ["Features"]
 
@@ -36,7 +37,7 @@ class Features:
         patch: int = 8,
         keep: Tensor | None = None,
         name: str | None = None,
-        feature_mask: Tensor | None = None,
+        feature_mask: Tensor | Groups | None = None,
         relevance: Tensor | None = None,
     ) -> None:
         """Arguments as of `termwise.predictions.deletion`; `relevance` tells which of several inputs is meant."""
@@ -72,12 +73,11 @@ class Features:
     def _patches(self, patch: int) -> Tensor:
         if patch < 1:
             raise ValueError(f"patch must be at least 1 pixel, got {patch}")
-        rows, columns = (torch.arange(size) // patch for size in self.positions)
-        across = -(-self.positions[1] // patch)  # the last row and column may be narrower
-        return (rows[:, None] * across + columns).flatten().expand(self.batch, -1)
+        return patches(*self.positions, patch).flatten().expand(self.batch, -1)
 
-    def _groups(self, mask: Tensor) -> Tensor:
+    def _groups(self, mask: Tensor | Groups) -> Tensor:
         """A feature mask: one number per position, for all samples or for each."""
+        mask = mask.mask if isinstance(mask, Groups) else mask
         if mask.is_floating_point() or mask.dtype == torch.bool:
             raise TypeError(f"feature_mask must hold integers, one number per group; it has {mask.dtype}")
         given = mask[:, 0] if self.image and mask.ndim == 4 and mask.shape[1] == 1 else mask

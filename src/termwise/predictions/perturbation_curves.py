@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .groups import Groups
 from .metric import Metric
 from .perturbation import Features
 from .scoring import Answers, Inquiry, Target
@@ -125,7 +126,7 @@ def perturbation_curves(
     steps: int = 20,
     fractions: Sequence[float] | None = None,
     patch: int = 8,
-    feature_mask: Tensor | None = None,
+    feature_mask: Tensor | Groups | None = None,
     keep: Tensor | None = None,
     name: str | None = None,
     generator: torch.Generator | None = None,
@@ -150,7 +151,7 @@ def perturbation_curves(
         fractions: instead of `steps`, the fractions to measure at; 0 is always measured.
         patch: side of the square of pixels that counts as one feature of an image.
         feature_mask: instead of patches or single tokens, the number of the group that each position belongs to, (height,
-            width) or (tokens,), or one such mask per sample; -1 where nothing is ever taken.
+            width) or (tokens,), or one such mask per sample, or what `words` gives; -1 where nothing is ever taken.
         keep: features never taken (special tokens, padding), True, of shape (tokens,) or (batch, tokens).
         name: of a mapping's inputs, the one that is changed; the first of the shape of `relevance` when not given.
         generator: of the order among ties; seeded with 0 when not given.
