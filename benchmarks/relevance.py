@@ -28,7 +28,8 @@ from termwise.predictions.targets import Entry, Scored, Seen
 from termwise.testing.architectures import ARCHITECTURES, Subject, build
 
 BATCH, SIZE = 4, 8
-RULES = ("zero", "cp-lrp", "attnlrp", "gamma", "z+")
+SPLIT = ("gamma", "z+", "alpha-beta")  # one more forward of each affine operation, two VJPs instead of one
+RULES = ("zero", "cp-lrp", "attnlrp", *SPLIT)
 
 
 def gradient(subject: Subject):
@@ -190,13 +191,12 @@ def main() -> None:
         "record s",
         "base ms",
         *(f"{r}" for r in ("zero", "cp-lrp", "attnlrp")),
-        "gamma",
-        "z+",
+        *SPLIT,
         "memory",
     )
     for r in rows:
         cells = [f"{r['ratios'][f'{k} alone']:.2f} / {r['ratios'][f'{k} full']:.2f}" for k in ("zero", "cp-lrp", "attnlrp")]
-        cells += [f"{r['ratios'][f'{k} full']:.2f}" for k in ("gamma", "z+")]
+        cells += [f"{r['ratios'][f'{k} full']:.2f}" for k in SPLIT]
         table.add_row(
             r["name"], r["how"], str(r["nodes"]), f"{r['capture s']:.1f}", f"{r['base ms']:.1f}", *cells, f"{r['memory']:.2f}"
         )
@@ -212,7 +212,7 @@ def main() -> None:
         values = [r["ratios"][f"{k} {kind}"] for r in rows for k in ("zero", "cp-lrp", "attnlrp")]
         return f"{kind}: median {median(values):.2f}, worst {max(values):.2f}"
 
-    split = [r["ratios"][f"{k} full"] for r in rows for k in ("gamma", "z+")]
+    split = [r["ratios"][f"{k} full"] for r in rows for k in SPLIT]
     summary = f"{over('alone')}; {over('full')}; sign-splitting: median {median(split):.2f}, worst {max(split):.2f}; memory: worst {max(r['memory'] for r in rows):.2f}"
     console.print(summary)
 

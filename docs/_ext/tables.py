@@ -28,8 +28,10 @@ def write(app: Any) -> None:
     docs = Path(app.srcdir)
     folder = docs / "_generated"
     folder.mkdir(exist_ok=True)
-    tables = {"rules": rules(), "sets": rule_sets(), "reproduction": reproduction(docs / "reproduction.json"),
-              "methods": methods(docs / "data" / "relevance_peers.json")}  # fmt: skip
+    tables = {
+        "rules": rules(), "named": named_rules(), "sets": rule_sets(), "reproduction": reproduction(docs / "reproduction.json"),
+        "methods": methods(docs / "data" / "relevance_peers.json"),
+    }  # fmt: skip
     for name, lines in tables.items():
         text = "\n".join(lines) + "\n"
         file = folder / f"{name}.txt"  # not .md: included by a page, and no page itself
@@ -59,17 +61,41 @@ def rules() -> Iterator[str]:
 
 def rule_sets() -> Iterator[str]:
     """One row per rule set: what it changes in the table."""
-    from termwise.predictions.rules import RULE_SETS
+    from termwise.predictions.rules import RULE_SETS, EpsilonGammaBox
 
-    yield "| set | changes |"
+    yield "| set | where: which rule; later ones win |"
     yield "|---|---|"
     yield "| `default` | as `attnlrp` where the network has softmax or attention; otherwise `gamma` in convolutions only |"
-    for name, changes in RULE_SETS.items():
+    for name, changes in {**RULE_SETS, "EpsilonGammaBox(low, high)": EpsilonGammaBox(0, 1)}.items():
         by_rule: dict[str, list[str]] = {}
-        for op, function in changes.items():
-            by_rule.setdefault(function.__name__, []).append(f"`{op}`")
-        text = "; ".join(f"{rule}: {', '.join(sorted(ops))}" for rule, ops in by_rule.items())
-        yield f"| `{name}` | {text or 'nothing: it is the table as it stands'} |"
+        for key, rule in changes.items():
+            where = (key if isinstance(key, str) else repr(key)).replace("'", "")
+            where = where.removeprefix("operators(").removesuffix(")") if where.startswith("operators(") else where
+            by_rule.setdefault(shown(rule), []).append(f"`{where}`")
+        rows = "; ".join(f"{', '.join(where)}: {rule}" for rule, where in by_rule.items())
+        text = rows.replace("zbox(0.0, 1.0", "zbox(low, high") or "nothing: it is the table as it stands"
+        yield f"| `{name}` | {text} |"
+
+
+def named_rules() -> Iterator[str]:
+    """One row per rule that a name or a factory stands for: what it does, whether it may lose relevance."""
+    from termwise.predictions import rules
+
+    yield "| name | call | rule | loses |"
+    yield "|---|---|---|---|"
+    calls: dict[str, tuple[str, Any]] = {n: ("", rule) for n, rule in {**rules.AFFINE_RULES, **rules.ANY_RULES}.items() if rule}
+    calls["z-box"] = ("zbox(low, high)", rules.zbox(0, 1))
+    for name, (call, rule) in calls.items():
+        call = call or (repr(rule) if repr(rule).endswith(")") else rule.__name__)
+        factory = getattr(rules, call.partition("(")[0])
+        loses = "yes" if rule in rules.LOSSY else ""
+        label = "" if name == "z-box" else f'`"{name}"`'
+        yield f"| {label} | `{call}` | {_first_line(factory)} | {loses} |"
+
+
+def shown(rule: Any) -> str:
+    """A rule as one writes it."""
+    return f'`"{rule}"`' if isinstance(rule, str) else f"`{rule.__name__}`"
 
 
 def reproduction(results: Path) -> Iterator[str]:

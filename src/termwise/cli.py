@@ -99,7 +99,9 @@ def explain(
     target: Annotated[
         str | None, typer.Option(help="Class to explain, by number or name; the model's answer by default.")
     ] = None,
-    rules: Annotated[str, typer.Option(help="Rule set: default, zero, epsilon, attnlrp, cp-lrp, gamma, z+.")] = "default",
+    rules: Annotated[
+        str, typer.Option(help="Rule set: default, zero, attnlrp, gamma, EpsilonPlus, ... (README lists all).")
+    ] = "default",
     out: Annotated[Path | None, typer.Option(help="Write a self-contained page here (why.html).")] = None,
     weights: Annotated[Path | None, typer.Option(help="safetensors file for a model of your own; every key must match.")] = None,
     classes: Annotated[Path | None, typer.Option(help="Names of your model's classes, one per line.")] = None,

@@ -750,7 +750,7 @@ def contributions(case: Case) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def epsilon(size: float) -> Definition:
-    """R_ij = x_i w_ij R_j / (z_j + eps sign z_j)."""
+    """R_ij = x_i w_ij R_j / (z_j + eps sign z_j); any operation's own definition, with that in place of R_j / z_j."""
 
     def definition(case: Case, c: Tensor) -> Relevance:
         m, b, z = contributions(case)
@@ -799,6 +799,123 @@ def split(case: Case, found: Tensor, constants: Any, z: Tensor, c: Tensor, *, co
     position = 1 if case.name.startswith("addmm") else 0
     lost = 0.0 if conserves else (z * c).sum() - found.sum() - constants
     return Relevance([found.reshape(case.tensors[position].shape)], constants, lost)
+
+
+Term = tuple[float, Callable[[Tensor, bool], Tensor]]
+"""A share of the relevance, and what weighs a contribution (of an output of this sign, True for positive)."""
+
+TERMS: dict[str, Callable[..., list[Term]]] = {
+    "zero": lambda: [(1.0, lambda v, up: v)],
+    "epsilon": lambda: [(1.0, lambda v, up: v)],
+    "gamma": lambda g: [(1.0, lambda v, up: v + g * (v.clamp_min(0) if up else v.clamp_max(0)))],
+    "z+": lambda: [(1.0, lambda v, up: v.clamp_min(0))],
+    "alpha-beta": lambda a, b: [(a, lambda v, up: v.clamp_min(0)), (-b, lambda v, up: v.clamp_max(0))],
+}
+"""Rules for affine operations as they are published: each share in proportion to weighed contributions."""
+
+
+def proportions(
+    m: Tensor, b: Tensor, relevance: Tensor, terms: list[Term], stabilizer: float = 0.0, biases: str = "parts"
+) -> tuple[Tensor, Tensor]:
+    """Relevance of inputs and of the bias, of each output on its own: R_ij = share * w(m_ij) / (sum w(m_j) + w(b_j)) R_j."""
+    found, owned = torch.zeros_like(m[0]), torch.zeros_like(b)
+    for j in range(len(m)):
+        offset = torch.zeros_like(b[j]) if biases == "zero" else b[j]
+        up = bool(m[j].sum() + offset >= 0)
+        mine = torch.zeros(())
+        for share, weigh in terms:
+            w, w_bias = weigh(m[j], up), weigh(offset, up)
+            size = m[j].abs().sum() + offset.abs()
+            den = w.sum() + w_bias
+            if den.abs() <= 4 * torch.finfo(m.dtype).eps * size:  # nothing but rounding
+                continue
+            den = den + stabilizer * (1.0 if den >= 0 else -1.0)
+            found += share * w / den * relevance[j]
+            mine = mine + share * w_bias / den * relevance[j]
+        if biases == "distribute":
+            if m[j].abs().sum() > 0:
+                found += mine * m[j].abs() / m[j].abs().sum()
+        else:
+            owned[j] = mine
+    return found, owned
+
+
+def affine_rule(terms: list[Term], stabilizer: float = 0.0, biases: str = "parts") -> Definition:
+    """A rule of `TERMS`, or one like it."""
+
+    def definition(case: Case, c: Tensor) -> Relevance:
+        m, b, z = contributions(case)
+        found, owned = proportions(m, b, z * c, terms, stabilizer, biases)
+        return split(case, found, owned.sum(), z, c)
+
+    return definition
+
+
+def with_operands(case: Case, x: Tensor | None = None, weight: Tensor | None = None) -> Case:
+    """The affine operation on another input or weight."""
+    first = 1 if case.name.startswith("addmm") else 0
+    given = {first: x, first + 1: weight}
+    tensors = [t if given.get(i) is None else given[i] for i, t in enumerate(case.tensors)]
+    args, kwargs = case.arguments(tensors)
+    return Case(case.op, args, kwargs, case.active)
+
+
+def operands(case: Case) -> tuple[Tensor, Tensor]:
+    first = 1 if case.name.startswith("addmm") else 0
+    return case.tensors[first], case.tensors[first + 1]
+
+
+def region(kind: str, low: Tensor | float = 0.0, high: Tensor | float = 0.0, stabilizer: float = 0.0) -> Definition:
+    """w^2, flat and z-box: contributions are those of squared weights, of ones, of distances to an end of the range."""
+
+    def definition(case: Case, c: Tensor) -> Relevance:
+        x, weight = operands(case)
+        _, b, z = contributions(case)
+        w, _, _ = contributions(with_operands(case, torch.ones_like(x)))  # w_ij; 0 where i is no input of j
+        if kind == "w2":
+            m, b = w.square(), b.square()
+        elif kind == "flat":
+            m, _, _ = contributions(with_operands(case, torch.ones_like(x), torch.ones_like(weight)))
+            m, b = (m != 0).double(), torch.zeros_like(b)
+        else:
+            ends = [torch.as_tensor(e, dtype=x.dtype).expand_as(x).reshape(-1) for e in (low, high)]
+            m = x.reshape(-1) * w - ends[0] * w.clamp_min(0) - ends[1] * w.clamp_max(0)
+            b = torch.zeros_like(b)
+        found, owned = proportions(m, b, z * c, TERMS["zero"](), stabilizer)
+        return split(case, found, owned.sum(), z, c)
+
+    return definition
+
+
+def unchanged(case: Case, c: Tensor) -> Relevance:
+    """R_x = R_y, entry by entry; what falls on a zero is lost."""
+    x = case.tensors[0]
+    r = (case() * c).reshape(x.shape).masked_fill(x == 0, 0)
+    return Relevance([r], 0.0, (case() * c).sum() - r.sum())
+
+
+def absolute(case: Case, c: Tensor) -> Relevance:
+    """Summands share R by size. An entry's summand is what the sum makes of that entry alone."""
+    z = case()
+    summands = {}
+    for i, t in enumerate(case.tensors):
+        zeros = [torch.zeros_like(v) for v in case.tensors]
+        at_zero = case(zeros)
+        summands[i] = torch.stack([case([*zeros[:i], e, *zeros[i + 1 :]]) - at_zero for e in entries(t)]).abs()
+    rest = case([torch.zeros_like(v) for v in case.tensors]).abs()  # a Python number
+    total = sum(s.sum(0) for s in summands.values()) + rest
+    r = torch.where(total == 0, 0, z * c / total)
+    relevance = {i: (s * r).sum(1).reshape(case.tensors[i].shape) for i, s in summands.items()}
+    constants = (rest * r).sum() + sum(v.sum() for i, v in relevance.items() if i not in case.active)
+    return Relevance([relevance[i] for i in case.active], constants)
+
+
+def rectified(case: Case, c: Tensor, *, guided: bool) -> Relevance:
+    """DeconvNet and guided backpropagation at a ReLU: only positive ratios pass, in the latter where x was positive."""
+    x = case.tensors[0]
+    c = c.reshape(x.shape)
+    r = x * c.clamp_min(0) * ((x > 0) if guided else 1)
+    return Relevance([r], 0.0, (x.clamp_min(0) * c).sum() - r.sum())
 
 
 def subsets(positions: Sequence[int]) -> list[tuple[int, ...]]:

@@ -25,16 +25,33 @@ import pytest
 import torch
 import torch.utils._pytree as pytree
 from tests.predictions import definitions
-from tests.predictions.definitions import DEFINITIONS, Case, Definition, flat, is_float, subsets
+from tests.predictions.definitions import DEFINITIONS, TERMS, Case, Definition, is_float, subsets
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from termwise.core.composite import Composite
-from termwise.predictions.ledger import Ledger, Site
-from termwise.predictions.rules import LOSSY, RULE_SETS, RULES, epsilon, gamma, zplus
+from termwise.predictions.ledger import Leaf, Ledger, Site
+from termwise.predictions.rules import (
+    ANY_RULES,
+    LOSSY,
+    RULE_SETS,
+    RULES,
+    absolute,
+    alpha_beta,
+    deconvolution,
+    epsilon,
+    flat,
+    gamma,
+    guided,
+    lossy,
+    own_derivative,
+    unchanged,
+    wsquare,
+    zbox,
+    zplus,
+)
 from termwise.predictions.rules.attention import attention_constant, softmax_constant
 from termwise.predictions.rules.products import signal_takes_all
-from termwise.predictions.rules.splitting import own_derivative
 
 aten = torch.ops.aten
 SAMPLES, ENTRIES = 5, 1200  # per OpInfo; floating numbers in the arguments of one case
@@ -52,10 +69,14 @@ def _one_thread() -> Iterator[None]:
 # -- running a rule alone ----------------------------------------------------------------------------------------------
 
 
-def run(rule: Any, case: Case, c: Tensor, *, measured: bool = True, **place: Any) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+def run(
+    rule: Any, case: Case, c: Tensor, *, measured: bool = True, biases: str = "parts", **place: Any
+) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
     """Value, relevance of the active operands, sum over constants, sum over losses; by the rule."""
-    ledger = Ledger(1)
+    ledger = Ledger(1, biases=biases)
     leaves = [t.detach().clone().requires_grad_(i in case.active) for i, t in enumerate(case.tensors)]
+    ledger.leaves = [Leaf(f"input:{i}", leaf, leaf.ndim) for i, leaf in enumerate(leaves) if i in case.active]
+    given = {id(leaf.value): leaf for leaf in ledger.leaves}
     args, kwargs = case.arguments(leaves)
     y = Site(rule, case.op, name="op@here", path="here", measured=measured, **place)(ledger, *args, **kwargs)
     outputs, cs = [], []
@@ -75,13 +96,14 @@ def run(rule: Any, case: Case, c: Tensor, *, measured: bool = True, **place: Any
         torch.zeros(x.shape, dtype=torch.float64)
         if g is None
         else definitions.finite((x.conj() * g).real if x.is_complex() else x * g)
-        for x, g in zip((w.detach() for w in wanted), grads, strict=False)
+        + (0 if given[id(w)].given is None else given[id(w)].given)
+        for w, x, g in zip(wanted, (w.detach() for w in wanted), grads, strict=False)
     ]
     sums = {True: torch.zeros((), dtype=torch.float64), False: torch.zeros((), dtype=torch.float64)}
     for name, part in ledger.parts().items():
         assert part.shape[0] == 1, f"{name} has no sample axis"
         sums[name.startswith("rule:")] += part.sum()
-    return flat(y), found, sums[False], sums[True]
+    return definitions.flat(y), found, sums[False], sums[True]
 
 
 def check(rule: Any, definition: Definition, case: Case, *, tolerance: float = 1e-9, **place: Any) -> None:
@@ -551,44 +573,173 @@ AFFINE_CASES = {
     "conv_transpose2d": lambda: [Case(aten.conv_transpose2d.input, (r(1, 2, 3, 2), r(2, 3, 2, 2), r(3), [2, 1], [1, 0]))],
     "conv_transpose3d": lambda: [Case(aten.conv_transpose3d.input, (r(1, 2, 2, 2, 2), r(2, 1, 2, 2, 2), None, [2, 1, 1]))],
 }  # fmt: skip
+S = 0.1  # a stabilizer that is seen
 SPLITTING_RULES = {
-    "epsilon": (epsilon, (1e-6, 0.5), definitions.epsilon), "gamma": (gamma, (0.25, 1.0), definitions.gamma),
-    "z+": (lambda _: zplus(), (0.0,), lambda _: definitions.zplus),
+    "epsilon": [(epsilon(s), definitions.epsilon(s)) for s in (1e-6, 0.5)],
+    "epsilon 0": [(epsilon(0), definitions.affine_rule(TERMS["zero"]()))],
+    "gamma": [(gamma(s), definitions.gamma(s)) for s in (0.25, 1.0)]
+    + [(gamma(0.25, stabilizer=S), definitions.affine_rule(TERMS["gamma"](0.25), S)), (gamma(0), definitions.affine_rule(TERMS["zero"]()))],
+    "z+": [(zplus(), definitions.zplus), (zplus(stabilizer=S), definitions.affine_rule(TERMS["z+"](), S))],
+    "alpha-beta": [(alpha_beta(a, b), definitions.affine_rule(TERMS["alpha-beta"](a, b))) for a, b in ((2, 1), (1.5, 0.5), (1, 0))]
+    + [(alpha_beta(2, 1, stabilizer=S), definitions.affine_rule(TERMS["alpha-beta"](2, 1), S))],
 }  # fmt: skip
+
+
+def degenerate(case: Case) -> Iterator[Case]:
+    """Nothing arrives, nothing positive arrives, every sign alike: where denominators vanish."""
+    yield case
+    x = case.active[0]
+    for values in (torch.zeros_like(case.tensors[x]), -case.tensors[x].abs(), case.tensors[x].abs()):
+        tensors = [values if i == x else t.abs() for i, t in enumerate(case.tensors)]
+        args, kwargs = case.arguments(tensors)
+        yield Case(case.op, args, kwargs, case.active)
 
 
 @pytest.mark.parametrize("kind", SPLITTING_RULES)
 @pytest.mark.parametrize("name", AFFINE_CASES)
 def test_sign_splitting_rule_is_its_definition(name: str, kind: str) -> None:
-    make, sizes, define = SPLITTING_RULES[kind]
     G.manual_seed(zlib.crc32((name + kind).encode()))
-    for case, size in itertools.product(AFFINE_CASES[name]() * 3, sizes):
-        check(make(size), define(size), case)
-        # nothing arrives, nothing positive arrives, every sign alike: where denominators vanish
-        x = case.active[0]
-        for values in (torch.zeros_like(case.tensors[x]), -case.tensors[x].abs(), case.tensors[x].abs()):
-            tensors = [values if i == x else t.abs() if values is not case.tensors[x] else t for i, t in enumerate(case.tensors)]
-            args, kwargs = case.arguments(tensors)
-            check(make(size), define(size), Case(case.op, args, kwargs, case.active))
+    for case, (rule, definition) in itertools.product(AFFINE_CASES[name](), SPLITTING_RULES[kind]):
+        for each in degenerate(case):
+            check(rule, definition, each)
+
+
+POLICY_RULES = {
+    "zero": (None, TERMS["zero"](), 0.0), "epsilon": (epsilon(0.5), TERMS["zero"](), 0.5),
+    "gamma": (gamma(0.25), TERMS["gamma"](0.25), 0.0), "z+": (zplus(), TERMS["z+"](), 0.0),
+    "alpha-beta": (alpha_beta(2, 1), TERMS["alpha-beta"](2, 1), 0.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("biases", ["zero", "distribute"])
+@pytest.mark.parametrize("kind", POLICY_RULES)
+@pytest.mark.parametrize("name", ["linear", "addmm", "conv2d", "conv_transpose2d", "convolution"])
+def test_what_a_bias_owns_goes_to_the_inputs_of_its_operation(name: str, kind: str, biases: str) -> None:
+    rule, terms, size = POLICY_RULES[kind]
+    G.manual_seed(zlib.crc32((name + kind).encode()))
+    for case in AFFINE_CASES[name]():
+        for each in degenerate(case):
+            # where no input contributes, a bias has nobody to give to
+            check(
+                lossy(functools.partial(rule or RULES[case.name])),
+                definitions.affine_rule(terms, size, biases),
+                each,
+                biases=biases,
+            )
+
+
+REGION_RULES = {
+    "w2": [(wsquare(stabilizer=s), definitions.region("w2", stabilizer=s)) for s in (0.0, S)],
+    "flat": [(flat(stabilizer=s), definitions.region("flat", stabilizer=s)) for s in (0.0, S)],
+    "z-box": [(zbox(-5, 6, stabilizer=s), definitions.region("z-box", -5, 6, s)) for s in (0.0, S)],
+}
+
+
+@pytest.mark.parametrize("kind", REGION_RULES)
+@pytest.mark.parametrize("name", AFFINE_CASES)
+def test_rule_of_a_first_layer_is_its_definition(name: str, kind: str) -> None:
+    G.manual_seed(zlib.crc32((name + kind).encode()))
+    for case, (rule, definition) in itertools.product(AFFINE_CASES[name](), REGION_RULES[kind]):
+        for each in degenerate(case):
+            check(rule, definition, each, source=f"input:{case.active[0]}")
+
+
+@pytest.mark.parametrize("kind", REGION_RULES)
+def test_deeper_in_a_network_what_falls_on_zeros_is_lost(kind: str) -> None:
+    G.manual_seed(0)
+    (case,) = AFFINE_CASES["conv1d"]()
+    case.leaves[case.slots[0]].view(-1)[::3] = 0
+    rule, definition = REGION_RULES[kind][0]
+
+    def definition_(case: Case, c: Tensor) -> definitions.Relevance:
+        whole = definition(case, c)
+        kept = whole.inputs[0].masked_fill(case.tensors[0] == 0, 0)
+        return definitions.Relevance([kept], whole.constants, whole.lost + whole.inputs[0].sum() - kept.sum())
+
+    with pytest.warns(UserWarning, match=r"op@here is for a layer that sees the input"):
+        check(rule, definition_, case)
+
+
+def test_the_box_lies_along_the_channels() -> None:
+    G.manual_seed(0)
+    low, high = torch.tensor([-1.0, -2.0]).double(), torch.tensor([1.0, 0.5]).double()
+    for op, shape, axis in (
+        (aten.conv2d.default, (1, 2, 3, 3), 1),
+        (aten.conv_transpose2d.input, (2, 3, 3), 0),
+        (aten.linear.default, (4, 2), 1),
+    ):
+        weight = r(2, 2, 2, 2) if len(shape) > 2 else r(3, 2)
+        case = Case(op, (r(*shape), weight, None))
+        ends = [e.reshape(-1, *[1] * (len(shape) - 1 - axis)) for e in (low, high)]
+        check(zbox(low, high), definitions.region("z-box", *ends), case, source="input:0")
+        assert zbox(low[None, :, None, None], high) is zbox((-1, -2), [1, 0.5])
+    with pytest.raises(ValueError, match=r"op@here has inputs of shape \(1, 2, 3, 3\), with 2 channels: the box has 3"):
+        case = Case(aten.conv2d.default, (r(1, 2, 3, 3), r(2, 2, 2, 2)))
+        run(zbox([0, 0, 0], [1, 1, 1]), case, torch.ones(8).double(), source="input:0")
+    with pytest.raises(ValueError, match=r"zbox needs low < high, got 1\.0 and 0\.0"):
+        zbox(1, 0)
+    with pytest.raises(ValueError, match=r"one per channel, got a tensor of shape \(3, 2\)"):
+        zbox(torch.zeros(3, 2), 1)
+
+
+def test_rules_for_any_operation() -> None:
+    G.manual_seed(0)
+    norm = (r(1, 3, 2), r(3), r(3), r(3), r(3, positive=True), False, 0.1, 1e-5, False)
+    for case in (Case(aten.batch_norm.default, norm), Case(aten.sigmoid.default, (torch.tensor([0.0, -1.0, 2.0]).double(),))):
+        check(unchanged, definitions.unchanged, case)
+    with pytest.raises(ValueError, match=r"op@here does not give one value for each entry"):
+        run(unchanged, Case(aten.sum.default, (r(3),)), torch.ones(1).double())
+    sums = [
+        *(Case(c.op, c.args, c.kwargs, a) for op in ("add", "sub", "rsub") for c in _by_hand()[op]() for a in patterns(c)), Case(aten.sum.dim_IntList, (r(2, 3), [1])), Case(aten.mean.dim, (r(2, 3), [0])),
+        Case(aten.add.Tensor, (r(3), torch.zeros(3).double()), {}, (0, 1)), Case(aten.sum.default, (torch.zeros(3).double(),)),
+    ]  # fmt: skip
+    for case in sums:
+        check(absolute, definitions.absolute, case)
+    with pytest.raises(ValueError, match=r"op@here is no sum"):
+        run(absolute, Case(aten.mul.Tensor, (r(3), r(3))), torch.ones(3).double())
+    for case in (
+        Case(aten.add.Tensor, (r(2, 3), r(3)), {}, (0, 1)),
+        Case(aten.mean.dim, (r(2, 3), [1])),
+        Case(aten.add.Tensor, (r(3), 2.0)),
+    ):
+        check(epsilon(0.5), damped(DEFINITIONS[case.name], 0.5), case)
+    for case in (Case(aten.relu.default, (r(9),)),):
+        check(deconvolution, functools.partial(definitions.rectified, guided=False), case)
+        check(guided, functools.partial(definitions.rectified, guided=True), case)
+
+
+def damped(definition: Definition, size: float) -> Definition:
+    """LRP-epsilon of any operation: its own definition of a smaller relevance."""
+
+    def definition_(case: Case, c: Tensor) -> definitions.Relevance:
+        y = case()
+        found = definition(case, c * y.abs() / (y.abs() + size))
+        return definitions.Relevance(found.inputs, found.constants, found.lost + (y * c * size / (y.abs() + size)).sum())
+
+    return definition_
+
+
+def test_sizes_are_checked_and_printed() -> None:
+    assert repr(gamma()) == "gamma(0.25)"
+    assert repr(alpha_beta(2, 1, stabilizer=1e-6)) == "alpha_beta(2, 1, stabilizer=1e-06)"
+    assert repr(zplus()) == "zplus()"
+    assert repr(zbox(0, 1)) == "zbox(0.0, 1.0)"
+    assert gamma(0.5) is gamma(size=0.5)
+    assert gamma(0.5) is not gamma(0.25)
+    with pytest.raises(ValueError, match=r"alpha - beta = 1 and beta >= 0, got alpha=2, beta=0"):
+        alpha_beta(2, 0)
+    with pytest.raises(ValueError, match=r"beta >= 0, got alpha=0.5, beta=-0.5"):
+        alpha_beta(0.5, -0.5)
 
 
 @pytest.mark.parametrize("kind", SPLITTING_RULES)
 def test_a_product_of_two_activations_keeps_its_own_rule(kind: str) -> None:
-    make, sizes, _ = SPLITTING_RULES[kind]
     G.manual_seed(0)
     for op, active in ((aten.mm.default, (0, 1)), (aten.mm.default, (1,)), (aten.matmul.default, (0, 1))):
         case = Case(op, (r(2, 3), r(3, 4)), {}, active)
-        if kind == "epsilon":  # it damps this product too
-            c = torch.randn(8, dtype=torch.float64)
-            z = case()
-            wanted = definitions.product(case, c * z.abs() / (z.abs() + 0.5))
-            _, found, _, lost = run(epsilon(0.5), case, c)
-            assert all(torch.allclose(a, b) for a, b in zip(found, wanted.inputs, strict=True))
-            assert torch.allclose(lost, (z * c * 0.5 / (z.abs() + 0.5)).sum())
-        else:
-            c = torch.randn(8, dtype=torch.float64)
-            wanted, found = definitions.product(case, c), run(make(sizes[0]), case, c)[1]
-            assert all(torch.allclose(a, b) for a, b in zip(found, wanted.inputs, strict=True))
+        for rule, _ in SPLITTING_RULES[kind]:
+            size = 0.5 if rule is epsilon(0.5) else 1e-6 if rule is epsilon(1e-6) else 0  # it damps this product too
+            check(rule, damped(definitions.product, size), case)
 
 
 def test_the_biases_of_splitting_rules_are_booked_per_channel() -> None:
@@ -598,7 +749,7 @@ def test_the_biases_of_splitting_rules_are_booked_per_channel() -> None:
         c = torch.randn(12, generator=G, dtype=torch.float64)
         part = parts_of(rule, case, c)["bias:here"]
         m, b, z = definitions.contributions(case)
-        if rule.__name__ == "epsilon":
+        if rule is epsilon(0.5):
             shares = b * z * c / (z + size * z.sign())
         else:
             shares = torch.zeros_like(b)
@@ -758,11 +909,13 @@ def test_own_derivative_measures_what_it_loses() -> None:
 
 
 def test_every_rule_of_the_sets_has_a_definition() -> None:
-    splitting = {f"{kind}" for kind in SPLITTING_RULES}
-    used = {rule for rules in RULE_SETS.values() for rule in rules.values()}
-    tested = {softmax_constant, attention_constant, signal_takes_all, own_derivative}
-    rest = {r.__name__.partition("(")[0] for r in used - tested - set(RULES.values())}
-    assert rest <= splitting | {"zplus"}, rest
+    used = {rule for rules in RULE_SETS.values() for rule in rules.values() if not isinstance(rule, str)} | set(
+        ANY_RULES.values()
+    )
+    made = {rule.__name__.partition("(")[0] for rule in used if repr(rule).endswith(")")}
+    assert made <= {"epsilon", "gamma", "zplus", "alpha_beta", "wsquare", "flat", "zbox"}
+    tested = {softmax_constant, attention_constant, signal_takes_all, own_derivative, unchanged, absolute, deconvolution, guided}
+    assert {rule for rule in used if not repr(rule).endswith(")")} <= tested
     assert set(RULES) == set(DEFINITIONS), set(RULES) ^ set(DEFINITIONS)
 
 

@@ -159,6 +159,13 @@ def test_preparation_is_its_definition():
     assert np.array_equal(preparation.picture(prepared[0].float()), values[16:240, 38:262])
 
 
+def test_the_box_holds_every_picture_and_no_less():
+    low, high = (torch.tensor(end).reshape(3, 1, 1) for end in preparation.box)
+    for level, end in ((0, low), (255, high)):
+        one_colour = preparation(np.full((40, 40, 3), level, np.uint8))
+        torch.testing.assert_close(one_colour[0], end.expand(one_colour[0].shape))
+
+
 def test_the_baseline_is_the_mean_colour():
     grey = preparation.picture(torch.full((1, 3, 2, 2), preparation.baseline))
     assert grey[0, 0].tolist() == [124, 116, 104]

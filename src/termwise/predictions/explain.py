@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -31,6 +32,7 @@ def explain(
     kwargs: Mapping[str, Any] | None = None,
     target: Target | list[Target] = None,
     rules: Rules = "default",
+    biases: str = "parts",
     at: str | None = None,
     through: tuple[str, int | Tensor] | None = None,
     names: Sequence[Any] | None = None,
@@ -53,8 +55,13 @@ def explain(
             position or ``(17, 3)`` for class 3 of box 17; the name of an output may stand first, as ``("pred_boxes", 17, 0)``.
             `contrast`, `weighting`, `next_token`, `node`. A callable: from the model's output to a tensor of shape (batch,).
             A list of these: all of them, from one forward pass.
-        rules: a rule set by name ("default", "zero", "epsilon", "attnlrp", "cp-lrp", "gamma", "z+"), or a mapping from
-            operator, module class or module-path glob to a rule; see `termwise.predictions.rules`.
+        rules: a rule set by name ("default", "zero", "attnlrp", "gamma", "EpsilonPlus", ...: `RULE_SETS` has them all), or a
+            mapping from operator, module class, module-path glob or position to a rule; see `termwise.predictions.rules`.
+        biases: who gets what biases own. "parts": each is a part. "absorb": nobody, and it is missing from the sum (what
+            other implementations of LRP do). "distribute": the inputs of the same operation, in proportion to what each
+            contributes in absolute value. "zero": the same inputs in the proportions of the rule, computed as if there was
+            no bias; where these inputs contribute next to nothing to an output, shares become huge. For layers,
+            convolutions and normalisations; with "distribute" the biases of recurrent layers stay parts.
         at: path of a module, as ``"encoder.layer.3"``: its output is explained instead of what made it. The part
             ``"at:<path>"`` has its shape; biases and constants behind it remain, inputs only where they bypass it. Of a module
             that is called several times ``"head#2"`` is the second call. Between a convolution and its batch norm,
@@ -91,7 +98,7 @@ def explain(
     """
     model, args, keywords = arguments(model, inputs, kwargs)
     _finite_inputs(args, keywords)
-    call = _Call(model, args, keywords, asked(target), rules, at, _through(through))
+    call = _Call(model, args, keywords, asked(target), rules, _policy(biases), at, _through(through))
     found = _Found(call)
     if max_memory is None:
         found.take(slice(0, call.batch))
@@ -122,11 +129,12 @@ class _Call:
         keywords: dict[str, Any],
         wanted: Asked,
         rules: Rules,
+        biases: str,
         at: str | None,
         through: tuple[str, int | Tensor] | None,
     ) -> None:
         self.model, self.args, self.keywords, self.wanted = model, args, keywords, wanted
-        self.rules, self.at, self.through = rules, at, through
+        self.rules, self.biases, self.at, self.through = rules, biases, at, through
         self.tensors = [leaf for leaf in pytree.tree_leaves((args, keywords)) if isinstance(leaf, Tensor)]
         self.alone = wanted.starts[0].alone
         self.batch = 1 if self.alone or not self.tensors or not self.tensors[0].ndim else self.tensors[0].shape[0]
@@ -156,9 +164,10 @@ class _Call:
     def passes(self, program: Program) -> list[Pass]:
         """One pass, or two: down to the module that relevance flows through, and on from there."""
         if self.through is None:
-            return [propagate(program, self.rules, at=self.at)]
+            return [propagate(program, self.rules, biases=self.biases, at=self.at)]
         path = self.through[0]
-        return [propagate(program, self.rules, at=path), propagate(program, self.rules, at=self.at, to=path)]
+        ends = ({"at": path}, {"at": self.at, "to": path})
+        return [propagate(program, self.rules, biases=self.biases, **end) for end in ends]
 
     def prepare(self, rows: slice) -> tuple[Program, list[Tensor], list[Callable[[Tensor], Tensor]]]:
         """The recording, its inputs and the starts, for these samples."""
@@ -309,6 +318,15 @@ def _within(limit: int, call: _Call, found: _Found) -> None:
         refuse(meter.peak, found.size)
     for rows in pieces(1, call.batch, (limit - found.size) // meter.peak):
         found.take(rows)
+
+
+def _policy(biases: str) -> str:
+    known = ("parts", "absorb", "distribute", "zero")
+    if biases not in known:
+        near = difflib.get_close_matches(str(biases), known, n=1, cutoff=0.4)
+        hint = f": did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"biases is one of {', '.join(map(repr, known))}, got {biases!r}{hint}")
+    return biases
 
 
 def _through(through: Any) -> tuple[str, int | Tensor] | None:

@@ -6,6 +6,7 @@ of what is booked: nothing the size of an activation is kept.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,12 +30,14 @@ class Leaf:
         value: where the pass begins.
         axes: how many of its first axes the part keeps.
         places: where it lies in what was given (one flat index for each entry of the part), and the shape of that.
+        given: relevance that came to it otherwise than as value * ratio.
     """
 
     name: str
     value: Tensor
     axes: int
     places: tuple[Tensor, torch.Size] | None = None
+    given: Tensor | None = None
 
     def relevance(self, c: Tensor | None) -> Tensor:
         """Value * c, summed over the axes that the part does not keep."""
@@ -42,7 +45,11 @@ class Leaf:
         part = torch.zeros(value.shape, dtype=_real(value.dtype), device=value.device) if c is None else _times(value, c)
         if c is not None and not value.isfinite().all():  # a mask of -inf hides, and has no relevance
             part = part.masked_fill(c == 0, 0)
-        part = part.flatten(self.axes).sum(-1) if part.ndim > self.axes else part
+        return self.part(part if self.given is None else part + self.given)
+
+    def part(self, relevance: Tensor) -> Tensor:
+        """Relevance of every entry as the part has it: without the other axes, where it lies in what was given."""
+        part = relevance.flatten(self.axes).sum(-1) if relevance.ndim > self.axes else relevance
         if self.places is not None:
             where, shape = self.places
             part = part.new_zeros(shape.numel()).index_add(0, where.flatten(), part.flatten()).reshape(shape)
@@ -61,9 +68,9 @@ class Uses:
 class Ledger:
     """One pass over `batch` samples. With `complete=False` only the inputs are booked."""
 
-    def __init__(self, batch: int, *, complete: bool = True, dtype: torch.dtype = torch.float32) -> None:
-        """An empty ledger; nothing is booked in a narrower dtype than this one."""
-        self.batch, self.complete, self.dtype = batch, complete, dtype
+    def __init__(self, batch: int, *, complete: bool = True, dtype: torch.dtype = torch.float32, biases: str = "parts") -> None:
+        """An empty ledger; nothing is booked in a narrower dtype than this one. `biases`: who gets what they own."""
+        self.batch, self.complete, self.dtype, self.biases = batch, complete, dtype, biases
         self.inputs: dict[str, Tensor] = {}  # by placeholder
         self.leaves: list[Leaf] = []
         self.constants: list[tuple[Tensor, Callable[[Tensor], None]]] = []  # leaf, what to do with its ratio
@@ -82,6 +89,28 @@ class Ledger:
         found = self._uses.setdefault(id(value), Uses(value))
         assert found.value is value  # it is kept, so that no other gets its id
         return found
+
+    def give(self, name: str, value: Tensor, relevance: Tensor) -> Tensor | None:
+        """Book relevance that arrives at `value`, which holds the entries of leaves of this name, moved, as theirs.
+
+        Returns:
+            What was booked, (batch,); None where no leaf has this name.
+        """
+        leaves = [leaf for leaf in self.leaves if leaf.name == name]
+        if not leaves:
+            return None
+        own = [leaf for leaf in leaves if leaf.value is value]
+        moved = (
+            [relevance]
+            if own
+            else torch.autograd.grad(value, [leaf.value for leaf in leaves], relevance, retain_graph=True, allow_unused=True)
+        )
+        total = torch.zeros(self.batch, dtype=torch.float64, device=value.device)
+        for leaf, r in zip(own or leaves, moved, strict=True):
+            if r is not None:
+                leaf.given = r if leaf.given is None else leaf.given + r
+                total += leaf.part(r).reshape(self.batch, -1).sum(1, dtype=torch.float64)
+        return total
 
     def watch(self, y: Tensor, hook: Callable[[Tensor], None]) -> None:
         """Call `hook` with the ratio that arrives at `y`."""
@@ -105,6 +134,8 @@ class Ledger:
     def clear(self) -> None:
         """Forget what was booked, not where: the next backward pass through the same graph begins."""
         self._parts.clear()
+        for leaf in self.leaves:
+            leaf.given = None
         for uses in self._uses.values():
             uses.sent.clear()
 
@@ -135,6 +166,7 @@ class Site:
         gates: argument positions that hold a gate.
         origins: for each argument position the name of the constant there, as it is booked.
         weight: whether the value is held constant wherever it is used, instead of owning relevance itself.
+        source: the input whose entries the node's activation holds, only moved; "" where it holds others.
     """
 
     rule: Rule
@@ -148,6 +180,7 @@ class Site:
     gates: tuple[int, ...] = ()
     origins: tuple[str, ...] = ()
     weight: bool = False
+    source: str = ""
     memo: dict[Any, Any] = field(default_factory=dict)
 
     def __call__(self, ledger: Ledger, *args: Any, **kwargs: Any) -> Any:
@@ -156,22 +189,30 @@ class Site:
         if not (self.measured and ledger.complete):
             return at.settle(self.rule(at, *args, **kwargs))
         args = at.weigh_inputs(args)
-        return at.weigh_output(at.settle(self.rule(at, *args, **kwargs)))
+        y = at.weigh_output(at.settle(self.rule(at, *args, **kwargs)))
+        at.unweighed.clear()  # hooks hold the place, and must hold no tensor of their graph
+        return y
 
 
 class At:
     """What a rule sees of its place in the graph."""
 
-    __slots__ = ("ledger", "site")
+    __slots__ = ("ledger", "site", "unweighed")
 
     def __init__(self, site: Site, ledger: Ledger) -> None:
         """Bind a site to a running pass."""
         self.site, self.ledger = site, ledger
+        self.unweighed: dict[int, Tensor] = {}  # id of an argument -> the value it stands for, where it is weighed
 
     @property
     def op(self) -> Callable[..., Any]:
         """The operator whose value the rule must return."""
         return self.site.op
+
+    @property
+    def biases(self) -> str:
+        """Who gets what biases own: "parts", "absorb", "distribute" or "zero"."""
+        return self.ledger.biases
 
     def adds(
         self, y: Tensor, constant: Tensor | float | None, name: str, channel: int | None = None, axis: SampleAxis | None = None
@@ -185,7 +226,8 @@ class At:
             channel: the axis of `y` along which a vector constant lies.
             axis: where the samples lie in `y`, when it is not the node's own value.
         """
-        if constant is None or not self.ledger.complete or not y.requires_grad:
+        given_away = self.biases == "zero" and name.startswith("bias:")
+        if constant is None or not (self.ledger.complete or given_away) or not y.requires_grad:
             return
         if not isinstance(constant, Tensor):
             if constant == 0:
@@ -195,6 +237,9 @@ class At:
         shape = k.shape
         if channel is not None:
             k = k.reshape(-1, *[1] * ((y.ndim - 1 - channel) if channel >= 0 else -1 - channel))
+        if given_away:
+            self.without(y, k)
+            return
         ledger, axis, batch = self.ledger, axis or self.site.axis, self.ledger.batch
         wide = k.reshape((1,) * (y.ndim - k.ndim) + tuple(k.shape))
         # does the constant differ from sample to sample? then it is split as y is
@@ -221,6 +266,36 @@ class At:
                 self._lost(-part.reshape(batch, -1).sum(1))
 
         ledger.watch(y, hook)
+
+    def without(self, y: Tensor, constant: Tensor) -> None:
+        """Let all relevance of `y` go to what stands beside this summand. Where that is 0 it is lost."""
+        with torch.no_grad():
+            rest = y - constant
+            ratio = (y / rest).masked_fill_(rest == 0, 0)
+        if y.requires_grad:
+            y.register_hook(lambda c: c * ratio)
+
+    def stand_in(self, x: Tensor, value: Tensor) -> Tensor:
+        """A constant in place of `x`, of its shape, whose relevance value * c is that of `x`.
+
+        It is booked with the input that `x` is. Elsewhere it becomes R / x, and what falls on zeros is lost.
+        """
+        mine = self.unweighed.get(id(x), x)
+
+        def give(relevance: Tensor) -> bool:
+            booked = self.ledger.give(self.site.source, mine, relevance)
+            if booked is not None and self.site.measured:
+                self._lost(-booked)
+            return booked is not None
+
+        if not self.site.source:
+            warnings.warn(
+                f"the rule of {self.site.name} is for a layer that sees the input: what it gives to zeros here is lost",
+                UserWarning,
+                stacklevel=2,
+            )
+        stand_in: Tensor = _StandIn.apply(x, value.expand_as(x), give)
+        return stand_in
 
     def constant_name(self, position: int) -> str:
         """The part that the constant at an argument position is booked under."""
@@ -249,6 +324,7 @@ class At:
             if not (isinstance(value, Tensor) and value.requires_grad):
                 return value
             x, alias = value.detach(), value.view_as(value)
+            self.unweighed[id(alias)] = value
             uses = self.ledger.uses(value)
 
             def hook(c: Tensor | None) -> None:
@@ -294,6 +370,24 @@ class At:
 
     def _lost(self, amount: Tensor) -> None:
         self.ledger.book(f"rule:{self.site.name}", amount)
+
+
+class _StandIn(torch.autograd.Function):
+    """A value in place of x; its relevance is given to x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, give: Callable[[Tensor], bool]) -> Tensor:
+        ctx.give = give
+        ctx.save_for_backward(x, value)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> Any:
+        x, value = ctx.saved_tensors
+        relevance = value * c
+        if ctx.give(relevance):
+            return torch.zeros_like(x), None, None
+        return (relevance / x).masked_fill_(x == 0, 0), None, None
 
 
 def _times(x: Tensor, c: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from .fold import fold_batch_norm, foldable
 from .ledger import Ledger, Site
 from .memory import graph_size
 from .rules import HOLDING, LOSSY, SPLITTING, Rules, rules_of
-from .rules.linear import add, assemble, own
+from .rules.linear import MOVES, add, assemble, own
 from .rules.products import product, signal_takes_all
 
 __all__ = ["Pass", "propagate"]
@@ -44,6 +44,7 @@ class Pass:
         program: Program,
         rules: Rules,
         *,
+        biases: str = "parts",
         at: str | None = None,
         to: str | None = None,
         measure_all: bool = False,
@@ -54,17 +55,19 @@ class Pass:
         Args:
             program: what is explained.
             rules: name of a rule set, or a mapping.
+            biases: who gets what biases own, as in `explain`.
             at: path of a module whose output is a leaf: relevance that arrives there goes no further.
             to: path of a module whose output is the program's, in place of its own.
             measure_all: weigh every node, not only those that may lose: the debugging mode, twice as slow.
             lift: compute in this dtype where the program asks for a narrower one. Half precision has too few digits
                 for ratios, so float32 there; otherwise the program's own casts are kept, and their rounding is booked.
         """
-        self.recorded = program
+        self.recorded, self.biases = program, biases
+        given_away = biases in ("distribute", "zero")  # to the inputs of the same operation, where something may be lost
         self.leaves = {} if at is None else outlets(program, at)
         self.end = None if to is None else only_outlet(program, to)
         chosen = rules_of(program, rules)
-        fold = foldable(program) & {name for name, rule in chosen.items() if rule in SPLITTING}
+        fold = foldable(program) & {name for name, rule in chosen.items() if given_away or rule in SPLITTING}
         fold -= {*self.leaves, self.end}  # folded, such a value would be gone
         if fold:
             program = fold_batch_norm(program, fold)
@@ -86,7 +89,7 @@ class Pass:
             elif info(node).role == "cut":
                 self.sites[node.name] = Site(_cut(program, node), node.target)  # type: ignore[arg-type]
             elif node.name in chosen and info(node).active:
-                measured = measure_all or chosen[node.name] in LOSSY or self._rounds(node)
+                measured = measure_all or given_away or chosen[node.name] in LOSSY or self._rounds(node)
                 if measured or node is program.output or not _is_own(chosen[node.name], node, self.weights):
                     self.sites[node.name] = self._site(node, measured)
         self._inputs = {
@@ -109,6 +112,7 @@ class Pass:
             gates=known.gates,
             origins=tuple(_origin(a, self.weights) for a in arguments),
             weight=node in self.weights,
+            source=_source(node),
         )
 
     def _locate(self) -> None:
@@ -183,7 +187,7 @@ class Pass:
         batch = 1 if alone or not tensors or not tensors[0].ndim else tensors[0].shape[0]
         if batch > 1 and len(self._located) < len(self.sites):
             self._locate()
-        ledger = Ledger(batch, complete=complete, dtype=self.lift or self.dtype)
+        ledger = Ledger(batch, complete=complete, dtype=self.lift or self.dtype, biases=self.biases)
         values = []
         ledger.inputs = self.program.bind(tensors)
         for name, value in ledger.inputs.items():
@@ -238,7 +242,10 @@ class Pass:
             reached[name] = reached.get(name, False) or c is not None
         explained = explained.detach().to(self.lift or self.dtype)
         # losses are summed in float64
-        parts = {name: part.to(explained.dtype) for name, part in {**parts, **ledger.parts()}.items()}
+        booked = {**parts, **ledger.parts()}
+        if self.biases == "absorb":
+            booked = {name: part for name, part in booked.items() if not name.startswith("bias:")}
+        parts = {name: part.to(explained.dtype) for name, part in booked.items()}
         return Result(output.detach(), explained, parts, [n for n, r in reached.items() if not r], found)
 
     def by_sample(self, value: Tensor, node: str, batch: int, *, alone: bool = False) -> Tensor:
@@ -259,15 +266,17 @@ class Result:
         self.output, self.whole, self.parts, self.unreached, self.ratios = output, whole, parts, unreached, ratios
 
 
-def propagate(program: Program, rules: Rules = "default", *, at: str | None = None, to: str | None = None) -> Pass:
+def propagate(
+    program: Program, rules: Rules = "default", *, biases: str = "parts", at: str | None = None, to: str | None = None
+) -> Pass:
     """The pass of a program under a rule set, rewritten once and kept with the recording."""
-    key = ("pass", rules if isinstance(rules, str) else tuple(rules.items()), at, to)
+    key = ("pass", rules if isinstance(rules, str) else tuple(rules.items()), biases, at, to)
     try:
         known: Pass | None = program.derived.get(key)
     except TypeError:  # an unhashable rule
-        return Pass(program, rules, at=at, to=to)
+        return Pass(program, rules, biases=biases, at=at, to=to)
     if known is None:
-        known = program.derived[key] = Pass(program, rules, at=at, to=to).of(None)
+        known = program.derived[key] = Pass(program, rules, biases=biases, at=at, to=to).of(None)
     return known.of(program.model)
 
 
@@ -335,6 +344,20 @@ def _origin(argument: Any, weights: set[fx.Node]) -> str:
         return f"bias:{owner}" if last == "bias" else f"constant:{origin}"
     path = info(argument).path
     return f"constant:{path}" if path else ""
+
+
+def _source(node: fx.Node) -> str:
+    """The input whose entries, moved and padded with zeros, are all that the activation of a node holds; or ""."""
+    while True:
+        active = [a for a in node.all_input_nodes if info(a).active]
+        if len(active) != 1:
+            return ""
+        (node,) = active
+        if node.op == "placeholder" or info(node).role == "cut":
+            return f"input:{info(node).origin}" if info(node).origin else ""
+        padded = op_name(node) in ("pad", "constant_pad_nd") and all(a in (0, None, "constant") for a in node.args[2:])
+        if op_name(node) not in MOVES and not padded:
+            return ""
 
 
 def _flat(args: Any) -> list[Any]:

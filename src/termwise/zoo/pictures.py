@@ -49,6 +49,17 @@ class PicturePreparation:
     baseline: float = 0.0
     """What stands in for a deleted pixel: the mean of each channel, which is 0 once normalised."""
 
+    @property
+    def box(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Smallest and largest value of a prepared pixel per channel: black and white, normalised.
+
+        Example:
+            >>> PicturePreparation(256, 224, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.5)).box
+            ((-2.0, -2.0, -1.0), (2.0, 2.0, 1.0))
+        """
+        low, high = (tuple((level - mean) / std for mean, std in zip(self.mean, self.std, strict=True)) for level in (0.0, 1.0))
+        return low, high
+
     def __call__(
         self, picture: Any, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> Float[Tensor, "1 3 crop crop"]:

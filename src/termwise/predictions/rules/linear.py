@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .maps import bias_axis, one_activation, proportional, shared
 from .norms import own_statistics
 from .table import active, hold, rule, share
 
@@ -181,23 +182,18 @@ def affine(at: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest
         y = share(at.op(x, weight, torch.zeros_like(bias), *rest, **kwargs), 1 / max(1, active(x, weight)))
         y = y if active(x, weight) else as_leaf(at, y, 0)
         return y + bias.reshape(-1, *[1] * (y.ndim - 1 - bias_axis(at, y) % y.ndim))
+    if at.biases in ("zero", "distribute") and one_activation(at, (x, weight, bias)):
+        return shared(at, (x, weight, bias, *rest), kwargs, proportional, absolute=False)
     y = at.op(x, weight, bias, *rest, **kwargs)
     at.adds(y, bias, f"bias:{at.site.path}", channel=bias_axis(at, y))
     return share(y, 1 / max(1, active(x, weight)))
 
 
-def bias_axis(at: Any, y: Tensor) -> int:
-    """Axis of `y` that holds the channels: the last of a linear layer, the first after the batch of a convolution."""
-    name = getattr(at.op, "__name__", "")
-    if name.startswith("conv") and not name.startswith("conv_tbc"):
-        spatial = {"1": 1, "2": 2, "3": 3}.get(name.partition("d")[0][-1:], y.ndim - 2)
-        return y.ndim - 1 - spatial
-    return -1
-
-
 @rule("addmm", "addmv", "addbmm", "baddbmm", "addr")
 def affine_bias_first(at: Any, bias: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """Y = beta b + alpha x W."""
+    if at.biases in ("zero", "distribute") and at.op.__name__.startswith("addmm") and one_activation(at, (bias, x, weight)):
+        return shared(at, (bias, x, weight), {"beta": beta, "alpha": alpha}, proportional, absolute=False)
     y = at.op(bias, x, weight, beta=beta, alpha=alpha)
     if active(bias) and not active(x, weight):
         at.adds(y, at.op(torch.zeros_like(bias), x, weight, beta=1, alpha=alpha), at.constant_name(1))
@@ -219,10 +215,13 @@ def batch_norm(
     if training:  # a layer that keeps no running statistics
         return own_statistics(at, x, weight, bias, [0, *range(2, x.ndim)], eps)
     y = at.op(x, weight, bias, mean, var, training, momentum, eps, *rest)
-    if at.ledger.complete:
+    if at.ledger.complete or at.biases in ("distribute", "zero"):
         gain = torch.rsqrt(var + eps) if weight is None else weight * torch.rsqrt(var + eps)
         offset = -mean * gain if bias is None else bias - mean * gain
-        at.adds(y, offset, f"bias:{at.site.path}", channel=1)
+        if at.biases == "distribute":  # to the one entry it stands beside
+            at.without(y, offset.reshape(-1, *[1] * (y.ndim - 2)))
+        else:
+            at.adds(y, offset, f"bias:{at.site.path}", channel=1)
     return y
 
 

@@ -7,11 +7,14 @@ With the true derivative x * grad y would be 0: a norm does not feel the scale o
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .maps import _Shares
 from .table import rule
 
 aten = torch.ops.aten
@@ -23,6 +26,9 @@ def layer_norm(
 ) -> Tensor:
     """Centring is linear, 1 / sigma is held."""
     y = _LayerNorm.apply(x, list(shape), weight, bias, eps)
+    if bias is not None and at.biases == "distribute":
+        size = _size(x, [-1 - i for i in range(len(shape))], eps)
+        return _distributed(y, size if weight is None else size * weight.abs(), bias)
     at.adds(y, bias, f"bias:{at.site.path}")
     return y
 
@@ -89,7 +95,8 @@ def group_norm(
 ) -> Tensor:
     """Per group: centring is linear, 1 / sigma is held."""
     spread = x.reshape(x.shape[0], groups, -1)
-    return _rescaled(at, _standardised(spread, [2], eps).reshape(x.shape), weight, bias)
+    y = _standardised(spread, [2], eps).reshape(x.shape)
+    return _rescaled(at, y, weight, bias, lambda: _size(spread, [2], eps).reshape(x.shape))
 
 
 @rule("native_group_norm")
@@ -126,13 +133,13 @@ def native_batch_norm(at: Any, x: Tensor, weight: Any, bias: Any, *rest: Any) ->
 
 def own_statistics(at: Any, x: Tensor, weight: Any, bias: Any, dims: list[int], eps: float) -> Tensor:
     """(x - mean) / sigma over these axes of this very input: 1 / sigma is held."""
-    return _rescaled(at, _standardised(x, dims, eps), weight, bias)
+    return _rescaled(at, _standardised(x, dims, eps), weight, bias, lambda: _size(x, dims, eps))
 
 
 def running_statistics(at: Any, x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, eps: float) -> Tensor:
     """Y = g x + (beta - mu g), g = gamma / sqrt(var + eps): affine, the parenthesis is its bias."""
     gain = torch.rsqrt(var + eps) if weight is None else weight * torch.rsqrt(var + eps)
-    return _rescaled(at, x, gain, -mean * gain if bias is None else bias - mean * gain)
+    return _rescaled(at, x, gain, -mean * gain if bias is None else bias - mean * gain, x.abs)
 
 
 def _standardised(x: Tensor, dims: list[int], eps: float) -> Tensor:
@@ -140,12 +147,30 @@ def _standardised(x: Tensor, dims: list[int], eps: float) -> Tensor:
     return centred * torch.rsqrt(x.detach().var(dims, correction=0, keepdim=True) + eps)
 
 
-def _rescaled(at: Any, y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Scale and shift per channel (axis 1); the shift is a leaf."""
+def _size(x: Tensor, dims: list[int], eps: float) -> Tensor:
+    """|J| |x| of `_standardised`: the centring has 1 - 1/n on the diagonal and -1/n beside it."""
+    n = math.prod(x.shape[d] for d in dims)
+    sizes = x.abs() * (1 - 2 / n) + x.abs().mean(dims, keepdim=True)
+    return sizes * torch.rsqrt(x.detach().var(dims, correction=0, keepdim=True) + eps)
+
+
+def _distributed(y: Tensor, size: Tensor, bias: Tensor) -> Tensor:
+    """What a bias owns of y goes to the entries of x, in proportion to what each contributes in absolute value."""
+    with torch.no_grad():
+        q = (bias / size).masked_fill_(size == 0, 0)
+    out: Tensor = _Shares.apply(y.detach(), y, None, size, q)
+    return out
+
+
+def _rescaled(at: Any, y: Tensor, weight: Tensor | None, bias: Tensor | None, size: Callable[[], Tensor]) -> Tensor:
+    """Scale and shift per channel (axis 1); the shift is a leaf. `size` is |J| |x| of y = J x."""
     channels = (-1, *[1] * (y.ndim - 2))
     y = y if weight is None else y * weight.reshape(channels)
     if bias is not None:
         y = y + bias.reshape(channels)
+        if at.biases == "distribute":
+            sizes = size() if weight is None else size() * weight.abs().reshape(channels)
+            return _distributed(y, sizes, bias.reshape(channels))
         at.adds(y, bias, f"bias:{at.site.path}", channel=1)
     return y
 

@@ -5,61 +5,89 @@
 - ``"cp-lrp"``: as zero, and the gate of a gated product is constant too.
 - ``"attnlrp"``: relevance goes through softmax by its own derivative; loses there, and says how much.
 - ``"epsilon"``: attnlrp, with LRP-epsilon (1e-6) in every affine operation.
-- ``"gamma"``, ``"z+"``: attnlrp, with that rule in every affine operation; batch norm is folded.
+- ``"gamma"``, ``"z+"``, ``"alpha-beta"``: attnlrp, with that rule in every affine operation; batch norm is folded.
+- ``"gamma-vit"``: attention constant, gamma 100 in convolutions (a vision transformer's patches) and 0.05 in linear layers.
+- ``"mambalrp"``: attnlrp, in which the gates of a selective scan are held constant as MambaLRP does.
+- ``"deep-taylor"``: z+, and w^2 in the first layer; with the range of the input known, `deep_taylor(low, high)`.
+- ``"EpsilonPlus"`` and the other composites of zennit that need no range of the input: see `composites`.
 - ``"default"``: attnlrp where the network has a softmax or fused attention; otherwise gamma (0.25) in convolutions,
   which is far less noisy than LRP-0 on image networks, and LRP-0 in linear layers.
 
-A mapping overrides the default set: keys are operators (``"linear"``, ``"aten.linear"``, ``torch.ops.aten.linear``),
-module classes (``nn.Conv2d``) or globs on the module path (``"encoder.layer.0.*"``); values are rule functions, or the
-name of a rule for affine operations. Later entries win.
+A mapping overrides the default set. Its keys say where (`selection`); values are rule functions, factories' results
+(``gamma(0.1)``), or the name of a rule: one of `AFFINE_RULES`, for affine operations only, or of `ANY_RULES`. Later entries win.
 """
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import nn
-
 from termwise.core.program import Program, describe, info, op_name
 
+from .anywhere import absolute, deconvolution, epsilon, guided, own_derivative, unchanged
 from .attention import FUSED, SOFTMAX, attention_constant, softmax_constant
+from .composites import (
+    DeconvNet,
+    EpsilonAlpha2Beta1,
+    EpsilonAlpha2Beta1Flat,
+    EpsilonPlus,
+    EpsilonPlusFlat,
+    GuidedBackprop,
+    deep_taylor,
+)
+from .maps import AFFINE
 from .products import signal_takes_all
-from .splitting import AFFINE, epsilon, gamma, own_derivative, zplus
+from .region import flat, wsquare
+from .selection import matcher, nearest, operators
+from .splitting import alpha_beta, gamma, zplus
 from .table import RULES, Rule
 
-__all__ = ["AFFINE_RULES", "RULE_SETS", "Rules", "rules_of"]
+__all__ = ["AFFINE_RULES", "ANY_RULES", "RULE_SETS", "Rules", "rules_of"]
 
 Rules = str | Mapping[Any, Rule | str]
-
-CONVOLUTIONS = tuple(op for op in AFFINE if op.startswith("conv"))
 
 AFFINE_RULES: dict[str, Rule | None] = {
     "zero": None,
     "epsilon": epsilon(),
     "gamma": gamma(),
     "z+": zplus(),
-    "gradient": own_derivative,
+    "alpha-beta": alpha_beta(2, 1),
+    "w2": wsquare(),
+    "flat": flat(),
 }
 """Rules for affine operations by name; None is the table's own."""
 
-_CONSTANT_ATTENTION: dict[str, Rule] = {**dict.fromkeys(SOFTMAX, softmax_constant), **dict.fromkeys(FUSED, attention_constant)}
+ANY_RULES: dict[str, Rule] = {
+    "gradient": own_derivative,
+    "pass": unchanged,
+    "norm": epsilon(),
+    "abs": absolute,
+    "deconvnet": deconvolution,
+    "guided": guided,
+}
+"""Rules for operations of any kind by name: "norm" and "abs" for sums, "deconvnet" and "guided" for ReLU."""
 
+_CONSTANT_ATTENTION: dict[Any, Rule] = {**dict.fromkeys(SOFTMAX, softmax_constant), **dict.fromkeys(FUSED, attention_constant)}
+_AFFINE = operators(*AFFINE)
+_CONVOLUTIONS = operators("conv*")
 
-def _affine(rule: Rule | None) -> dict[str, Rule]:
-    return {} if rule is None else dict.fromkeys(AFFINE, rule)
-
-
-RULE_SETS: dict[str, Mapping[str, Rule]] = {
+RULE_SETS: dict[str, Mapping[Any, Rule | str]] = {
     "zero": _CONSTANT_ATTENTION,
     "cp-lrp": {**_CONSTANT_ATTENTION, "mul": signal_takes_all},
     "attnlrp": {},
-    "epsilon": _affine(AFFINE_RULES["epsilon"]),
-    "gamma": _affine(AFFINE_RULES["gamma"]),
-    "z+": _affine(AFFINE_RULES["z+"]),
+    "epsilon": {_AFFINE: epsilon()},
+    "gamma": {_AFFINE: gamma()},
+    "z+": {_AFFINE: zplus()},
+    "alpha-beta": {_AFFINE: alpha_beta(2, 1)},
+    "gamma-vit": {**_CONSTANT_ATTENTION, _AFFINE: gamma(0.05), _CONVOLUTIONS: gamma(100)},
+    "mambalrp": {},
+    "deep-taylor": deep_taylor(),
+    "EpsilonPlus": EpsilonPlus,
+    "EpsilonPlusFlat": EpsilonPlusFlat,
+    "EpsilonAlpha2Beta1": EpsilonAlpha2Beta1,
+    "EpsilonAlpha2Beta1Flat": EpsilonAlpha2Beta1Flat,
+    "DeconvNet": DeconvNet,
+    "GuidedBackprop": GuidedBackprop,
 }
 """Name -> what the set changes in `RULES`."""
 
@@ -71,18 +99,14 @@ def rules_of(program: Program, rules: Rules) -> dict[str, Rule]:
         ValueError: for an unknown set or rule (the nearest name is suggested), or a node that no rule covers (with
             operator, module path and line, and how to add one).
     """
-    if isinstance(rules, str):
-        if rules != "default" and rules not in RULE_SETS:
-            raise ValueError(f"unknown rules {rules!r}{_nearest(rules, ['default', *RULE_SETS])}")
-        overrides, entries = _default(program) if rules == "default" else RULE_SETS[rules], {}
-    else:
-        overrides, entries = _default(program), dict(rules)
-    matchers = [(_matcher(program, key), _named(value)) for key, value in entries.items()]
+    entries = [*_default(program).items()] if rules == "default" or not isinstance(rules, str) else [*_named_set(rules).items()]
+    entries += [] if isinstance(rules, str) else rules.items()
+    matchers = [(matcher(program, key), _named(value)) for key, value in entries]
     found: dict[str, Rule] = {}
     for node in program.nodes:
         if not info(node).active or info(node).role == "cut":
             continue
-        rule = overrides.get(op_name(node)) or RULES.get(op_name(node))
+        rule = RULES.get(op_name(node))
         for matches, (given, only_affine) in matchers:
             if matches(node) and (not only_affine or op_name(node) in AFFINE):
                 rule = given or RULES.get(op_name(node))
@@ -95,46 +119,26 @@ def rules_of(program: Program, rules: Rules) -> dict[str, Rule]:
     return found
 
 
-def _default(program: Program) -> Mapping[str, Rule]:
+def _default(program: Program) -> Mapping[Any, Rule | str]:
     if any(op_name(n) in (*SOFTMAX, *FUSED) for n in program.nodes if info(n).active):
         return RULE_SETS["attnlrp"]
-    return dict.fromkeys(CONVOLUTIONS, RULE_SETS["gamma"]["conv2d"])
+    return {_CONVOLUTIONS: "gamma"}
 
 
-def _matcher(program: Program, key: Any) -> Any:
-    """A predicate on nodes for one key of a mapping."""
-    if isinstance(key, type) and issubclass(key, nn.Module):
-        modules = dict(program.model.named_modules()) if isinstance(program.model, nn.Module) else {}
-        return lambda node: isinstance(modules.get(info(node).path), key)
-    if isinstance(key, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-        name = str(key).removeprefix("aten.")
-        return lambda node: op_name(node) == name or str(node.target) == str(key)
-    if not isinstance(key, str):
-        raise TypeError(f"a key of `rules` is an operator, a module class or a glob on module paths, got {key!r}")
-    name = key.removeprefix("aten.")
-    ops = {op_name(n) for n in program.nodes}
-    paths = {info(n).path for n in program.nodes}
-    if name in RULES or name in ops:
-        return lambda node: op_name(node) == name
-    if any(fnmatch.fnmatch(path, key) for path in paths):
-        return lambda node: fnmatch.fnmatch(info(node).path, key)
-    raise ValueError(
-        f"{key!r} in `rules` is no operator and matches no module of {type(program.model).__name__}"
-        f"{_nearest(key, [*ops, *paths, *RULES])}"
-    )
+def _named_set(name: str) -> Mapping[Any, Rule | str]:
+    if name == "EpsilonGammaBox":
+        raise ValueError("EpsilonGammaBox needs the range of the input: rules=EpsilonGammaBox(low, high)")
+    if name not in RULE_SETS:
+        raise ValueError(f"unknown rules {name!r}{nearest(name, ['default', *RULE_SETS])}")
+    return RULE_SETS[name]
 
 
 def _named(value: Any) -> tuple[Rule | None, bool]:
-    """A rule and whether it is for affine operations only; a name means one of `AFFINE_RULES`."""
+    """A rule and whether it is for affine operations only, as those named in `AFFINE_RULES` are."""
     if callable(value):
         return value, False
-    if value == "gradient":  # any operation has one
-        return own_derivative, False
+    if value in ANY_RULES:
+        return ANY_RULES[value], False
     if value not in AFFINE_RULES:
-        raise ValueError(f"unknown rule {value!r}{_nearest(str(value), list(AFFINE_RULES))}")
+        raise ValueError(f"unknown rule {value!r}{nearest(str(value), [*AFFINE_RULES, *ANY_RULES])}")
     return AFFINE_RULES[value], True
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f": did you mean {close[0]!r}?" if close else f": known are {', '.join(known[:8])}"

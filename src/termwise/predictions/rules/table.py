@@ -13,13 +13,17 @@ Whether an argument is an activation is asked of the argument (`requires_grad`):
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["HOLDING", "LOSSY", "RULES", "Rule", "active", "holding", "lossy", "rule", "share"]
+__all__ = [
+    "HOLDING", "LOSSY", "RULES", "SPLITTING", "Rule", "active", "hold", "holding", "lossy", "plain", "rule", "share", "sized",
+]  # fmt: skip
 
 Rule = Callable[..., Any]
 
@@ -32,6 +36,9 @@ LOSSY: set[Rule] = set()
 
 HOLDING: set[Rule] = set()
 """Rules whose value is a constant weight: in a product the other operand takes all, in a sum it is a constant summand."""
+
+SPLITTING: set[Rule] = set()
+"""Rules before which batch norm is folded into the affine operation it follows: they do not commute with it."""
 
 
 def rule(*ops: str) -> Callable[[Rule], Rule]:
@@ -61,6 +68,48 @@ def holding(function: Rule) -> Rule:
     """Mark a rule as one whose value is held constant."""
     HOLDING.add(function)
     return function
+
+
+class Sized:
+    """A rule that a factory made, printed as the call that makes it."""
+
+    def __init__(self, function: Rule, text: str) -> None:
+        self.function, self.__name__ = function, text
+        self.__doc__ = function.__doc__
+        for kind in (LOSSY, SPLITTING):
+            if function in kind:
+                kind.add(self)
+
+    def __call__(self, at: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.function(at, *args, **kwargs)
+
+    def __repr__(self) -> str:
+        return self.__name__
+
+
+def sized(factory: Callable[..., Rule]) -> Callable[..., Rule]:
+    """A factory of rules with sizes: equal sizes give the same rule (so that passes are kept), printed as its call."""
+    made: dict[tuple[Any, ...], Rule] = {}
+    signature = inspect.signature(factory)
+
+    @functools.wraps(factory)
+    def make(*args: Any, **kwargs: Any) -> Rule:
+        call = signature.bind(*args, **kwargs)
+        call.apply_defaults()
+        key = tuple(call.arguments.items())
+        if key not in made:
+            sizes = [(n, v) for n, v in key if signature.parameters[n].kind is not inspect.Parameter.KEYWORD_ONLY]
+            extra = [f"{n}={v!r}" for n, v in key if (n, v) not in sizes and v != signature.parameters[n].default]
+            text = f"{factory.__name__.strip('_')}({', '.join([*(repr(v) for _, v in sizes), *extra])})"
+            made[key] = Sized(factory(*call.args, **call.kwargs), text)
+        return made[key]
+
+    return make
+
+
+def plain(at: Any) -> Rule:
+    """The table's own rule for the operator at this place."""
+    return RULES[at.op.__name__.partition(".")[0]]
 
 
 def active(*values: Any) -> int:
