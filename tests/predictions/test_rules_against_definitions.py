@@ -9,6 +9,7 @@ and everything together is what arrived.
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import json
 import operator
@@ -211,10 +212,13 @@ def _nodes(op: Any, sample: Any, name: str) -> list[Case]:
         return op(x, *args, **kwargs)
 
     tensors = [leaves[i] for i in slots]
+    gc.disable()  # as above: torch's generators are cycles, which any allocation may collect
     try:
         graph = make_fx(function, pre_dispatch=True)(*tensors)
     except Exception:  # samples that decide by a number cannot be traced; others of the same operator can
         return []
+    finally:
+        gc.enable()
     found: list[Case] = []
 
     class Reader(torch.fx.Interpreter):
