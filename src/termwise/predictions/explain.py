@@ -98,7 +98,7 @@ def explain(
     """
     model, args, keywords = arguments(model, inputs, kwargs)
     _finite_inputs(args, keywords)
-    call = _Call(model, args, keywords, asked(target), rules, _policy(biases), at, _through(through))
+    call = _Call(model, args, keywords, asked(target), rules, at, _through(through), _policy(biases))
     found = _Found(call)
     if max_memory is None:
         found.take(slice(0, call.batch))
@@ -129,9 +129,9 @@ class _Call:
         keywords: dict[str, Any],
         wanted: Asked,
         rules: Rules,
-        biases: str,
         at: str | None,
         through: tuple[str, int | Tensor] | None,
+        biases: str = "parts",
     ) -> None:
         self.model, self.args, self.keywords, self.wanted = model, args, keywords, wanted
         self.rules, self.biases, self.at, self.through = rules, biases, at, through
