@@ -10,6 +10,7 @@ from termwise.core import Decomposition
 from termwise.predictions import (
     contrast,
     explain,
+    explain_dataset,
     gradcam,
     gradient_x_input,
     integrated_gradients,
@@ -123,6 +124,9 @@ ROWS = {
     "occlusion, linear": baseline(occlusion, linear, exact=True, baseline=0.3),
     "occlusion, pictures": baseline(occlusion, convolutional, (rand(3, 2, 4, 4),), patch=2, batch_size=5),
     "occlusion, tokens": baseline(occlusion, Attention, IDS, baseline=0),
+    "a data set": Example(
+        lambda x: explain_dataset(seeded(dense).double().eval(), x.split(2), target=1), exact=True, inputs=(rand(3, 4),), batched=False
+    ),
     "two inputs": Example(lambda a, b: explain(lambda a, b: (a * b).sum(1), a, b), exact=True, inputs=(rand(3, 4), rand(3, 4) + 1)),
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """What in the input made the output: relevance propagation and the proof that it adds up."""
 
 from .compare import METHODS, Comparison, compare
+from .dataset import MeanExplanation, explain_dataset
 from .explain import explain
 from .explanation import Explanation
 from .faithfulness import (
@@ -49,6 +50,7 @@ __all__ = [
     "Explanation",
     "Groups",
     "MaskedText",
+    "MeanExplanation",
     "Metric",
     "PerturbationCurves",
     "Randomisation",
@@ -64,6 +66,7 @@ __all__ = [
     "explain",
     "gradcam",
     "gradient_x_input",
+    "explain_dataset",
     "infidelity",
     "insertion",
     "integrated_gradients",
