@@ -25,8 +25,8 @@ for t in range(3):
     print(f"{one.label():40} {one.whole.item():7.3f} = inputs {sum(p.sum() for p in one.inputs.values()):+.3f} and the rest")
 
 # %%
-# What both classes share cancels in the contrast, biases included: it is the difference of the two explanations, and what is
-# left is what speaks for the one and not for the other.
+# The contrast is the difference of the two explanations, biases included: what speaks for both cancels. On this network the
+# pixels carry little of any of the three, and the maps look alike: what tells the two classes apart is found late.
 
 seen = subject.picture(photo)
 figure, axes = plt.subplots(1, 3, figsize=(9, 3.4), layout="constrained")

@@ -360,3 +360,19 @@ def test_classes_are_named():
     assert why[0].only(0).label() == "cat against ant"  # as many classes as samples are no classes of samples
     assert explain(dense(), X, target=[0, 1, 2], classes=names[:3])[1].classes == names[:3]
     assert explain(dense(), X, target=weighting(torch.ones(5))).label() == "weighted output"
+
+
+def test_pictures_of_several_targets_and_of_inner_modules(capsys):
+    from termwise.report.page import Section, fragment, page
+
+    why = explain(dense(), X, target=[contrast(2, 0), 1], classes=["ant", "bee", "cat", "dog", "eel"])
+    for html in (fragment(why), page([Section(why)]), why._repr_html_()):
+        assert html.index("cat against ant") < html.rindex("bee")
+    why.show()
+    assert "2 targets" in capsys.readouterr().out
+    inner = explain(dense(), X, target=1, at="2").check()
+    inner.show()
+    assert "inner module" in capsys.readouterr().out
+    convolutional = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 2)).double().eval()
+    there = explain(convolutional, torch.randn(1, 1, 6, 6, dtype=torch.float64), target=1, at="0")
+    assert "relevance of every pixel" in fragment(there)

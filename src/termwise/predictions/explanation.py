@@ -218,8 +218,6 @@ class Explanation(Decomposition):
     def _repr_html_(self) -> str:
         from termwise.report.page import fragment
 
-        if self.whole.ndim == 2:
-            return "".join(fragment(self.only(t)) for t in range(self.whole.shape[1]))
         return fragment(self)
 
     def heatmap(self, name: str | None = None, sample: int = 0) -> Float[Tensor, "height width"]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -65,13 +65,23 @@ def page(sections: Sequence[Section], title: str = "Why?", lead: str = "", foote
     """
     if not sections:
         raise ValueError("a page needs at least one section")
-    cards = [_context(section) for section in sections]
+    cards = [_context(one) for section in sections for one in _one_question_each(section)]
     return _templates().get_template("page.html").render(title=title, lead=lead, cards=cards, footer=footer)
 
 
 def fragment(decomposition: Decomposition, sample: int = 0) -> str:
     """A piece of HTML with its own style, for notebooks."""
-    return _templates().get_template("fragment.html").render(card=_context(Section(decomposition, sample=sample)))
+    template = _templates().get_template("fragment.html")
+    sections = _one_question_each(Section(decomposition, sample=sample))
+    return "\n".join(template.render(card=_context(section)) for section in sections)
+
+
+def _one_question_each(section: Section) -> list[Section]:
+    """Where several targets were explained at once, a section for each."""
+    only, whole = getattr(section.decomposition, "only", None), section.decomposition.whole
+    if only is None or whole.ndim != 2:
+        return [section]
+    return [replace(section, decomposition=only(t)) for t in range(whole.shape[1])]
 
 
 @cache
@@ -127,7 +137,7 @@ def _tiles(one: Decomposition) -> list[dict[str, str]]:
 def _pictures(one: Decomposition, picture: Any) -> list[dict[str, str]]:
     """Photo, map and overlay; the map alone where there is no photo; nothing where the input is no image."""
     heatmap = getattr(one, "heatmap", None)
-    images = [p for n, p in one.parts.items() if n.startswith("input:") and p.ndim == 4]
+    images = [p for n, p in one.parts.items() if n.startswith(("input:", "at:")) and p.ndim == 4]
     if heatmap is None or not images:
         return []
     relevance = heatmap()

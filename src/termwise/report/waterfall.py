@@ -18,7 +18,7 @@ from .colour import COOL, NEUTRAL, WARM
 
 __all__ = ["KINDS", "Bar", "bars", "figure"]
 
-KINDS = {"input": "input", "bias": "bias", "constant": "constant", "rule": "lost by rules"}
+KINDS = {"input": "input", "at": "inner module", "bias": "bias", "constant": "constant", "rule": "lost by rules"}
 """First word of a part's name -> what a reader calls it."""
 
 
@@ -50,7 +50,7 @@ def bars(decomposition: Decomposition, k: int = 10, sample: int = 0) -> list[Bar
     for name, value in contributions.items():
         kind, _, path = name.partition(":") if name.partition(":")[0] in KINDS else ("part", "", name)
         key = (path.rpartition("@")[2] if kind == "rule" else path, kind)
-        group = inputs if kind == "input" else others
+        group = inputs if kind in ("input", "at") else others
         group[key] = group.get(key, 0.0) + value
     ranked = sorted(others.items(), key=lambda item: -abs(item[1]))
     ranked = [item for item in ranked if item[1]]  # what is exactly nothing needs no bar
