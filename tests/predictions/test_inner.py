@@ -83,6 +83,16 @@ def test_relevance_there_is_value_times_gradient():
     torch.testing.assert_close(sum(why.shares().values()), torch.ones(2, dtype=torch.float64))
 
 
+def test_between_a_convolution_and_its_batch_norm():
+    """Rules that fold the one into the other leave them apart where somebody asks for what is between."""
+    model, inputs, _ = call("resnet")
+    there = explain(model, *inputs, target=2, rules="gamma", at="6.f.0").check()
+    assert there.inside["6.f.0"].shape == value_of(model[6].f[0], model, inputs, {"kwargs": None}).shape
+    assert "bias:6.f.1" in there.parts  # the batch norm's own
+    unit = explain(model, *inputs, target=2, rules="gamma", through=("6.f.0", 3)).check()
+    torch.testing.assert_close(unit.whole, there.inside["6.f.0"][:, 3].sum((1, 2)), rtol=0, atol=1e-12)
+
+
 def test_the_units_of_a_layer_are_the_whole_of_it():
     """What flows through each channel, summed over all channels, is the explanation of those who have no way around."""
     model, inputs, _ = call("resnet")

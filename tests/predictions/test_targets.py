@@ -130,6 +130,26 @@ def test_functions_in_a_list_are_recorded_together():
         torch.testing.assert_close(together.only(t).inputs["input"], alone.inputs["input"])
 
 
+def test_what_narrow_uses_round_is_booked_for_each_target():
+    """A float32 island in a float64 model: what meets there is rounded, once for each target and not for those before."""
+    torch.manual_seed(0)
+    first, last = nn.Linear(4, 6).double(), nn.Linear(6, 5).double()
+
+    class Island(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = first, last
+
+        def forward(self, x):
+            h = self.first(x).float()
+            return self.last((h.softmax(1) + h.log_softmax(1) * h.softmax(1)).double())
+
+    model = Island().eval()
+    together = explain(model, X, target=[0, 1, 2], rules="attnlrp").check()
+    for t in range(3):
+        same(together.only(t), explain(model, X, target=t, rules="attnlrp"))
+
+
 def test_one_forward_pass_serves_a_list(monkeypatch):
     from termwise.predictions.propagate import Pass
 
