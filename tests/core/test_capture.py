@@ -839,3 +839,12 @@ def test_the_names_of_arguments():
     call = Call(Named().eval(), (X(), {"k": [X()]}), {"scale": X()}, None)
     assert call.names == ["pixels", "extra.k.0", "scale"]
     assert Call(model, (X(), X()), {"b": X()}, None).names[-1] == "b"
+
+
+def test_samples_are_told_apart_in_a_strided_batch():
+    """Its layout chooses other kernels, and what these round otherwise is no influence of one sample on another."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()
+    x = torch.zeros(8, 6, dtype=torch.float64).T[::2, ::2][:2].copy_(torch.randn(2, 4, dtype=torch.float64))
+    assert not x.is_contiguous()
+    assert set(capture(model, x).axes.values()) == {SampleAxis(0)}

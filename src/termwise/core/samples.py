@@ -70,6 +70,7 @@ def locate(program: Program, example: list[Tensor]) -> dict[str, SampleAxis | No
                 return value, value, value
             sample = torch.arange(batch, device=value.device)
         sample = sample.reshape(*sample.shape, *[1] * (value.ndim - sample.ndim))
+        value = value.contiguous()  # as the others are: another layout is another kernel, which rounds otherwise everywhere
         noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
         step = noise * (value.std().nan_to_num() + 0.1)
         return value, value + step * (sample == 0), value + step * (sample == batch - 1)
