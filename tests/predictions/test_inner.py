@@ -83,6 +83,20 @@ def test_relevance_there_is_value_times_gradient():
     torch.testing.assert_close(sum(why.shares().values()), torch.ones(2, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("biases", ["distribute", "zero"])
+@pytest.mark.parametrize("rules", ["gamma", "zero", "EpsilonPlusFlat"])
+def test_biases_that_are_given_away_compose_too(rules, biases):
+    """And every target of a list is what it is alone: nothing of one backward pass is left for the next."""
+    model, inputs, _ = call("resnet")
+    composed(model, inputs, {}, "4", rules=rules, biases=biases)
+    together = explain(model, *inputs, target=[0, 1], rules=rules, biases=biases)
+    for t in range(2):
+        alone = explain(model, *inputs, target=t, rules=rules, biases=biases)
+        assert list(together.only(t).parts) == list(alone.parts)
+        for name, part in alone.parts.items():
+            torch.testing.assert_close(together.only(t).parts[name], part, rtol=0, atol=1e-12)
+
+
 def test_between_a_convolution_and_its_batch_norm():
     """Rules that fold the one into the other leave them apart where somebody asks for what is between."""
     model, inputs, _ = call("resnet")
