@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import core, predictions, report, testing, zoo
     from .core import Decomposition, DoesNotAddUp, capture
-    from .predictions import Explanation, compare, explain
+    from .predictions import Explanation, compare, decompx, explain
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Decomposition", "DoesNotAddUp", "Explanation", "__version__", "capture", "compare", "core", "explain", "predictions",
-    "report", "testing", "zoo",
+    "Decomposition", "DoesNotAddUp", "Explanation", "__version__", "capture", "compare", "core", "decompx", "explain",
+    "predictions", "report", "testing", "zoo",
 ]  # fmt: skip
 
 _ROOMS = ("core", "predictions", "report", "testing", "zoo")
 _VERBS = {
-    "capture": "core", "Decomposition": "core", "DoesNotAddUp": "core", "explain": "predictions", "Explanation":
-    "predictions", "compare": "predictions",
+    "capture": "core", "Decomposition": "core", "DoesNotAddUp": "core", "explain": "predictions",
+    "Explanation": "predictions", "compare": "predictions", "decompx": "predictions",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from .compare import METHODS, Comparison, compare
 from .dataset import MeanExplanation, explain_dataset
+from .decompx import TokenDecomposition, decompx
 from .explain import explain
 from .explanation import Explanation
 from .faithfulness import (
@@ -56,12 +57,14 @@ __all__ = [
     "Randomisation",
     "Segmentation",
     "Start",
+    "TokenDecomposition",
     "abpc",
     "blurred",
     "compare",
     "comprehensiveness_eraser",
     "continuation",
     "contrast",
+    "decompx",
     "deletion",
     "explain",
     "explain_dataset",
