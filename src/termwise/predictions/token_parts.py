@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 from .rules.attention import FUSED, SOFTMAX
@@ -81,23 +82,24 @@ def plain(args: Any) -> Any:
     return {k: plain(v) for k, v in args.items()} if isinstance(args, dict) else args
 
 
-def each_row(f: Callable[..., Any], *args: Any) -> Any:
+LOOPED = ("masked_scatter", "adaptive_avg_pool1d")
+"""What torch has no vectorised form of: row after row."""
+
+
+def each_row(f: Callable[..., Any], *args: Any, loop: bool = False) -> Any:
     """`f` of every row of the parts among nested `args`, other arguments as they are."""
-    found: list[Tensor] = []
+    # (no recursive closures here: they are cycles, and would keep the rows alive until the next collection)
+    leaves, spec = pytree.tree_flatten(list(args))
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Parts)]
+    found = [leaves[i].rows for i in places]
 
-    def take(a: Any) -> Any:
-        if isinstance(a, Parts):
-            found.append(a.rows)
-            return len(found) - 1, "row"
-        return type(a)(take(v) for v in a) if isinstance(a, (tuple, list)) else a
+    def of(*rows: Tensor) -> Any:
+        given = dict(zip(places, rows, strict=True))
+        return f(*pytree.tree_unflatten([given.get(i, leaf) for i, leaf in enumerate(leaves)], spec))
 
-    def put(a: Any, rows: Any) -> Any:
-        if isinstance(a, tuple) and len(a) == 2 and isinstance(a[1], str) and a[1] == "row":
-            return rows[a[0]]
-        return type(a)(put(v, rows) for v in a) if isinstance(a, (tuple, list)) else a
-
-    template = take(list(args))
-    return torch.vmap(lambda *rows: f(*put(template, rows)))(*found)
+    if loop:
+        return torch.stack([of(*rows) for rows in zip(*found, strict=True)])
+    return torch.vmap(of)(*found)
 
 
 def pending(args: Any) -> bool:
@@ -118,7 +120,7 @@ def linear_map(at: Place, y: Any, *args: Any, **kwargs: Any) -> Parts:
     if at.name == "getitem":
         x, i = args
         return Parts(y, x.rows[i], x.pending) if isinstance(x.rows, (tuple, list)) else Parts(y, x.rows[:, i], x.pending)
-    return Parts(y, each_row(lambda *a: op(*a, **kwargs), *args), pending(args))
+    return Parts(y, each_row(lambda *a: op(*a, **kwargs), *args, loop=at.name in LOOPED), pending(args))
 
 
 @parts("view_as", "expand_as", "type_as", follow=(0,), hold=(1,))
@@ -170,7 +172,7 @@ def assemble(at: Place, y: Tensor, *args: Any, **kwargs: Any) -> Parts:
     """Put together from pieces, some constant (a class token, padding): y = J x + offset, the offset made of zeros."""
     offset = at.op(*_zeroed(args), **kwargs)
     offset = offset.masked_fill(offset.isinf(), 0)
-    rows = each_row(lambda *a: at.op(*a, **kwargs), *args)
+    rows = each_row(lambda *a: at.op(*a, **kwargs), *args, loop=at.name in LOOPED)
     if not offset.any():
         return Parts(y, rows, pending(args))
     infinite = rows.isinf()

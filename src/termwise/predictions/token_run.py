@@ -88,8 +88,8 @@ def _check(node: fx.Node, carried: dict[fx.Node, list[fx.Node]]) -> None:
     stray = [i for i, v in enumerate(node.args) if follow is not None and i not in (*follow, *hold) for a in _nodes(v) if a in carried]
     if stray or (name not in FUSED and any(a in carried for a in _nodes(list(node.kwargs.values())))):
         raise ValueError(
-            f"{describe(node)} cannot be decomposed by token: it depends on the input through argument {(stray or ['by keyword'])[0]} "
-            "too, not only through its first"
+            f"{describe(node)} cannot be decomposed by token: it depends on the input through "
+            f"{f'argument {stray[0]}' if stray else 'a keyword argument'}, for which it has no rule"
         )
 
 

@@ -1,0 +1,352 @@
+"""DecompX against its slow definition, against CP-LRP run backwards, and against itself in chunks and batches."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.predictions.decompx_definition import Bert, decompose
+from torch import nn
+
+import termwise as tw
+from termwise.core.capture import Call, capture
+from termwise.predictions.explain import _Target
+from termwise.predictions.propagate import Pass
+from termwise.predictions.token_sharing import ACTIVATIONS, ALONE, BIASES, fractions
+from termwise.testing.architectures import build
+
+ENCODERS = ("bert", "roberta", "distilbert", "electra", "albert", "vit")
+DECODERS = ("gpt2", "gpt-neox", "llama", "mistral", "t5", "bart", "nn.Transformer")
+LAYERS = {
+    "bert": "bert.encoder.layer.1", "roberta": "roberta.encoder.layer.1", "distilbert": "distilbert.transformer.layer.0", "electra":
+    "electra.encoder.layer.1", "albert": "albert.encoder", "vit": "vit.layers.0", "gpt2": "transformer.h.0", "gpt-neox": "gpt_neox.layers.0",
+    "llama": "model.layers.0", "mistral": "model.layers.0", "t5": "decoder.block.0", "bart": "model.decoder.layers.0", "nn.Transformer":
+    "transformer.decoder.layers.0",
+}  # fmt: skip
+
+
+def bert(layers: int = 2) -> Bert:
+    torch.manual_seed(3)
+    net = Bert(layers).double().eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            if p.ndim == 1:
+                p.add_(0.5 * torch.randn_like(p))
+    return net.requires_grad_(False)
+
+
+IDS = torch.tensor([[1, 7, 3, 9, 2], [4, 4, 11, 0, 2]])
+
+
+# -- the slow definition ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ACTIVATIONS)
+@pytest.mark.parametrize("rule", BIASES)
+def test_the_definition(rule, mode):
+    net = bert()
+    found = tw.decompx(net, IDS, biases=rule, activation=mode)
+    scale = 1e-10 * (1 + sum(p.abs().max().item() for p in found.parts.values()))  # dot weighs by numbers that may be large
+    for sample in range(2):
+        logits, hidden = decompose(net, IDS[sample], rule, mode)
+        assert logits[:, :5].sub(found.inputs["ids"][sample]).abs().max() < scale
+        if rule == "parts":
+            assert logits[:, 5].sub(found.parts["bias:all modules"][sample]).abs().max() < scale
+            assert logits[:, 6].sub(found.parts["constant:all modules"][sample]).abs().max() < scale
+        else:
+            assert "bias:all modules" not in found.parts
+            assert found.parts["constant:all modules"].abs().max() < scale
+    for i in range(2):
+        inside = found.at(f"layers.{i}")
+        assert inside.parts["input:ids"].shape == (2, 5, 8, 5)
+        assert hidden[i][..., :5].sub(inside.parts["input:ids"][1]).abs().max() < scale
+
+
+# -- every architecture -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*ENCODERS, *DECODERS])
+def test_architecture(name):
+    """One test per architecture, since recording it is what costs."""
+    s = build(name).to(torch.float64)
+    for rule in BIASES:
+        found = tw.decompx(s.model, *s.inputs, kwargs=s.kwargs, biases=rule).check(1e-9)
+        assert found.cancellation() < 1e6 or rule == "dot"
+        assert all(p.abs().sum() > 0 for p in found.inputs.values())
+        inside = found.at(LAYERS[name]).check(1e-9)
+        assert inside.whole.ndim == 3
+    for mode in ("tangent", "relu"):
+        tw.decompx(s.model, *s.inputs, kwargs=s.kwargs, activation=mode).check(1e-9)
+    equals_relevance_run_backwards(s)
+    single = build(name)
+    tw.decompx(single.model, *single.inputs, kwargs=single.kwargs).check(1e-4)
+
+
+def equals_relevance_run_backwards(s):
+    """Duality: biases apart, slopes f(u)/u and constant attention make CP-LRP, token by token."""
+    program = capture(s.model, *s.inputs, kwargs=s.kwargs)
+    tensors = Call(s.model, s.inputs, s.kwargs or {}, None).tensors
+    forwards = tw.decompx(s.model, *s.inputs, kwargs=s.kwargs, biases="parts").of_class()
+    # some models cast to float32 inside; both machines compute in float64 throughout
+    backwards = Pass(program, "cp-lrp", lift=torch.float64).run(tensors, _Target(forwards.target, 2, None, per_sample=False))
+    scale = 1e-10 * backwards.whole.abs().min()
+    for name, part in forwards.inputs.items():
+        other = backwards.parts[f"input:{name}"]
+        if other.ndim == 4:  # pixels: as patches
+            other = other.sum(1).unflatten(1, (part.shape[1], -1)).unflatten(-1, (part.shape[2], -1)).sum((2, 4))
+        assert part.sub(other).abs().max() < scale
+    for kind in ("bias", "constant"):
+        total = sum((p.flatten(1).sum(1) for n, p in backwards.parts.items() if n.startswith(kind + ":")), torch.zeros(2).double())
+        assert forwards.parts[f"{kind}:all modules"].sub(total).abs().max() < scale
+
+
+def test_another_gate_rule_would_be_seen():
+    """The duality can fail: relevance that shares gated products half and half is not DecompX."""
+    s = build("llama").to(torch.float64)
+    forwards = tw.decompx(s.model, kwargs=s.kwargs, biases="parts").of_class()
+    halves = tw.explain(s.model, kwargs=s.kwargs, rules="zero", target=forwards.target)
+    assert forwards.inputs["input_ids"].sub(halves.inputs["input_ids"]).abs().max() > 1e-3 * halves.whole.abs().min()
+
+
+# -- sharing ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**31), st.booleans())
+def test_absdot_shares_are_a_distribution(rows, width, seed, orthogonal):
+    generator = torch.Generator().manual_seed(seed)
+    parts = torch.randn(rows, 3, width, generator=generator, dtype=torch.float64)
+    bias = torch.randn(3, width, generator=generator, dtype=torch.float64)
+    if orthogonal:
+        parts[:, 0] = 0  # at one position nothing has arrived
+    for rule in ("absdot", "abssim", "norm", "equal"):
+        weights = BIASES[rule](parts, bias, -1)
+        shares = fractions(weights, weights.sum(0))
+        assert (shares >= 0).all()
+        expected = torch.ones(3, 1, dtype=torch.float64)
+        if orthogonal:
+            expected[0] = 0
+        torch.testing.assert_close(shares.sum(0), expected, rtol=0, atol=1e-12)
+
+
+class Reads(nn.Module):
+    """A learned token, which is no input, beside the inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.mix, self.head = nn.Parameter(torch.randn(1, 1, 4)), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.mix(torch.cat([self.token.expand(len(x), -1, -1), x], 1))
+        return self.head(nn.functional.gelu(x).mean(1))
+
+
+def test_a_bias_that_no_token_claims_stays_a_constant():
+    net, x = Reads().double().eval(), torch.randn(2, 3, 4, dtype=torch.float64)
+    found = tw.decompx(net, x).check()
+    with torch.no_grad():  # everything at position 0, the bias of `mix` there included
+        alone = nn.functional.gelu(net.mix(net.token[0]))[0] @ net.head.weight.T / 4
+    pieces = {n: p for n, p in found.parts.items() if n.startswith("constant")}
+    # the head's own bias is shared with it as with a token
+    parts = torch.cat([found.inputs["x"], pieces["constant:all modules"].unsqueeze(-1)], -1)
+    weights = parts - net.head.bias.detach()[:, None] * share_of_head(net, x)
+    torch.testing.assert_close(weights[..., -1], alone.expand(2, -1), rtol=1e-9, atol=1e-12)
+
+
+def share_of_head(net, x):
+    apart = tw.decompx(nn.Sequential(net).eval(), x, biases="absdot")
+    net2 = Reads().double().eval()
+    net2.load_state_dict(net.state_dict())
+    nn.init.zeros_(net2.head.bias)
+    without = tw.decompx(net2, x)
+    rows = torch.cat([without.inputs["x"], without.parts["constant:all modules"].unsqueeze(-1)], -1)
+    dots = (rows * net.head.bias.detach()[:, None]).sum(1, keepdim=True).abs()
+    assert apart.error() < 1e-9
+    return dots / dots.sum(-1, keepdim=True)
+
+
+SLOPES = {
+    "gelu": lambda u: 0.5 * (1 + math.erf(u / math.sqrt(2))),
+    "silu": lambda u: 1 / (1 + math.exp(-u)),
+    "tanh": lambda u: math.tanh(u) / u if u else 1.0,
+    "relu": lambda u: float(u > 0),
+}
+
+
+@pytest.mark.parametrize("name", SLOPES)
+def test_slopes_have_their_limits(name):
+    f = getattr(torch.ops.aten, name)
+    u = torch.tensor([-3.0, -1e-3, -1.5e-12, -1e-300, 0.0, 1e-300, 1e-12, 1e-3, 2.0], dtype=torch.float64)
+    slope, offset = ACTIVATIONS["zero-origin"](f, u, f(u))
+    expected = torch.tensor([SLOPES[name](v) for v in u.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(slope, expected, rtol=1e-14, atol=1e-15)
+    assert not offset.any()
+
+
+@given(st.floats(-30, 30), st.sampled_from(["sigmoid", "gelu", "cos", "softplus"]), st.sampled_from(list(ACTIVATIONS)))
+def test_slope_and_offset_make_the_function(u, name, mode):
+    f, u = getattr(torch.ops.aten, name), torch.tensor([u], dtype=torch.float64)
+    slope, offset = ACTIVATIONS[mode](f, u, f(u))
+    torch.testing.assert_close(slope * u + offset, f(u), rtol=1e-7, atol=1e-12)
+
+
+# -- memory and batches -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", BIASES)
+def test_chunks_are_the_whole(rule):
+    net = bert()
+    together = tw.decompx(net, IDS, biases=rule)
+    run = vars(together)["_run"]
+    for size in (1, 2, 4):
+        calls = []
+        run.capacity = lambda _, size=size: size
+        run.totals.clear()
+        through, run._through = run._through, lambda *a, **k: (calls.append(1), through(*a, **k))[1]
+        rows = run(1).rows
+        run._through = through
+        pieces = math.ceil(5 / size)
+        assert len(calls) == pieces if rule in ALONE else len(calls) > pieces
+        scale = 1e-12 * (1 + together.inputs["ids"].abs().max())
+        assert rows[2:].movedim(0, -1).sub(together.inputs["ids"]).abs().max() < scale
+
+
+def peak(function) -> int:
+    """Peak bytes allocated above the start, from the allocator's events."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    now = high = 0
+    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            high = max(high, now)
+    return high
+
+
+class Wide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(64, 2, 128, batch_first=True) for _ in range(2))
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x.mean(1))
+
+
+def test_memory_is_kept():
+    net, x = Wide().eval().requires_grad_(False), torch.randn(1, 48, 64)
+    capture(net, x)
+    everything = peak(lambda: tw.decompx(net, x, biases="parts"))
+    for limit in (everything // 2, everything // 4, everything // 8):
+        assert peak(lambda: tw.decompx(net, x, biases="parts", max_memory=limit)) <= limit
+    # chunks are as long as they can be: no more than half of what is allowed stays unused
+    assert peak(lambda: tw.decompx(net, x, biases="parts", max_memory=everything // 2)) > everything // 6
+    torch.testing.assert_close(
+        tw.decompx(net, x, biases="parts", max_memory=everything // 8).inputs["x"], tw.decompx(net, x, biases="parts").inputs["x"]
+    )
+
+
+def test_memory_too_small_for_one_token_says_what_is_needed():
+    net = bert()
+    with pytest.raises(ValueError, match=r"max_memory=1,000 bytes is too little for one source token .* needs ([\d,]+)") as problem:
+        tw.decompx(net, IDS, max_memory=1000)
+    needed = int(str(problem.value).rpartition("needs ")[2].partition(".")[0].replace(",", ""))
+    tw.decompx(net, IDS, max_memory=needed).check()
+    with pytest.raises(ValueError, match="too little"):
+        tw.decompx(net, IDS, max_memory=needed - 1)
+
+
+def test_groups_are_sums():
+    net = bert()
+    mask = torch.tensor([0, 1, 1, 2, 0])
+    single, grouped = tw.decompx(net, IDS, biases="parts"), tw.decompx(net, IDS, biases="parts", feature_mask=mask)
+    parts = single.inputs["ids"]
+    expected = torch.stack([parts[..., [0, 4]].sum(-1), parts[..., [1, 2]].sum(-1), parts[..., 3]], -1)
+    torch.testing.assert_close(grouped.inputs["ids"], expected, rtol=1e-10, atol=1e-13)
+
+
+# -- the result, and bad input ----------------------------------------------------------------------------------------
+
+
+def test_one_class_is_one_of_all():
+    net = bert()
+    every = tw.decompx(net, IDS, names=[list("abcde")] * 2, classes=["x", "y", "z"])
+    for target in (1, torch.tensor([2, 0]), None):
+        one, alone = every.of_class(target), tw.decompx(net, IDS, target=target if target is not None else every.whole.argmax(1))
+        torch.testing.assert_close(one.whole, alone.whole)
+        torch.testing.assert_close(one.inputs["ids"], alone.inputs["ids"])
+        assert torch.equal(one.target, alone.target)
+    assert every.of_class(1).label() == "y"
+    assert every.of_class(1).top(1)[0][0].startswith("input:ids[")
+    assert every.label() == "every class"
+    assert [w.text for w in __import__("termwise.report.tokens", fromlist=["words"]).words(every.of_class())] == list("abcde")
+    assert "adds up" in every.summary() and "tokens" not in every.summary()
+    with pytest.raises(ValueError, match="one class per sample already"):
+        every.of_class(1).of_class(1)
+
+
+def test_targets_of_a_sequence():
+    s = build("gpt2").to(torch.float64)
+    mask = torch.ones_like(s.kwargs["input_ids"])
+    mask[1, 7:] = 0
+    kwargs = {**s.kwargs, "attention_mask": mask}
+    every = tw.decompx(s.model, kwargs=kwargs)
+    logits = s.model(**kwargs).logits
+    torch.testing.assert_close(every.whole, torch.stack([logits[0, -1], logits[1, 6]]))
+    assert every.inputs["input_ids"][1, :, 7:].abs().max() == 0  # what comes later is not seen
+    entry = tw.decompx(s.model, kwargs=kwargs, target=(3, 7))
+    torch.testing.assert_close(entry.whole, logits[:, 3, 7])
+    assert entry.inputs["input_ids"][:, 4:].abs().max() == 0
+    margin = tw.decompx(s.model, kwargs=kwargs, target=lambda out: out.logits[:, -1, 3] - out.logits[:, -1, 5]).check()
+    torch.testing.assert_close(margin.whole, logits[:, -1, 3] - logits[:, -1, 5])
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+def test_what_cannot_be_decomposed_is_named():
+    with pytest.raises(ValueError, match=r"aten\.lstm at rnn \(test_decompx\.py:\d+\) cannot be decomposed by token"):
+        tw.decompx(Recurrent().eval(), torch.randn(2, 5, 3))
+    with pytest.raises(ValueError, match=r"aten\.pow at the top of the model .* through argument 1, for which"):
+        tw.decompx(lambda x: 2.0**x, torch.randn(2, 3))
+    with pytest.raises(ValueError, match="no part of an input arrives at aten.sign"):
+        tw.decompx(lambda x: x.sign(), torch.randn(2, 3))
+
+
+def test_bad_input():
+    net = bert()
+    with pytest.raises(ValueError, match=r"unknown biases 'absdto': did you mean 'absdot'\?"):
+        tw.decompx(net, IDS, biases="absdto")
+    with pytest.raises(ValueError, match="unknown activation 'LA': known are zero-origin, tangent, relu"):
+        tw.decompx(net, IDS, activation="LA")
+    with pytest.raises(ValueError, match="no convolution reads it in separate patches"):
+        tw.decompx(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 2)).eval(), torch.randn(1, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"must hold integers and broadcast to one sample of ids, \(5,\)"):
+        tw.decompx(net, IDS, feature_mask=torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="without gaps"):
+        tw.decompx(net, IDS, feature_mask=torch.tensor([0, 1, 1, 3, 0]))
+    with pytest.raises(ValueError, match="the explained inputs are ids"):
+        tw.decompx(net, IDS, feature_mask={"id": torch.arange(5)})
+    found = tw.decompx(net, IDS)
+    with pytest.raises(ValueError, match=r"no module 'layer\.1' .* did you mean 'layers\.1'"):
+        found.at("layer.1")
+    with pytest.raises(ValueError, match="sliced or loaded"):
+        found[0].at("layers.0")
+    with pytest.raises(ValueError, match="out of range"):
+        found.of_class(3)
+    with pytest.raises(ValueError, match="has 2 values that are NaN"):
+        tw.decompx(nn.Linear(3, 2).eval(), torch.tensor([[math.nan, 1.0, math.nan]]))
+
+
+def test_the_parts_of_a_rounded_model_are_those_of_its_exact_values():
+    s = build("bert").to(torch.bfloat16)
+    found = tw.decompx(s.model, kwargs=s.kwargs).check(1e-4)
+    assert found.whole.dtype == torch.float32
