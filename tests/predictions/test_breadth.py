@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.predictions import by_token
 
 from termwise.core.capture import Call, capture, explained
 from termwise.core.program import info
@@ -24,6 +25,9 @@ def test_architecture(name):
         adds_up(s, rules)
     for rules in ("zero", "cp-lrp", "attnlrp"):
         every_node_conserves(s, rules)
+    if name in by_token.LAYERS:
+        by_token.adds_up_by_token(s, by_token.LAYERS[name])
+        by_token.is_relevance_run_forwards(s)
     if s.batched:
         a_batch_is_its_samples(s)
     single = build(name, batch=BATCH)

@@ -1,5 +1,6 @@
 """DecompX against its slow definition, against CP-LRP run backwards, and against itself in chunks and batches."""
 
+import functools
 import math
 
 import pytest
@@ -10,25 +11,14 @@ from tests.predictions.decompx_definition import Bert, decompose
 from torch import nn
 
 import termwise as tw
-from termwise.core.capture import Call, capture
-from termwise.predictions.explain import _Target
-from termwise.predictions.propagate import Pass
+from termwise.core.capture import capture
 from termwise.predictions.token_sharing import ACTIVATIONS, ALONE, BIASES, fractions
 from termwise.testing.architectures import build
 
-ENCODERS = ("bert", "roberta", "distilbert", "electra", "albert", "vit")
-DECODERS = ("gpt2", "gpt-neox", "llama", "mistral", "t5", "bart", "nn.Transformer")
-LAYERS = {
-    "bert": "bert.encoder.layer.1", "roberta": "roberta.encoder.layer.1", "distilbert": "distilbert.transformer.layer.0", "electra":
-    "electra.encoder.layer.1", "albert": "albert.encoder", "vit": "vit.layers.0", "gpt2": "transformer.h.0", "gpt-neox": "gpt_neox.layers.0",
-    "llama": "model.layers.0", "mistral": "model.layers.0", "t5": "decoder.block.0", "bart": "model.decoder.layers.0", "nn.Transformer":
-    "transformer.decoder.layers.0",
-}  # fmt: skip
-
-
-def bert(layers: int = 2) -> Bert:
+@functools.cache  # recorded once
+def bert() -> Bert:
     torch.manual_seed(3)
-    net = Bert(layers).double().eval()
+    net = Bert().double().eval()
     with torch.no_grad():
         for p in net.parameters():
             if p.ndim == 1:
@@ -63,42 +53,7 @@ def test_the_definition(rule, mode):
         assert hidden[i][..., :5].sub(inside.parts["input:ids"][1]).abs().max() < scale
 
 
-# -- every architecture -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", [*ENCODERS, *DECODERS])
-def test_architecture(name):
-    """One test per architecture, since recording it is what costs."""
-    s = build(name).to(torch.float64)
-    for rule in BIASES:
-        found = tw.decompx(s.model, *s.inputs, kwargs=s.kwargs, biases=rule).check(1e-9)
-        assert found.cancellation() < 1e6 or rule == "dot"
-        assert all(p.abs().sum() > 0 for p in found.inputs.values())
-        inside = found.at(LAYERS[name]).check(1e-9)
-        assert inside.whole.ndim == 3
-    for mode in ("tangent", "relu"):
-        tw.decompx(s.model, *s.inputs, kwargs=s.kwargs, activation=mode).check(1e-9)
-    equals_relevance_run_backwards(s)
-    single = build(name)
-    tw.decompx(single.model, *single.inputs, kwargs=single.kwargs).check(1e-4)
-
-
-def equals_relevance_run_backwards(s):
-    """Duality: biases apart, slopes f(u)/u and constant attention make CP-LRP, token by token."""
-    program = capture(s.model, *s.inputs, kwargs=s.kwargs)
-    tensors = Call(s.model, s.inputs, s.kwargs or {}, None).tensors
-    forwards = tw.decompx(s.model, *s.inputs, kwargs=s.kwargs, biases="parts").of_class()
-    # some models cast to float32 inside; both machines compute in float64 throughout
-    backwards = Pass(program, "cp-lrp", lift=torch.float64).run(tensors, _Target(forwards.target, 2, None, per_sample=False))
-    scale = 1e-10 * backwards.whole.abs().min()
-    for name, part in forwards.inputs.items():
-        other = backwards.parts[f"input:{name}"]
-        if other.ndim == 4:  # pixels: as patches
-            other = other.sum(1).unflatten(1, (part.shape[1], -1)).unflatten(-1, (part.shape[2], -1)).sum((2, 4))
-        assert part.sub(other).abs().max() < scale
-    for kind in ("bias", "constant"):
-        total = sum((p.flatten(1).sum(1) for n, p in backwards.parts.items() if n.startswith(kind + ":")), torch.zeros(2).double())
-        assert forwards.parts[f"{kind}:all modules"].sub(total).abs().max() < scale
+# -- against relevance run backwards; on every architecture in test_breadth.py, where they are recorded ------------------
 
 
 def test_another_gate_rule_would_be_seen():
@@ -143,26 +98,11 @@ class Reads(nn.Module):
 
 def test_a_bias_that_no_token_claims_stays_a_constant():
     net, x = Reads().double().eval(), torch.randn(2, 3, 4, dtype=torch.float64)
+    nn.init.zeros_(net.head.bias)
     found = tw.decompx(net, x).check()
-    with torch.no_grad():  # everything at position 0, the bias of `mix` there included
-        alone = nn.functional.gelu(net.mix(net.token[0]))[0] @ net.head.weight.T / 4
-    pieces = {n: p for n, p in found.parts.items() if n.startswith("constant")}
-    # the head's own bias is shared with it as with a token
-    parts = torch.cat([found.inputs["x"], pieces["constant:all modules"].unsqueeze(-1)], -1)
-    weights = parts - net.head.bias.detach()[:, None] * share_of_head(net, x)
-    torch.testing.assert_close(weights[..., -1], alone.expand(2, -1), rtol=1e-9, atol=1e-12)
-
-
-def share_of_head(net, x):
-    apart = tw.decompx(nn.Sequential(net).eval(), x, biases="absdot")
-    net2 = Reads().double().eval()
-    net2.load_state_dict(net.state_dict())
-    nn.init.zeros_(net2.head.bias)
-    without = tw.decompx(net2, x)
-    rows = torch.cat([without.inputs["x"], without.parts["constant:all modules"].unsqueeze(-1)], -1)
-    dots = (rows * net.head.bias.detach()[:, None]).sum(1, keepdim=True).abs()
-    assert apart.error() < 1e-9
-    return dots / dots.sum(-1, keepdim=True)
+    with torch.no_grad():  # all of position 0, the bias of `mix` there included
+        alone = net.head(nn.functional.gelu(net.mix(net.token[0]))[0] / 4)
+    torch.testing.assert_close(found.parts["constant:all modules"], alone.expand(2, -1), rtol=1e-9, atol=1e-12)
 
 
 SLOPES = {
@@ -346,7 +286,9 @@ def test_bad_input():
         tw.decompx(nn.Linear(3, 2).eval(), torch.tensor([[math.nan, 1.0, math.nan]]))
 
 
-def test_the_parts_of_a_rounded_model_are_those_of_its_exact_values():
-    s = build("bert").to(torch.bfloat16)
-    found = tw.decompx(s.model, kwargs=s.kwargs).check(1e-4)
-    assert found.whole.dtype == torch.float32
+def test_half_precision_is_computed_in_single():
+    net = Bert().eval()
+    assert tw.decompx(net, IDS).check(1e-5).whole.dtype == torch.float32
+    half = tw.decompx(net.to(torch.bfloat16), IDS).check(1e-5)
+    assert half.whole.dtype == torch.float32
+    torch.testing.assert_close(half.whole, net.float()(IDS).detach())

@@ -203,10 +203,10 @@ class Run:
 
     def _through(self, chunk: range, summing: bool = False) -> Parts:
         self.chunk, self.summing = chunk, summing
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = self.bound()
         for node in self.program.graph.find_nodes(op="placeholder"):
-            value = self.bound[node.name]
-            values[node.name] = self._leaf(node, value) if node in self.plan.needed else value
+            if node in self.plan.needed:
+                values[node.name] = self._leaf(node, values[node.name])
         device = self.tensors[0].device.type
         try:
             with torch.no_grad(), torch.autocast(device, enabled=False):
@@ -215,7 +215,6 @@ class Run:
             return arrived.parts
         raise AssertionError("the end of the plan is not in the graph")
 
-    @property
     def bound(self) -> dict[str, Tensor]:
         """A value for every placeholder, in the dtype of the run."""
         bound = self.program.bind(self.tensors)
@@ -227,7 +226,11 @@ class Run:
     def _op(self, node: fx.Node, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
         """The operation and its arguments, where the program asks for a narrower dtype in the run's own."""
         op: Any = node.target
-        return op.lift(self.dtype) if isinstance(op, Composite) else op, lifted(args, self.dtype), lifted(kwargs, self.dtype)
+        if isinstance(op, Composite):
+            kept = self.program.derived.setdefault(("lifted", self.dtype), {})
+            op = kept.setdefault(node, None) or op.lift(self.dtype)
+            kept[node] = op
+        return op, lifted(args, self.dtype), lifted(kwargs, self.dtype)
 
     def _visit(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         op, args, kwargs = self._op(node, args, kwargs)
@@ -289,7 +292,7 @@ class Run:
             return y
 
         with torch.no_grad(), torch.autocast(self.tensors[0].device.type, enabled=False):
-            interpret(self.program.graph, self.bound, visit)
+            interpret(self.program.graph, self.bound(), visit)
 
 
 class Place:
