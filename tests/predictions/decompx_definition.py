@@ -107,7 +107,10 @@ def encode(layer, x, rule, mode):
         for h in range(HEADS):
             head = slice(h * d, (h + 1) * d)
             for j in range(s):
-                z = [zk + a[h][i, j] * (layer.out.weight[:, head] @ (layer.value.weight[head] @ xk)) for zk, xk in zip(z, x[j], strict=True)]
+                z = [
+                    zk + a[h][i, j] * (layer.out.weight[:, head] @ (layer.value.weight[head] @ xk))
+                    for zk, xk in zip(z, x[j], strict=True)
+                ]
         z = share([zk + xk for zk, xk in zip(z, x[i], strict=True)], bias, rule)
         z = layer_norm(z, layer.norm1, rule)
         u = activation(linear(z, layer.up, rule), gelu, gelu_slope, rule, mode)

@@ -50,7 +50,7 @@ def decompx(
     max_memory: int | None = None,
     biases: str = "absdot",
     activation: str = "zero-origin",
-    feature_mask: Int[Tensor, "..."] | Mapping[str, Tensor] | None = None,
+    feature_mask: Int[Tensor, " *sample"] | Mapping[str, Tensor] | None = None,
     names: Sequence[Any] | None = None,
     classes: Sequence[str] | None = None,
 ) -> TokenDecomposition:
@@ -102,7 +102,9 @@ def decompx(
     tensors = program.tensors(*args, kwargs=keywords)
     batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
     _one_sample_each(program, batch)
-    run = Run(program, _planned(program, program.output), tensors, _sources(program, tensors, batch, feature_mask), biases, activation)
+    run = Run(
+        program, _planned(program, program.output), tensors, _sources(program, tensors, batch, feature_mask), biases, activation
+    )
     found = run(max_memory)
     chosen = _Target(None if pick else target, batch, keywords.get("attention_mask"), per_sample=pick is not None)
     scored = found if pick else _every_class(found, chosen) if target is None else _scored(found, chosen)
@@ -130,7 +132,7 @@ def decompx(
 class TokenDecomposition(Explanation):
     """Logits written as sums over source tokens. `whole` has shape (batch, classes), or (batch,) for one target.
 
-    Parts: ``"input:<argument>"`` (\\*whole's shape, tokens), for images (\\*whole's shape, rows, columns) of patches;
+    Parts: ``"input:<argument>"`` with the whole's axes first, then its tokens (for images rows and columns of patches);
     ``"bias:all modules"`` where biases are kept apart; ``"constant:all modules"``: what no token has a claim to (class and
     mask tokens, learned queries, biases at positions that no token has reached). For every module on its own use
     ``termwise.explain(..., rules="cp-lrp")``.
@@ -220,12 +222,12 @@ def _planned(program: Program, end: fx.Node) -> Plan:
 def _last_of(program: Program, path: str) -> fx.Node:
     """The last floating value that a module computes."""
     paths = {info(n).path for n in program.nodes}
-    inside = [
-        n for n in program.nodes
-        if (info(n).path == path or info(n).path.startswith(path + ".")) and info(n).active and isinstance(n.meta.get("val"), Tensor)
-    ]  # fmt: skip
+    mine = [n for n in program.nodes if info(n).path == path or info(n).path.startswith(path + ".")]
+    inside = [n for n in mine if info(n).active and isinstance(n.meta.get("val"), Tensor)]
     if not path or not inside:
-        close = difflib.get_close_matches(path, {p[:i] for p in paths for i in range(len(p) + 1) if p[i : i + 1] in ("", ".")}, n=1)
+        close = difflib.get_close_matches(
+            path, {p[:i] for p in paths for i in range(len(p) + 1) if p[i : i + 1] in ("", ".")}, n=1
+        )
         hint = f": did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"no module {path!r} of {type(program.model).__name__} computes anything of the input{hint}")
     return inside[-1]
@@ -281,7 +283,9 @@ def _sources(program: Program, tensors: list[Tensor], batch: int, mask: Any) -> 
         )
     if mask is not None and not isinstance(mask, Mapping):
         if len(names) > 1:
-            raise ValueError(f"there are {len(names)} inputs: give feature_mask as a mapping from their names, {', '.join(names)}")
+            raise ValueError(
+                f"there are {len(names)} inputs: give feature_mask as a mapping from their names, {', '.join(names)}"
+            )
         mask = {names[0]: mask}
     if unknown := set(mask or {}) - set(names):
         raise ValueError(f"feature_mask names {', '.join(sorted(unknown))}: the explained inputs are {', '.join(names)}")
@@ -289,7 +293,9 @@ def _sources(program: Program, tensors: list[Tensor], batch: int, mask: Any) -> 
     for name in names:
         value = given[name]
         if value.ndim == 0 or value.shape[0] != batch:
-            raise ValueError(f"{name} has shape {tuple(value.shape)} for {batch} samples: every explained input needs its batch first")
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)} for {batch} samples: every explained input needs its batch first"
+            )
         node = placeholders.get(name)
         shape, label = _labelled(mask[name], value, name) if mask and name in mask else _own(value, node, name)
         shapes.append(shape)
@@ -300,10 +306,14 @@ def _sources(program: Program, tensors: list[Tensor], batch: int, mask: Any) -> 
 
 def _labelled(mask: Tensor, value: Tensor, name: str) -> tuple[tuple[int, ...], Tensor]:
     sample = value.shape[1:]
-    if mask.is_floating_point() or mask.ndim > len(sample) or any(m not in (1, n) for m, n in zip(mask.shape[::-1], sample[::-1], strict=False)):
+    if (
+        mask.is_floating_point()
+        or mask.ndim > len(sample)
+        or any(m not in (1, n) for m, n in zip(mask.shape[::-1], sample[::-1], strict=False))
+    ):
         raise ValueError(
-            f"feature_mask has shape {tuple(mask.shape)} and dtype {mask.dtype}: it must hold integers and broadcast to one sample of "
-            f"{name}, {tuple(sample)}"
+            f"feature_mask has shape {tuple(mask.shape)} and dtype {mask.dtype}: it must hold integers and broadcast to one "
+            f"sample of {name}, {tuple(sample)}"
         )
     n = int(mask.max()) + 1
     if mask.min() < 0 or len(mask.unique()) != n:

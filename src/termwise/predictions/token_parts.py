@@ -129,7 +129,12 @@ def like_another(at: Place, y: Tensor, x: Parts, other: Tensor) -> Parts:
     return Parts(y, each_row(lambda row: at.op(row, other), x), x.pending)
 
 
-@parts("linalg_vector_norm", "norm", *WINNERS, *[op for op in HOMOGENEOUS if op not in ("relu", "leaky_relu", "abs", "_prelu_kernel", "prelu", "rrelu")])
+@parts(
+    "linalg_vector_norm",
+    "norm",
+    *WINNERS,
+    *[op for op in HOMOGENEOUS if op not in ("relu", "leaky_relu", "abs", "_prelu_kernel", "prelu", "rrelu")],
+)
 def own_derivative(at: Place, y: Any, x: Parts, *args: Any, **kwargs: Any) -> Parts:
     """Of degree one, f(x) = x * grad f: the rows go through its own derivative, a winner's to the winner."""
     first = isinstance(y, (tuple, list))
@@ -149,7 +154,7 @@ def add(at: Place, y: Tensor, a: Any, b: Any, scale: float = 1, *, alpha: float 
     alpha = alpha * scale
     scales = (scales[0] * alpha, scales[1]) if at.name == "rsub" else (scales[0], scales[1] * alpha)
     out: Parts | None = None
-    for position, (x, s) in enumerate(zip((a, b), scales, strict=True)):
+    for x, s in zip((a, b), scales, strict=True):
         if isinstance(x, Parts):
             rows = _expanded(x.rows, y)
             if out is None:
@@ -261,7 +266,9 @@ def rms_norm(at: Place, y: Any, x: Parts, *args: Any, **kwargs: Any) -> Parts:
 
 
 @parts("group_norm", follow=(0,))
-def group_norm(at: Place, y: Tensor, x: Parts, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Parts:
+def group_norm(
+    at: Place, y: Tensor, x: Parts, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
+) -> Parts:
     """Per group of channels, as `layer_norm`."""
     x = at.shared(x)
     value, rows = (v.unflatten(v.ndim - y.ndim + 1, (groups, -1)) for v in (x.value, x.rows))

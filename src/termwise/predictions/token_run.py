@@ -85,7 +85,9 @@ def _check(node: fx.Node, carried: dict[fx.Node, list[fx.Node]]) -> None:
             "variable. termwise.explain has a rule for more operations"
         )
     follow, hold = FOLLOWED.get(name), HELD.get(name, ())
-    stray = [i for i, v in enumerate(node.args) if follow is not None and i not in (*follow, *hold) for a in _nodes(v) if a in carried]
+    stray = [
+        i for i, v in enumerate(node.args) if follow is not None and i not in (*follow, *hold) for a in _nodes(v) if a in carried
+    ]
     if stray or (name not in FUSED and any(a in carried for a in _nodes(list(node.kwargs.values())))):
         raise ValueError(
             f"{describe(node)} cannot be decomposed by token: it depends on the input through "
@@ -243,7 +245,9 @@ class Run:
         else:
             held = self.plan.held[node]
             place = Place(self, node, op)
-            out = TABLE[place.name](place, y, *(v if i in held else a for i, (a, v) in enumerate(zip(args, values, strict=True))), **keywords)
+            out = TABLE[place.name](
+                place, y, *(v if i in held else a for i, (a, v) in enumerate(zip(args, values, strict=True))), **keywords
+            )
         if node is self.plan.end:
             raise _Arrived(Place(self, node, op).shared(out, again=9))
         return out

@@ -39,9 +39,7 @@ class Sentiment(nn.Module):
         super().__init__()
         self.encoder, self.head = encoder, nn.Linear(width, 2)
 
-    def forward(
-        self, input_ids: Int[Tensor, "b t"], attention_mask: Int[Tensor, "b t"] | None = None
-    ) -> Float[Tensor, "b 2"]:
+    def forward(self, input_ids: Int[Tensor, "b t"], attention_mask: Int[Tensor, "b t"] | None = None) -> Float[Tensor, "b 2"]:
         logits: Tensor = self.head(self.encoder(input_ids, attention_mask))
         return logits
 
