@@ -18,6 +18,7 @@ from termwise.predictions import (
     patches,
     smoothgrad,
 )
+from termwise.predictions import contrast, decompx, explain, patches
 from termwise.testing import CHECKS, DecompositionContract, Example, check_decomposition
 
 
@@ -92,6 +93,11 @@ def unbiased() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False))
 
 
+def tokens(make_model, inputs: tuple, dtype: torch.dtype = torch.float64, **options) -> Example:
+    model = seeded(make_model).to(dtype).eval()
+    return Example(lambda *x: decompx(model, *x, **options), exact=True, inputs=inputs, models=(model,))
+
+
 IDS = (torch.tensor([[1, 2, 3, 4, 5], [3, 3, 9, 10, 0], [7, 1, 2, 2, 8]]),)
 ROWS = {
     **{f"dense, {rules}": row(dense, (rand(3, 4),), rules=rules) for rules in ("zero", "epsilon", "gamma", "z+", "default")},
@@ -127,6 +133,10 @@ ROWS = {
     "a data set": Example(
         lambda x: explain_dataset(seeded(dense).double().eval(), x.split(2), target=1), exact=True, inputs=(rand(3, 4),), batched=False
     ),
+    **{f"tokens, {rule}": tokens(Attention, IDS, biases=rule) for rule in ("absdot", "parts")},
+    "tokens, one class": tokens(Attention, IDS, target=1),
+    "tokens, in chunks": tokens(Attention, IDS, max_memory="55KB"),
+    "tokens in float32": tokens(Attention, IDS, torch.float32),
     "two inputs": Example(lambda a, b: explain(lambda a, b: (a * b).sum(1), a, b), exact=True, inputs=(rand(3, 4), rand(3, 4) + 1)),
 }  # fmt: skip
 

@@ -4,8 +4,8 @@ import torch
 
 import termwise as tw
 from termwise.core.capture import Call, capture
-from termwise.predictions.explain import _Target
 from termwise.predictions.propagate import Pass
+from termwise.predictions.targets import Entry, Seen
 from termwise.predictions.token_sharing import BIASES
 
 LAYERS = {
@@ -33,8 +33,8 @@ def is_relevance_run_forwards(s) -> None:
     tensors = Call(s.model, s.inputs, s.kwargs or {}, None).tensors
     forwards = tw.decompx(s.model, *s.inputs, kwargs=s.kwargs, biases="parts").of_class()
     # some models cast to float32 inside; both machines compute in float64 throughout
-    batch = len(forwards)
-    backwards = Pass(program, "cp-lrp", lift=torch.float64).run(tensors, _Target(forwards.target, batch, None, per_sample=False))
+    batch, start = len(forwards), Entry(forwards.target)
+    backwards = Pass(program, "cp-lrp", lift=torch.float64).run(tensors, lambda out: start.of(out, Seen(batch))[0])
     scale = 1e-10 * backwards.whole.abs().min()
     for name, part in forwards.inputs.items():
         other = backwards.parts[f"input:{name}"]

@@ -192,14 +192,23 @@ def test_memory_is_kept():
 
 def test_memory_too_small_for_one_token_says_what_is_needed():
     net = bert()
-    with pytest.raises(
-        ValueError, match=r"max_memory=1,000 bytes is too little for one source token .* needs ([\d,]+)"
-    ) as problem:
+    with pytest.raises(ValueError, match=r"max_memory=1\.0KB is too small for one source token .* needs [\d.]+KB\.") as problem:
         tw.decompx(net, IDS, max_memory=1000)
-    needed = int(str(problem.value).rpartition("needs ")[2].partition(".")[0].replace(",", ""))
+    needed = str(problem.value).rpartition("needs ")[2].partition(". ")[0]
     tw.decompx(net, IDS, max_memory=needed).check()
-    with pytest.raises(ValueError, match="too little"):
-        tw.decompx(net, IDS, max_memory=needed - 1)
+    with pytest.raises(ValueError, match="too small"):
+        tw.decompx(net, IDS, max_memory=int(0.95e3 * float(needed.removesuffix("KB"))))
+
+
+def test_several_targets_and_contrasts():
+    net = bert()
+    every = tw.decompx(net, IDS, biases="parts")
+    contrast = tw.predictions.contrast(0, 2)
+    pair = tw.decompx(net, IDS, biases="parts", target=[1, contrast]).check()
+    torch.testing.assert_close(pair.whole[:, 1], every.whole[:, 0] - every.whole[:, 2])
+    torch.testing.assert_close(pair.inputs["ids"][:, 0], every.inputs["ids"][:, 1])
+    torch.testing.assert_close(pair.inputs["ids"][:, 1], every.inputs["ids"][:, 0] - every.inputs["ids"][:, 2])
+    assert pair.only(1).label() == tw.explain(net, IDS, target=contrast).label()
 
 
 def test_groups_are_sums():
@@ -209,6 +218,9 @@ def test_groups_are_sums():
     parts = single.inputs["ids"]
     expected = torch.stack([parts[..., [0, 4]].sum(-1), parts[..., [1, 2]].sum(-1), parts[..., 3]], -1)
     torch.testing.assert_close(grouped.inputs["ids"], expected, rtol=1e-10, atol=1e-13)
+    per_sample = tw.decompx(net, IDS, biases="parts", feature_mask=torch.stack([mask, mask.flip(0)]))
+    torch.testing.assert_close(per_sample.inputs["ids"][0], expected[0], rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(per_sample.inputs["ids"][1, :, 2], parts[1, :, 1], rtol=1e-10, atol=1e-13)
 
 
 # -- the result, and bad input ----------------------------------------------------------------------------------------
@@ -224,7 +236,7 @@ def test_one_class_is_one_of_all():
         assert torch.equal(one.target, alone.target)
     assert every.of_class(1).label() == "y"
     assert every.of_class(1).top(1)[0][0].startswith("input:ids[")
-    assert every.label() == "every class"
+    assert every.label() == "3 targets"
     assert [w.text for w in words(every.of_class())] == list("abcde")
     assert "adds up" in every.summary()
     with pytest.raises(ValueError, match="one class per sample already"):
@@ -273,10 +285,10 @@ def test_bad_input():
         tw.decompx(net, IDS, activation="LA")
     with pytest.raises(ValueError, match="no convolution reads it in separate patches"):
         tw.decompx(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 2)).eval(), torch.randn(1, 3, 8, 8))
-    with pytest.raises(ValueError, match=r"must hold integers and broadcast to one sample of ids, \(5,\)"):
+    with pytest.raises(ValueError, match=r"feature_mask has shape \(2,\), ids has \(2, 5\)"):
         tw.decompx(net, IDS, feature_mask=torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match="without gaps"):
-        tw.decompx(net, IDS, feature_mask=torch.tensor([0, 1, 1, 3, 0]))
+    with pytest.raises(TypeError, match=r"integers; it is torch\.float32"):
+        tw.decompx(net, IDS, feature_mask=torch.rand(5))
     with pytest.raises(ValueError, match="the explained inputs are ids"):
         tw.decompx(net, IDS, feature_mask={"id": torch.arange(5)})
     found = tw.decompx(net, IDS)

@@ -26,15 +26,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, fx, nn
 
 from termwise.core.capture import arguments, capture
 from termwise.core.decomposition import Decomposition
 from termwise.core.program import Program, info, op_name
 
-from .explain import Target, _finite_inputs, _names, _one_sample_each, _Scored, _Target
+from .explain import _finite_inputs, _names, _one_sample_each
 from .explanation import Explanation
+from .groups import Groups, Mask, _fitted
+from .memory import as_bytes
+from .targets import Asked, Entry, Seen, Start, Target, _last, asked
 from .token_parts import BIAS, CONSTANT, FIRST, Parts
 from .token_run import Plan, Run, Sources, plan
 from .token_sharing import ACTIVATIONS, BIASES
@@ -46,11 +48,11 @@ def decompx(
     model: nn.Module | Callable[..., Any],
     *inputs: Any,
     kwargs: Mapping[str, Any] | None = None,
-    target: Target = None,
-    max_memory: int | None = None,
+    target: Target | list[Target] = None,
+    max_memory: int | str | None = None,
     biases: str = "absdot",
     activation: str = "zero-origin",
-    feature_mask: Int[Tensor, " *sample"] | Mapping[str, Tensor] | None = None,
+    feature_mask: Mask | None = None,
     names: Sequence[Any] | None = None,
     classes: Sequence[str] | None = None,
 ) -> TokenDecomposition:
@@ -60,24 +62,25 @@ def decompx(
         model: a module in eval mode, or a function of tensors.
         *inputs: its positional arguments, batch first. A single mapping (a tokenizer's output) is passed as keywords.
         kwargs: its keyword arguments.
-        target: None: every class (of a sequence of outputs, at the last position that `attention_mask` allows).
-            Otherwise one scalar per sample, as for `termwise.explain`: a class index, one per sample, a tuple, or a
-            function from the output to shape (batch,).
-        max_memory: bytes that may be used beside the model's weights; tokens are then taken in chunks. With biases "parts",
-            "cls" or "dot" chunks are independent, and cost no more. Under the other rules a share depends on all
-            tokens; the sum of weights is found bias by bias, and the first part of the pass is repeated for each.
+        target: None: every class (of a sequence of outputs, at the last position that `attention_mask` allows). Otherwise
+            as for `termwise.explain`: a class index, one per sample, a tuple, `contrast(...)` and its kin, a function of
+            the output, or a list of these.
+        max_memory: bytes, or ``"2GB"``, that the tensors of this call may take beside the model and its inputs; tokens are
+            then taken in chunks. With biases "parts", "cls" or "dot" chunks are independent, and cost no more. Under
+            the other rules a share depends on all tokens: the sum of weights is found bias by bias, and what comes
+            before it is run again for each.
         biases: who gets a bias b: "absdot" |<x_k, b>|, "abssim" |cos(x_k, b)|, "norm" |x_k|, "equal" all parts that
             are not 0, "dot" <x_k, b> (signed, unstable), "cls" the first token; "parts": nobody, biases stay apart.
         activation: how an activation function f acts on parts, u being the whole: "zero-origin" slope f(u)/u;
             "tangent" slope f'(u); "relu" 1 where u > 0. What the slope leaves is an offset, and treated as a bias.
-        feature_mask: integer labels 0..n-1 of what counts as one source, in the shape of one sample of an input (one mapping
-            per input name where there are several). By default a token id; a row of (batch, tokens, features); a
-            number of (batch, features); the patch of an image that the model's first convolution reads as one.
+        feature_mask: what counts as one source, an integer 0..n-1 for every entry, as `termwise.explain` takes it (by
+            name where there are several inputs); fewer sources cost less. By default a token id; a row of (batch,
+            tokens, features); a number of (batch, features); the patch of an image that the first convolution reads as one.
         names: the tokens, for pictures: one list per sample, or one list for one sample.
         classes: names of the classes.
 
     Returns:
-        A `TokenDecomposition`; `whole` has shape (batch, classes), or (batch,) with a target.
+        A `TokenDecomposition`; `whole` has shape (batch, classes); with a target (batch,), with a list (batch, targets).
 
     Raises:
         ValueError: for an operation that cannot be decomposed by token (named, with its module path), an unknown rule,
@@ -97,29 +100,34 @@ def decompx(
     _known("activation", activation, ACTIVATIONS)
     model, args, keywords = arguments(model, inputs, kwargs)
     _finite_inputs(args, keywords)
-    pick = target if callable(target) else None
-    program = capture(model, *args, kwargs=keywords, select=_Scored(pick) if pick else None)
+    wanted = asked(target)
+    if wanted.starts[0].alone:
+        raise ValueError(
+            "node(...) takes the call as one sample, and a sample's sources lie behind its batch: give each node a call"
+        )
+    program = capture(model, *args, kwargs=keywords, select=wanted.select)
     tensors = program.tensors(*args, kwargs=keywords)
     batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
     _one_sample_each(program, batch)
-    run = Run(
-        program, _planned(program, program.output), tensors, _sources(program, tensors, batch, feature_mask), biases, activation
-    )
-    found = run(max_memory)
-    chosen = _Target(None if pick else target, batch, keywords.get("attention_mask"), per_sample=pick is not None)
-    scored = found if pick else _every_class(found, chosen) if target is None else _scored(found, chosen)
+    by_name = dict(zip((p.name for p in program.placeholders.values() if p.kind == "input"), tensors, strict=True))
+    sources, names = _sources(program, by_name, batch, feature_mask, names)
+    run = Run(program, _planned(program, program.output), tensors, sources, biases, activation)
+    found = run(None if max_memory is None else as_bytes(max_memory))
+    scored, index = _scored(found, wanted, Seen.of(by_name, batch, slice(0, batch), batch), every=target is None)
     if not scored.value.isfinite().all() or not scored.rows.isfinite().all():
         raise ValueError(
             "the parts are not finite: the output or a weight is infinite or NaN, or some slope f(u)/u overflows. Try "
             "float64, or activation='tangent'"
         )
+    texts = [start.template for start in wanted.starts]
     result = TokenDecomposition(
         whole=scored.value,
         parts=_named(scored, run),
-        target=chosen.index,
+        target=index,
         rules="decompx",
         names=_names(names, batch),
         classes=None if classes is None else list(classes),
+        asked=texts if any(text != "{}" for text in texts) else None,
         biases=biases,
         activation=activation,
     )
@@ -179,22 +187,14 @@ class TokenDecomposition(Explanation):
             if target is not None:
                 raise ValueError("this decomposition is of one class per sample already: leave target out")
             return self
-        chosen = _Target(target, len(self), None, per_sample=False)
-        whole = chosen(self.whole)
+        whole, index = Entry(target).of(self.whole, Seen(len(self)))
+        assert index is not None
         rows = torch.arange(len(self), device=whole.device)
-        parts = {name: part[rows, chosen.index] for name, part in self.parts.items()}
-        result = replace(self, whole=whole, parts=parts, target=chosen.index)
+        parts = {name: part[rows, index] for name, part in self.parts.items()}
+        result = replace(self, whole=whole, parts=parts, target=index, asked=None)
         if run := vars(self).get("_run"):
             object.__setattr__(result, "_run", run)
         return result
-
-    def label(self, sample: int = 0) -> str:
-        """What is decomposed: the name or index of the class, or "every class"."""
-        return super().label(sample) if self.whole.ndim == 1 else "every class"
-
-    def summary(self) -> str:
-        """One honest line for the first sample."""
-        return super().summary() if self.whole.ndim == 1 else Decomposition.summary(self)
 
     def show(self) -> None:
         """Print the tokens in colours, and the parts, for each sample's largest class."""
@@ -233,25 +233,29 @@ def _last_of(program: Program, path: str) -> fx.Node:
     return inside[-1]
 
 
-def _every_class(found: Parts, chosen: _Target) -> Parts:
-    """Every entry of the output's last axis; of a sequence, at its last position."""
+def _scored(found: Parts, wanted: Asked, seen: Seen, *, every: bool) -> tuple[Parts, Tensor | None]:
+    """What was asked of the output, and of its rows: a start is linear, and its weights are made by the whole."""
     output = found.value
-    if output.ndim < 2 or output.ndim > 3 or output.shape[0] != chosen.batch:
-        return _scored(found, chosen)
-    if output.ndim == 2:
-        return found
-    rows = torch.arange(chosen.batch, device=output.device)
-    last = chosen._last(output)
-    return Parts(output[rows, last], found.rows[:, rows, last])
+    if every and output.ndim in (2, 3) and output.shape[0] == seen.batch:
+        if output.ndim == 2:
+            return found, None
+        rows = torch.arange(seen.batch, device=output.device)
+        last = _last(output, seen)
+        return Parts(output[rows, last], found.rows[:, rows, last]), None
+    values, lines, index = zip(*(_weighed(found, start, seen) for start in wanted.starts), strict=True)
+    if not wanted.several:
+        return Parts(values[0], lines[0]), index[0]
+    indices = None if any(i is None for i in index) else torch.stack(index, 1)
+    return Parts(torch.stack(values, 1), torch.stack(lines, 2)), indices
 
 
-def _scored(found: Parts, chosen: _Target) -> Parts:
-    """One scalar per sample; the choice is made by the whole, and is then an index like any other."""
-    value = chosen(found.value)
-    if found.value.ndim == 1 or isinstance(chosen.target, tuple):
-        return Parts(value, torch.stack([chosen(row) for row in found.rows]))
-    fixed = _Target(chosen.index, chosen.batch, chosen.mask, per_sample=False)
-    return Parts(value, torch.stack([fixed(row) for row in found.rows]))
+def _weighed(found: Parts, start: Start, seen: Seen) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One scalar per sample, the rows of it, and the index of its class."""
+    with torch.enable_grad():
+        output = found.value.detach().requires_grad_()
+        value, index = start.of(output, seen)
+        (weights,) = torch.autograd.grad(value.sum(), output)
+    return value.detach(), (found.rows * weights).flatten(2).sum(-1) if output.ndim > 1 else found.rows * weights, index
 
 
 def _named(found: Parts, run: Run) -> dict[str, Tensor]:
@@ -270,73 +274,61 @@ def _named(found: Parts, run: Run) -> dict[str, Tensor]:
 # -- what counts as one source ----------------------------------------------------------------------------------------
 
 
-def _sources(program: Program, tensors: list[Tensor], batch: int, mask: Any) -> Sources:
-    """The sources of every input that is explained, numbered through."""
-    explained = dict.fromkeys(info(n).origin for n in program.nodes if info(n).role == "cut")
-    placeholders = {info(n).origin: n for n in program.graph.find_nodes(op="placeholder") if info(n).active}
-    given = dict(zip(program._names, tensors, strict=True))
-    names = [name for name in given if name in explained or name in placeholders]
-    if not names:
+def _sources(program: Program, given: Mapping[str, Tensor], batch: int, mask: Mask | None, names: Any) -> tuple[Sources, Any]:
+    """The sources of every input that is explained, numbered through; and the names of tokens, if words were put together."""
+    looked_up = {info(n).origin for n in program.nodes if info(n).role == "cut"}
+    floating = {info(n).origin: n for n in program.graph.find_nodes(op="placeholder") if info(n).active}
+    inputs = [name for name in given if name in looked_up or name in floating]
+    if not inputs:
         raise ValueError(
             f"{type(program.model).__name__} has no input to explain: none is floating, and no integer input is looked up in an "
             "embedding"
         )
     if mask is not None and not isinstance(mask, Mapping):
-        if len(names) > 1:
+        if len(inputs) > 1:
             raise ValueError(
-                f"there are {len(names)} inputs: give feature_mask as a mapping from their names, {', '.join(names)}"
+                f"there are {len(inputs)} inputs: give feature_mask as a mapping from their names, {', '.join(inputs)}"
             )
-        mask = {names[0]: mask}
-    if unknown := set(mask or {}) - set(names):
-        raise ValueError(f"feature_mask names {', '.join(sorted(unknown))}: the explained inputs are {', '.join(names)}")
+        mask = {inputs[0]: mask}
+    masks = {} if mask is None else dict(mask)
+    if unknown := set(masks) - set(inputs):
+        raise ValueError(f"feature_mask names {', '.join(sorted(unknown))}: the explained inputs are {', '.join(inputs)}")
     shapes, labels, first = [], [], 0
-    for name in names:
+    for name in inputs:
         value = given[name]
         if value.ndim == 0 or value.shape[0] != batch:
             raise ValueError(
                 f"{name} has shape {tuple(value.shape)} for {batch} samples: every explained input needs its batch first"
             )
-        node = placeholders.get(name)
-        shape, label = _labelled(mask[name], value, name) if mask and name in mask else _own(value, node, name)
+        if name in masks:
+            chosen = masks[name]
+            label = _fitted(chosen.mask if isinstance(chosen, Groups) else chosen, value, 1, name).reshape(value.shape)
+            shape: tuple[int, ...] = (int(label.max()) + 1,)
+            names = chosen.names * (batch // len(chosen.names)) if isinstance(chosen, Groups) else None
+        else:
+            shape, label = _own(value, floating.get(name), name)
         shapes.append(shape)
         labels.append(label + first)
         first += int(torch.Size(shape).numel())
-    return Sources(names, shapes, labels)
-
-
-def _labelled(mask: Tensor, value: Tensor, name: str) -> tuple[tuple[int, ...], Tensor]:
-    sample = value.shape[1:]
-    if (
-        mask.is_floating_point()
-        or mask.ndim > len(sample)
-        or any(m not in (1, n) for m, n in zip(mask.shape[::-1], sample[::-1], strict=False))
-    ):
-        raise ValueError(
-            f"feature_mask has shape {tuple(mask.shape)} and dtype {mask.dtype}: it must hold integers and broadcast to one "
-            f"sample of {name}, {tuple(sample)}"
-        )
-    n = int(mask.max()) + 1
-    if mask.min() < 0 or len(mask.unique()) != n:
-        raise ValueError(f"feature_mask must label sources 0 to n - 1 without gaps, got {mask.unique().tolist()[:8]} ...")
-    return (n,), mask.expand(sample)
+    return Sources(inputs, shapes, labels), names
 
 
 def _own(value: Tensor, node: fx.Node | None, name: str) -> tuple[tuple[int, ...], Tensor]:
     """Token ids and plain numbers one by one, sequences by position, images by the model's own patches."""
     sample = value.shape[1:]
     if node is None or len(sample) <= 1:
-        return tuple(sample), torch.arange(sample.numel()).reshape(sample)
+        return tuple(sample), torch.arange(sample.numel()).reshape(1, *sample)
     if len(sample) == 2:
-        return (sample[0],), torch.arange(sample[0])[:, None].expand(sample)
+        return (sample[0],), torch.arange(sample[0])[None, :, None].expand(1, *sample)
     patch = _patch(node)
     if len(sample) != 3 or patch is None:
         raise ValueError(
             f"{name} has shape {tuple(value.shape)}, and no convolution reads it in separate patches: say which entries are one "
-            "source, feature_mask=<integers 0..n-1 in the shape of one sample>"
+            "source, feature_mask=termwise.predictions.patches(height, width, size) or any integers 0..n-1"
         )
     rows, columns = (torch.arange(n) // p for n, p in zip(sample[1:], patch, strict=True))
     grid = (int(rows[-1]) + 1, int(columns[-1]) + 1)
-    return grid, (rows[:, None] * grid[1] + columns).expand(sample)
+    return grid, (rows[:, None] * grid[1] + columns).expand(1, *sample)
 
 
 def _patch(node: fx.Node) -> tuple[int, int] | None:

@@ -19,6 +19,7 @@ from termwise.core.composite import Composite, lifted
 from termwise.core.interpret import interpret
 from termwise.core.program import Program, describe, info, op_name
 
+from .memory import shown
 from .rules.attention import FUSED
 from .rules.linear import MOVES
 from .token_parts import BIAS, CONSTANT, FIRST, FOLLOWED, HELD, TABLE, Parts, plain
@@ -115,7 +116,7 @@ def _waits(node: fx.Node) -> bool:
 class Sources:
     """The source tokens of all inputs: for each input its name, the shape in which they lie, and a label per entry.
 
-    A label is the number of the source that an entry of one sample belongs to, counted over all inputs.
+    A label is the number of the source that an entry belongs to, counted over all inputs; (batch or 1, *own axes).
     """
 
     names: list[str]
@@ -129,7 +130,7 @@ class Sources:
     def rows(self, name: str, value: Tensor, chunk: range) -> Tensor:
         """The rows of a leaf: each source has its own entries, and zeros elsewhere."""
         labels = self.labels[self.names.index(name)].to(value.device)
-        labels = labels.reshape(*labels.shape, *[1] * (value.ndim - 1 - labels.ndim))
+        labels = labels.reshape(*labels.shape, *[1] * (value.ndim - labels.ndim))
         rows = value.new_zeros(FIRST + len(chunk), *value.shape)
         for row, source in zip(rows[FIRST:], chunk, strict=True):
             row.copy_(value * (labels == source))
@@ -278,8 +279,8 @@ class Run:
         if fits < 1:
             least = max(fixed + (FIRST + 1) * each for fixed, each in needs)
             raise ValueError(
-                f"max_memory={max_memory:,} bytes is too little for one source token at a time: this input needs {least:,}. "
-                "Give that much, fewer samples or a shorter input"
+                f"max_memory={shown(max_memory)} is too small for one source token at a time: this input needs {shown(least)}. "
+                "Allow that, or give fewer samples or a shorter input"
             )
         return min(fits, n)
 
