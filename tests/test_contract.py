@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from termwise.core import Decomposition
 from termwise.predictions import (
     contrast,
+    decompx,
     explain,
     explain_dataset,
     gradcam,
@@ -18,7 +19,6 @@ from termwise.predictions import (
     patches,
     smoothgrad,
 )
-from termwise.predictions import contrast, decompx, explain, patches
 from termwise.testing import CHECKS, DecompositionContract, Example, check_decomposition
 
 

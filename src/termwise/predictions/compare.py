@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .decompx import decompx
 from .explain import _names, explain
 from .explanation import Explanation
 from .gradcam import gradcam
@@ -44,6 +45,7 @@ METHODS: dict[str, Callable[..., Explanation]] = {
     "smoothgrad": smoothgrad,
     "gradcam": gradcam,
     "occlusion": occlusion,
+    "decompx": decompx,
 }
 """Name -> method, called as ``method(model, *inputs, kwargs=..., target=...)``. Names of rule sets are methods too."""
 

@@ -9,10 +9,10 @@ from termwise.core.capture import Call, capture
 from termwise.core.claims import claim
 from termwise.core.program import Program, info, op_name
 
-from .explain import explain
-from .propagate import Pass
-from .rules import LOSSY, RULES, share
-from .targets import Scored
+from ..explain import explain
+from ..propagate import Pass
+from ..rules import LOSSY, RULES, share
+from ..targets import Scored
 
 # as diverse as the paper's fifteen: convolutional, recurrent, encoder, decoder, both, state-space, audio, multimodal
 SUBJECTS = (
