@@ -23,7 +23,7 @@ from .memory import shown
 from .rules.attention import FUSED
 from .rules.linear import MOVES
 from .token_parts import BIAS, CONSTANT, FIRST, FOLLOWED, HELD, TABLE, Parts, plain
-from .token_sharing import ACTIVATIONS, ALONE, BIASES, fractions
+from .token_sharing import ACTIVATIONS, ALONE, BIASES, fractions, inner
 
 __all__ = ["Place", "Plan", "Run", "Sources", "plan"]
 
@@ -373,7 +373,7 @@ class Place:
             return first, torch.ones_like(weights[0])
         if run.biases == "dot":  # parts sum to the value
             rest = out.value.reshape(bias.shape) - bias
-            return weights, (rest * bias).sum(axis, keepdim=True)
+            return weights, inner(rest.unsqueeze(0), bias, axis)[0]
         if len(run.chunk) == len(run.sources):
             return weights, weights.sum(0)
         if site not in run.totals:

@@ -19,14 +19,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["ACTIVATIONS", "ALONE", "BIASES", "fractions"]
+__all__ = ["ACTIVATIONS", "ALONE", "BIASES", "fractions", "inner"]
 
 Weigh = Callable[[Tensor, Tensor, int], Tensor]
 Function = Callable[[Tensor], Tensor]
 
 
+def inner(rows: Tensor, bias: Tensor, axis: int) -> Tensor:
+    """<row, b> for every row along an axis, (rows, ..., 1, ...); along the last one as a matrix product, without a copy."""
+    if axis != -1:
+        return (rows * bias).sum(axis, keepdim=True)
+    return (rows.movedim(0, -2) @ bias.unsqueeze(-1)).movedim(-2, 0)
+
+
 def _absdot(rows: Tensor, bias: Tensor, axis: int) -> Tensor:
-    return (rows * bias).sum(axis, keepdim=True).abs_()
+    return inner(rows, bias, axis).abs()
 
 
 def _abssim(rows: Tensor, bias: Tensor, axis: int) -> Tensor:
@@ -42,16 +49,12 @@ def _equal(rows: Tensor, bias: Tensor, axis: int) -> Tensor:
     return (rows != 0).any(axis, keepdim=True).to(rows.dtype)
 
 
-def _dot(rows: Tensor, bias: Tensor, axis: int) -> Tensor:
-    return (rows * bias).sum(axis, keepdim=True)
-
-
 def _first(rows: Tensor, bias: Tensor, axis: int) -> Tensor:
     return torch.ones_like(rows.select(axis, 0).unsqueeze(axis))  # of which the interpreter keeps the first token's
 
 
 BIASES: dict[str, Weigh | None] = {
-    "absdot": _absdot, "abssim": _abssim, "norm": _norm, "equal": _equal, "dot": _dot, "cls": _first, "parts": None,
+    "absdot": _absdot, "abssim": _abssim, "norm": _norm, "equal": _equal, "dot": inner, "cls": _first, "parts": None,
 }  # fmt: skip
 """Rule -> weights (rows, ..., 1) of parts (rows, ..., d) for a bias (..., d); None keeps biases apart."""
 

@@ -173,7 +173,7 @@ def faithful_on_real_weights() -> tuple[str, bool]:
     published=PUBLISHED,
     note="two layers of width 32, 75 % right; 60 sentences per seed, K = 10 ... 90 %",
     contradicted="biases shared by absdot blur the order of tokens here: AOPC .36-.51 against .45-.53 of gradient x input; with "
-    "biases apart it is .45-.58, at least as good in each seed. Random orders (.13-.17) are far below both",
+    "biases apart it is .45-.58, at least as good in each seed. Random orders (.11-.16) are far below both",
 )
 def faithful_on_a_small_model() -> tuple[str, bool]:
     rows = []
