@@ -167,7 +167,10 @@ def test_the_table_is_sound():
     ("ask", "message"),
     [
         (lambda: zoo.load("mobilnet"), "unknown model 'mobilnet': did you mean 'mobilenet-v2'"),
-        (lambda: zoo.load("zzzzz"), "There are: mobilenet-v2, efficientnet-lite0, nanoguard, minilm, smollm2-135m"),
+        (
+            lambda: zoo.load("zzzzz"),
+            "There are: mobilenet-v2, efficientnet-lite0, nanoguard, minilm, minilm-sentiment, smollm2-135m",
+        ),
         (lambda: zoo.photo("chine"), "did you mean 'china'"),
         (lambda: fetch("nanogard"), "did you mean 'nanoguard'"),
     ],
