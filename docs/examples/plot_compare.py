@@ -21,7 +21,7 @@ found = tw.compare(subject.model, photo, methods, patch=28, steps=8, picture=sub
 found.show()
 
 # %%
-# "error" is the closing error, "cancels" the sum of |parts| over the whole, "passes" the time in gradient passes. A single
+# "error" is the closing error, "cancels" the sum of absolute parts over the whole, "passes" the time in gradient passes. A single
 # photograph has no interval: this table is about it and about nothing else. Over many, ``compare`` gives intervals, and
 # ``difference`` the paired one.
 
