@@ -184,10 +184,10 @@ def test_class_activation_mapping_adds_up_to_the_bias_of_the_head():
 
 @given(st.integers(3, 9), st.integers(3, 20))
 def test_enlarging_keeps_the_sum(small, large):
-    from termwise.predictions.gradcam import _spread
+    from termwise.predictions.enlarge import enlarged
 
     coarse = torch.randn(2, small, small + 1, generator=torch.Generator().manual_seed(small), dtype=DOUBLE)
-    fine = _spread(coarse, max(large, small), max(large, small) + 3)
+    fine = enlarged(coarse, (max(large, small), max(large, small) + 3))
     torch.testing.assert_close(fine.sum((1, 2)), coarse.sum((1, 2)))
 
 
@@ -286,6 +286,30 @@ def test_a_class_that_changes_on_the_way_stays_the_one_asked_about():
     assert why.target.tolist() == [0]
     assert why.constants["baseline"].tolist() == [0.0]
     why.check(1e-12)
+
+
+ARCHITECTURES = ["resnet", "lstm", "nn.Transformer", "bert", "gpt2", "mamba", "t5", "vit", "swin", "whisper", "clip", "llava"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_is_differentiated_as_it_is_explained(name):
+    """The same whole and the same inputs; of each input the derivative along itself is the sum of its part."""
+    from termwise.testing.architectures import build
+
+    subject = build(name).to(DOUBLE)
+    call = {"kwargs": subject.kwargs, "target": subject.target}
+    ours = gradient_x_input(subject.model, *subject.inputs, **call)
+    why = tw.explain(subject.model, *subject.inputs, **call)
+    torch.testing.assert_close(ours.whole, why.whole, rtol=1e-9, atol=1e-12)
+    assert {n: p.shape for n, p in ours.inputs.items()} == {n: p.shape for n, p in why.inputs.items()}
+    from termwise.predictions.gradients import Differentiated
+
+    f = Differentiated(subject.model, subject.inputs, **call)
+    values = [leaf.value for leaf in f.leaves]
+    # a wide step: some models compute their norms in float32, whose rounding a narrow one would see
+    up, down = (f.values([v * (1 + h) for v in values]) for h in (3e-3, -3e-3))
+    torch.testing.assert_close(sum(ours.contributions().values()), (up - down) / 6e-3, rtol=2e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from termwise.core.decomposition import Decomposition
 
+from .enlarge import enlarged
+
 if TYPE_CHECKING:
     from .groups import Mask
 
@@ -239,17 +241,4 @@ class Explanation(Decomposition):
             raise ValueError(f"no image input {name or ''}: inputs are { {n: tuple(p.shape) for n, p in self.inputs.items()} }")
         name = name or next(iter(images))
         small = images[name][sample].sum(0)
-        return small if name not in self.inside or self.picture is None else _spread(small, self.picture)
-
-
-def _spread(small: Float[Tensor, "h w"], size: list[int]) -> Float[Tensor, "height width"]:
-    """A map on a finer grid, A' R B, where the rows of A and B are hat functions that sum to 1."""
-
-    def hats(coarse: int, fine: int) -> Tensor:
-        if fine <= coarse:  # nothing to fill in
-            return torch.eye(coarse, dtype=small.dtype, device=small.device)
-        each = torch.eye(coarse, dtype=small.dtype, device=small.device).unsqueeze(0)
-        rows = torch.nn.functional.interpolate(each, fine, mode="linear", align_corners=False)[0]
-        return rows / rows.sum(1, keepdim=True)
-
-    return hats(small.shape[0], size[0]).mT @ small @ hats(small.shape[1], size[1])
+        return small if name not in self.inside or self.picture is None else enlarged(small, self.picture)

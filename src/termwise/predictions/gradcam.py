@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from termwise.core.program import Program, info
 
+from .enlarge import enlarged
 from .explanation import Explanation
 from .gradients import Differentiated
 
@@ -72,20 +72,9 @@ def gradcam(
     alpha = gradient.mean((2, 3), keepdim=True)
     small = (alpha * activation).sum(1)
     picture = images[0].value
-    spread = _spread(small.relu() if relu else small, picture.shape[2], picture.shape[3])
+    spread = enlarged(small.relu() if relu else small, picture.shape[2:])
     relevance = (spread / picture.shape[1])[:, None].expand_as(picture)
     return f.explanation([relevance], "gradcam", names=names, classes=classes)
-
-
-def _spread(small: Tensor, height: int, width: int) -> Tensor:
-    """A map on a finer grid, with the same sum: B' M C, where the rows of B and C are bilinear weights that sum to 1."""
-
-    def hats(coarse: int, fine: int) -> Tensor:
-        each = torch.eye(coarse, dtype=small.dtype, device=small.device)[None]
-        rows = torch.nn.functional.interpolate(each, fine, mode="linear", align_corners=False)[0]
-        return rows / rows.sum(1, keepdim=True)
-
-    return hats(small.shape[1], height).mT @ small @ hats(small.shape[2], width)
 
 
 def _last_map(program: Program) -> str:
