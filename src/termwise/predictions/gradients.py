@@ -73,8 +73,10 @@ class Differentiated:
             output = output.detach().requires_grad_()
             whole = pick(output)
             (self.weights,) = torch.autograd.grad(whole.sum(), output) if whole.requires_grad else (torch.zeros_like(output),)
-        self.whole = whole.detach()
-        self.dtype = self.whole.dtype
+        self.dtype = whole.dtype
+        for leaf in self.leaves:  # a model may give its answer in a coarser one
+            self.dtype = torch.promote_types(self.dtype, leaf.value.dtype)
+        self.whole = whole.detach().to(self.dtype)
         free = self.program.dynamic
         names = [p.name for p in self.program.placeholders.values() if p.kind == "input"]
         shared = all(0 in free.get(n, ()) for n, t in zip(names, self.tensors, strict=True) if self._batched(t))
