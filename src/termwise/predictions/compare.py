@@ -11,7 +11,6 @@ input, and has no interval.
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from .metric import Metric
 from .occlusion import occlusion
 from .perturbation_curves import perturbation_curves
 from .rules import RULE_SETS
+from .rules.selection import nearest
 from .smoothgrad import smoothgrad
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def compare(
         raise ValueError("methods is empty: there is nothing to compare")
     for name in metrics:
         if name not in METRICS:
-            raise ValueError(f"unknown metric {name!r}{_nearest(name, METRICS)}")
+            raise ValueError(f"unknown metric {name!r}{nearest(name, list(METRICS))}")
     gradient = gradient_x_input(model, x, target=target)  # records the model, finds the class
     explained = gradient.target if isinstance(gradient.target, Tensor) and gradient.target.ndim == 1 else target
     relevance = next(iter(gradient.inputs.values()))
@@ -283,9 +283,4 @@ def _method(given: str | Callable[..., Explanation]) -> tuple[str, Callable[...,
     known = name.lower().replace("-", "_").replace(" ", "_")
     if known in METHODS:
         return known, METHODS[known]
-    raise ValueError(f"unknown method {given!r}{_nearest(known, ['default', *RULE_SETS, *METHODS])}")
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f": did you mean {close[0]!r}?" if close else f": known are {', '.join(known)}"
+    raise ValueError(f"unknown method {given!r}{nearest(known, ['default', *RULE_SETS, *METHODS])}")

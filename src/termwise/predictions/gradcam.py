@@ -22,6 +22,7 @@ from termwise.core.program import Program, info
 from .enlarge import enlarged
 from .explanation import Explanation
 from .gradients import Differentiated
+from .rules.selection import nearest
 
 __all__ = ["gradcam"]
 
@@ -98,10 +99,6 @@ def _output_of(program: Program, layer: str) -> str:
     """The last node of a module."""
     inside = [n for n in program.nodes if info(n).path == layer or info(n).path.startswith(layer + ".")]
     if not inside:
-        import difflib
-
         paths = sorted({info(n).path for n in program.nodes if info(n).path})
-        near = difflib.get_close_matches(layer, paths, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(paths[:8])}"
-        raise ValueError(f"no module {layer!r} in {type(program.model).__name__}: {hint}")
+        raise ValueError(f"no module {layer!r} in {type(program.model).__name__}{nearest(layer, paths)}")
     return inside[-1].name
