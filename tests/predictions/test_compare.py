@@ -1,6 +1,7 @@
 """`compare`: every row alike, what each says, what cannot run, tables and pictures."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -54,6 +55,16 @@ def test_all_are_asked_about_the_class_of_the_whole_input():
     found = tw.compare(model, x, ["zero", "gradient_x_input"])
     own = model(x).argmax(1)
     assert all(torch.equal(row.explanation.target, own) for row in found.rows)
+
+
+def test_a_slow_method_costs_more_passes():
+    def slow(model, x, target=None):
+        time.sleep(0.3)
+        return gradient_x_input(model, x, target=target)
+
+    row = tw.compare(*dense(), [slow])["slow"]
+    assert row.seconds > 0.3
+    assert row.passes > 2  # a pass of this model takes milliseconds
 
 
 def test_clusters_widen_the_intervals():
