@@ -38,6 +38,7 @@ from .gradient_x_input import gradient_x_input
 from .groups import Groups, patches, words
 from .integrated_gradients import integrated_gradients
 from .occlusion import occlusion
+from .over_depth import over_depth, spread
 from .rules import RULE_SETS, RULES, rule
 from .smoothgrad import smoothgrad
 from .targets import Start, continuation, contrast, next_token, node, weighting
@@ -78,6 +79,7 @@ __all__ = [
     "next_token",
     "node",
     "occlusion",
+    "over_depth",
     "patches",
     "perturbation_curves",
     "pixel_flipping",
@@ -90,6 +92,7 @@ __all__ = [
     "sensitivity_max",
     "smoothgrad",
     "span_identification",
+    "spread",
     "sufficiency_eraser",
     "token_f1",
     "top_token_in_answer",

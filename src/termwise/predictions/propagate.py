@@ -39,6 +39,8 @@ HALF = {torch.bfloat16, torch.float16}
 class Pass:
     """A program under a rule set, ready to run: `module` is the rewritten graph."""
 
+    books: type[Ledger] = Ledger
+
     def __init__(
         self,
         program: Program,
@@ -187,7 +189,7 @@ class Pass:
         batch = 1 if alone or not tensors or not tensors[0].ndim else tensors[0].shape[0]
         if batch > 1 and len(self._located) < len(self.sites):
             self._locate()
-        ledger = Ledger(batch, complete=complete, dtype=self.lift or self.dtype, biases=self.biases)
+        ledger = self.books(batch, complete=complete, dtype=self.lift or self.dtype, biases=self.biases)
         values = []
         ledger.inputs = self.program.bind(tensors)
         for name, value in ledger.inputs.items():
