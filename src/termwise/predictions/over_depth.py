@@ -11,10 +11,10 @@ R_l(u) is relevance summed over the channels at position u of a value that every
 enlargement whose columns sum to 1. A bias at depth d counts as often as depths lie before it: sum_(l before d) w_l.
 Relevance starts from what sets the class apart, c = e_t - softmax(z), so that whole = z_t - sum_j p_j z_j.
 
-The same is done for copies of the picture moved by a few pixels, whose pixels are pixels of the picture: what they receive
-goes back to where they came from. The whole is then the mean of the copies' wholes.
+The same can be done for copies of the picture moved by a few pixels, whose pixels are pixels of the picture: what they
+receive goes back to where they came from. The whole is then the mean of the copies' wholes.
 
-Cost: one forward and one backward pass per copy, four by default; memory: that of one gradient pass.
+Cost: one forward and one backward pass, of four copies four; memory: that of one gradient pass.
 Source: none known for the mean over depths; design "relevance as a rewrite". Peers: GradCAM reads one depth and drops what
 is negative; FullGrad (Srinivas & Fleuret 2019, arXiv 1905.00780) adds biases of all depths up as maps, in absolute values.
 """
@@ -50,7 +50,7 @@ def over_depth(
     *,
     target: Target = None,
     rules: Rules = "default",
-    shift: int = 8,
+    shift: int = 0,
     classes: list[str] | None = None,
 ) -> Explanation:
     """Say which places of a picture made the output: relevance averaged over the depths of the network, adding up.
@@ -61,8 +61,8 @@ def over_depth(
         target: a class, one per sample (batch,), or None for the largest score: that class against what the model says,
             z_t - sum_j p_j z_j. A start (`contrast`, `weighting`) or a function of the output: that, unchanged.
         rules: as of `explain`.
-        shift: the mean is over four copies of the picture moved diagonally by this many pixels, continued by reflection.
-            0: the picture itself, one pass.
+        shift: 0: the picture itself, one pass. Otherwise the mean over four copies of it, moved diagonally by this many
+            pixels and continued by reflection.
         classes: names of the classes.
 
     Returns:
@@ -72,11 +72,11 @@ def over_depth(
     Raises:
         ValueError: when no feature map carries all relevance, for a shift that leaves the picture; as `explain`.
 
-    Cost: 4 gradient passes, or 1 with ``shift=0``. Memory: O(graph of one pass + result).
+    Cost: one gradient pass, with a shift four. Memory: O(graph of one pass + result).
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(5))
-        >>> why = tw.predictions.over_depth(model.eval(), torch.randn(2, 3, 16, 16), shift=2).check()
+        >>> why = tw.predictions.over_depth(model.eval(), torch.randn(2, 3, 16, 16)).check()
         >>> why.inputs["input"].shape
         torch.Size([2, 3, 16, 16])
     """

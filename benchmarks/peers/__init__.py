@@ -1,0 +1,1 @@
+"""The parts of `relevance_peers.py`: subjects, methods by package, what is measured of each."""

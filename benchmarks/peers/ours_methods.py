@@ -1,0 +1,38 @@
+"""Termwise's own rows. Each returns (relevance of the input, all parts, whole), so that its sum is the one it claims."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import termwise as tw
+from termwise.predictions import contrast, over_depth
+
+from .subjects import Subject
+
+
+def methods(subject: Subject, cache: Path) -> dict[str, Callable[[Tensor, int], tuple[Tensor, Tensor, float]]]:
+    """By kind of network."""
+
+    def read(why: tw.Explanation) -> tuple[Tensor, Tensor, float]:
+        (relevance,) = why.inputs.values()
+        return relevance, torch.cat([p.flatten() for p in why.parts.values()]), why.whole.item()
+
+    def explain(rules, against=None):  # type: ignore[no-untyped-def]
+        def run(x: Tensor, target: int) -> tuple[Tensor, Tensor, float]:
+            start = contrast(target, against) if against else target
+            return read(tw.explain(model, x, target=start, rules=rules))
+
+        return run
+
+    model = subject.model if subject.kind == "image" else subject.ask
+    if subject.name in ("mobilenet-v2", "efficientnet-lite0"):
+        return {
+            "over depth": lambda x, t: read(over_depth(model, x, target=t)),
+            "over depth, four copies": lambda x, t: read(over_depth(model, x, target=t, shift=8)),
+            "default": explain("default"),
+            "zero": explain("zero"),
+        }
+    sets = ("attnlrp", "cp-lrp", "zero")
+    return {s: explain(s) for s in sets} | {f"{s}, against the rest": explain(s, "probabilities") for s in sets}

@@ -1,0 +1,147 @@
+"""Relevance beside its peers: same weights, same inputs, one run.
+
+    python benchmarks/relevance_peers.py [--quick] [--part report] [SUBJECT ...]
+
+Every peer runs in a process, and where it has packages of its own in a virtual environment, under the cache folder; maps
+come back as safetensors and are tested here by one code: features (16 x 16 pixels of a photograph, turned blurred; 4 x 4 of a
+digit; tokens, taken out of the sequence) go in the order of their relevance, from either end,
+
+    ABPC = area under p(class), least relevant first - area under p(class), most relevant first,    in [-1, 1]
+
+with 95 % bootstrap intervals in which crops of one photograph are one cluster, and paired differences to our first row.
+Columns: ABPC; ours minus theirs; closing error |sum - explained| / |explained| and cancellation sum |parts| / |explained|
+(median over samples; of a method that claims no sum, against the logit); cost and peak memory over those of a gradient pass.
+A method that does not run has its error. Writes docs/data/relevance_peers.json with the environment (--quick: a few samples,
+minutes, and nothing is written). The full run takes about half an hour on one free core.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from peers.environments import OURS, PINS, python
+from peers.subjects import PHOTOS, SUBJECTS, Subject, load
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+from torch import Tensor
+
+from termwise.predictions.metric import Metric
+from termwise.predictions.perturbation_curves import perturbation_curves
+from termwise.zoo.assets import cache_folder
+
+HERE = Path(__file__).parent
+OUT = HERE.parent / "docs" / "data" / "relevance_peers.json"
+
+
+def run(peer: str, subject: str, part: str, quick: bool, cache: Path) -> tuple[dict[str, dict], dict[str, Tensor]]:
+    """Figures and maps of every method of a peer; one entry with the error when the peer cannot even start."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = f"{folder}/{peer}"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{HERE.parent / 'src'}", "HF_HUB_OFFLINE": "1"}
+        try:
+            command = [str(python(peer, cache)), "-m", "peers.worker", peer, subject, part, str(int(quick)), str(cache), out]
+            done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=3600)
+        except (subprocess.SubprocessError, OSError) as error:
+            said = str(getattr(error, "stderr", None) or error)
+            return {"environment": {"error": f"not available: {said.strip()[-300:]}"}}, {}
+        if done.returncode:
+            return {"process": {"error": done.stderr.strip().splitlines()[-1][:300]}}, {}
+        return json.loads(Path(f"{out}.json").read_text()), load_file(f"{out}.safetensors")
+
+
+def abpc(subject: Subject, maps: list[Tensor]) -> Metric:
+    """The area of every sample."""
+    areas = []
+    for i, (x, target, relevance) in enumerate(zip(subject.samples, subject.targets, maps, strict=True)):
+        options = dict(subject.perturb)
+        if subject.keep:
+            options["keep"] = subject.keep[i]
+        relevance = relevance[None].sum(1) if subject.kind == "image" else relevance[None]
+        curves = perturbation_curves(subject.ask, x, relevance, target, batch_size=28, **options)
+        areas.append(curves.abpc.values)
+    return Metric("ABPC", torch.cat(areas))
+
+
+def measure(name: str, part: str, quick: bool, cache: Path, say: Console) -> dict[str, dict]:
+    """All rows of one subject, ours first."""
+    subject = load(name, part, quick, cache)
+    clusters = torch.tensor(subject.clusters)
+    rows: dict[str, dict] = {}
+    found: dict[str, Metric] = {}
+    for peer in PINS:
+        figures, tensors = run(peer, name, part, quick, cache)
+        for method, row in figures.items():
+            key = f"{peer}: {method}"
+            rows[key] = row
+            if "error" in row:
+                continue
+            found[key] = abpc(subject, [tensors[f"{method}/{i}"] for i in range(len(subject.samples))])
+            row["ABPC"], row["ABPC interval"] = found[key].mean, found[key].interval(clusters=clusters)
+            row["ABPC per sample"] = [round(v, 4) for v in found[key].values.tolist()]
+            say.print(f"{name:20s} {key:45s} {row['ABPC']:.3f}", highlight=False)
+    first = max((k for k in found if k.startswith(OURS)), key=lambda k: found[k].mean, default=None)
+    reference = next((k for k in found if k.startswith(OURS)), first)
+    for key, metric in found.items():
+        if reference is not None and key != reference:
+            difference = found[reference] - metric
+            rows[key]["ours minus this"] = difference.mean
+            rows[key]["ours minus this interval"] = difference.interval(clusters=clusters)
+    return rows
+
+
+def table(name: str, rows: dict[str, dict], samples: str) -> Table:
+    """As a person reads it: best first, errors last."""
+    shown = Table(title=f"{name}, {samples}", title_justify="left")
+    columns = ("method", "ABPC", "95 %", "ours - this", "95 %", "closing", "cancels", "cost", "memory")
+    for i, column in enumerate(columns):
+        shown.add_column(column, justify="right" if i else "left", no_wrap=i > 0)
+    for key, row in sorted(rows.items(), key=lambda item: -item[1].get("ABPC", -9)):
+        if "error" in row:
+            shown.add_row(key, row["error"][:90])
+            continue
+        difference = row.get("ours minus this")
+        shown.add_row(
+            key, f"{row['ABPC']:.3f}", "{:.3f} {:.3f}".format(*row["ABPC interval"]),
+            "" if difference is None else f"{difference:+.3f}",
+            "" if difference is None else "{:+.3f} {:+.3f}".format(*row["ours minus this interval"]),
+            f"{row['closing error']:.0e}", f"{row['cancellation']:.3g}", f"{row['cost']:.1f}", f"{row['memory']:.1f}",
+        )  # fmt: skip
+    return shown
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("subjects", nargs="*", default=list(SUBJECTS), metavar="SUBJECT", help=", ".join(SUBJECTS))
+    parser.add_argument("--quick", action="store_true", help="a few samples of each")
+    parser.add_argument("--part", choices=list(PHOTOS), default="report", help="of the photographs")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cache = cache_folder() / "peers"
+    cache.mkdir(parents=True, exist_ok=True)
+    say = Console(width=170)
+    for name in options.subjects:
+        rows = measure(name, options.part, options.quick, cache, say)
+        say.print(table(name, rows, f"part {options.part!r}" if name in SUBJECTS[:2] else "held-out"))
+        known = json.loads(OUT.read_text()) if OUT.exists() else {"subjects": {}}
+        known["subjects"][name] = rows
+        known["environment"] = {
+            "python": platform.python_version(), "machine": platform.machine(), "threads": torch.get_num_threads(),
+            "photographs": PHOTOS, "peers": PINS,
+            **{p: version(p) for p in ("torch", "captum", "transformers", "numpy", "scikit-image", "scikit-learn")},
+        }  # fmt: skip
+        if not options.quick and options.part == "report":
+            OUT.parent.mkdir(parents=True, exist_ok=True)
+            OUT.write_text(json.dumps(known, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
