@@ -20,7 +20,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path

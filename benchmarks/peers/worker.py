@@ -1,6 +1,6 @@
 """One peer on one subject, in the peer's own process: relevance of every sample, and what it cost.
 
-    python -m peers.worker PEER SUBJECT PART QUICK CACHE OUT      writes OUT.safetensors (maps) and OUT.json (figures, errors)
+python -m peers.worker PEER SUBJECT PART QUICK CACHE OUT      writes OUT.safetensors (maps) and OUT.json (figures, errors)
 """
 
 import importlib

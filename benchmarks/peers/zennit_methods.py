@@ -31,7 +31,7 @@ def methods(subject: Subject, cache: Path) -> dict[str, Callable[[Tensor, int], 
         def attribute(x: Tensor, target: int) -> Tensor:
             with Gradient(model=subject.model, composite=make(canonizers=[SequentialMergeBatchNorm()])) as attributor:
                 leaf = x.detach().requires_grad_()
-                z, found = attributor(leaf, lambda z: torch.eye(classes)[[target]] * z)
+                _, found = attributor(leaf, lambda z: torch.eye(classes)[[target]] * z)
             return found.detach()
 
         return attribute

@@ -29,6 +29,7 @@ from .groups import Groups
 from .integrated_gradients import integrated_gradients
 from .metric import Metric
 from .occlusion import occlusion
+from .over_depth import over_depth
 from .perturbation_curves import perturbation_curves
 from .rules import RULE_SETS
 from .rules.selection import nearest
@@ -46,6 +47,7 @@ METHODS: dict[str, Callable[..., Explanation]] = {
     "gradcam": gradcam,
     "occlusion": occlusion,
     "decompx": decompx,
+    "over_depth": over_depth,
 }
 """Name -> method, called as ``method(model, *inputs, kwargs=..., target=...)``. Names of rule sets are methods too."""
 

@@ -21,7 +21,7 @@ is negative; FullGrad (Srinivas & Fleuret 2019, arXiv 1905.00780) adds biases of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -48,6 +48,7 @@ def over_depth(
     model: nn.Module | Callable[..., Any],
     image: Float[Tensor, "batch channels height width"],
     *,
+    kwargs: Mapping[str, Any] | None = None,
     target: Target = None,
     rules: Rules = "default",
     shift: int = 0,
@@ -56,8 +57,9 @@ def over_depth(
     """Say which places of a picture made the output: relevance averaged over the depths of the network, adding up.
 
     Args:
-        model: in eval mode; takes the image alone.
+        model: in eval mode; the image is its one floating input.
         image: a batch of pictures.
+        kwargs: other inputs, by name.
         target: a class, one per sample (batch,), or None for the largest score: that class against what the model says,
             z_t - sum_j p_j z_j. A start (`contrast`, `weighting`) or a function of the output: that, unchanged.
         rules: as of `explain`.
@@ -84,13 +86,13 @@ def over_depth(
         raise ValueError(f"over_depth takes images (batch, channels, height, width), got {image.dtype} {tuple(image.shape)}")
     if not 0 <= shift < min(image.shape[2:]):
         raise ValueError(f"shift must lie in 0..{min(image.shape[2:]) - 1} for pictures {tuple(image.shape[2:])}, got {shift}")
-    index = _class(model, image, target)
+    index = _class(model, image, kwargs or {}, target)
     start = target if index is None else contrast(index, "probabilities")
     places = [_moved(image, dy * shift, dx * shift) for dy, dx in DIAGONAL] if shift else [_moved(image, 0, 0)]
     ready: _DepthPass | None = None
     whole, parts = image.new_zeros(len(image)), {}
     for place in places:
-        call = _Call(model, (image.flatten(2)[..., place].view_as(image),), {}, asked(start), rules, None, None)
+        call = _Call(model, (image.flatten(2)[..., place].view_as(image),), dict(kwargs or {}), asked(start), rules, None, None)
         program, tensors, wholes = call.prepare(slice(0, len(image)))
         if ready is None or ready.recorded.graph is not program.graph:
             ready = _DepthPass(program, rules)
@@ -227,13 +229,13 @@ def _mean(result: Result, count: int, image: Tensor) -> dict[str, Tensor]:
     return parts  # type: ignore[return-value]
 
 
-def _class(model: Any, image: Tensor, target: Target) -> Tensor | None:
+def _class(model: Any, image: Tensor, kwargs: Mapping[str, Any], target: Target) -> Tensor | None:
     """The class that is explained, the same in all copies; None where the target says itself what it is."""
     if target is not None and not isinstance(target, (int, Tensor)):
         return None
     if target is None:
         with torch.no_grad():
-            target = model(image).argmax(-1)
+            target = model(image, **kwargs).argmax(-1)
     return torch.as_tensor(target, device=image.device).expand(len(image))
 
 
