@@ -209,7 +209,7 @@ defines(
     "as_strided_scatter", "pad", "constant_pad_nd", "fill", "concat", "concatenate", "dstack", "column_stack",
 )(affine)  # fmt: skip
 defines(
-    "mul", "mm", "bmm", "mv", "dot", "vdot", "matmul", "outer", "ger", "inner", "kron", "tensordot", "einsum", "linalg_cross", "cross",
+    "mul", "mm", "bmm", "mv", "dot", "vdot", "matmul", "outer", "ger", "inner", "kron", "tensordot", "einsum", "linalg_cross", "cross", "expert_product",
     "chain_matmul", "linalg_vecdot", "_trilinear", "trapezoid", "embedding_bag", "_embedding_bag",
 )(product)  # fmt: skip
 defines(

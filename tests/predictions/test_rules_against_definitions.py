@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from termwise.core.composite import Composite
+from termwise.predictions.experts import expert_product
 from termwise.predictions.ledger import Leaf, Ledger, Site
 from termwise.predictions.rules import (
     ANY_RULES,
@@ -281,6 +282,7 @@ def _by_hand() -> dict[str, Any]:
     plus_one = lambda x: torch.exp(x) * 2 + x
     mask = torch.tensor([[[[True, True, False], [True, False, True]]]])
     return {
+        "expert_product": lambda: [Case(expert_product, (r(5, 3, 1), r(4, 2, 3)), {"ids": torch.tensor([2, 0, 2, 3, -1])})],
         "_softmax": lambda: [Case(aten._softmax.default, (r(2, 3), d, False)) for d in (0, -1)],
         "special_softmax": lambda: [Case(aten.special_softmax.default, (r(2, 3), 1))],
         "_safe_softmax": lambda: [Case(aten._safe_softmax.default, (r(2, 3).masked_fill(torch.eye(2, 3).bool(), -torch.inf), -1))],
@@ -456,6 +458,7 @@ def _attention_cases() -> list[Case]:
 
 # which operands may be activations: positions among the floating tensors. By default every choice of one, and all.
 OPERANDS: dict[str, list[tuple[int, ...]]] = {
+    "expert_product": [(0,)],  # a stack of weights is a constant
     **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d",
                      "conv_transpose3d", "conv_tbc"), [(0,), (1,), (0, 1), (0, 2), (0, 1, 2), (2,)]),
     **dict.fromkeys(("addmm", "addmv", "addbmm", "baddbmm", "addr", "addcmul"), subsets((0, 1, 2))),
@@ -566,6 +569,7 @@ AFFINE_CASES = {
     "addmm": lambda: [Case(aten.addmm.default, (r(4), r(2, 3), r(3, 4)), k, (1,)) for k in ({}, {"beta": 2, "alpha": 3})],
     "mm": lambda: [Case(aten.mm.default, (r(2, 3), r(3, 4)))],
     "bmm": lambda: [Case(aten.bmm.default, (r(2, 2, 3), r(2, 3, 4)))],
+    "expert_product": lambda: [Case(expert_product, (r(5, 3, 1), r(4, 2, 3)), {"ids": torch.tensor([2, 0, 2, 3, -1])})],
     "matmul": lambda: [Case(aten.matmul.default, (r(2, 3), r(3, 4)))],
     "conv1d": lambda: [Case(aten.conv1d.default, (r(1, 4, 6), r(4, 2, 3), r(4), [2], [1], [2], 2))],
     "conv2d": lambda: [Case(aten.conv2d.default, (r(1, 4, 4, 3), r(6, 2, 2, 3), r(6), [2, 1], [1, 0], [1, 1], 2)),

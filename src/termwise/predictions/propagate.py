@@ -24,6 +24,7 @@ from termwise.core.rewrite import rewrite
 from termwise.core.samples import SampleAxis, per_sample
 
 from .cuts import only_outlet, outlets, section
+from .experts import group_experts
 from .fold import fold_batch_norm, foldable
 from .ledger import Ledger, Site
 from .memory import graph_size
@@ -68,6 +69,7 @@ class Pass:
         given_away = biases in ("distribute", "zero")  # to the inputs of the same operation, where something may be lost
         self.leaves = {} if at is None else outlets(program, at)
         self.end = None if to is None else only_outlet(program, to)
+        program = group_experts(program, {*self.leaves, self.end})
         chosen = rules_of(program, rules)
         fold = foldable(program) & {name for name, rule in chosen.items() if given_away or rule in SPLITTING}
         fold -= {*self.leaves, self.end}  # folded, such a value would be gone

@@ -44,7 +44,7 @@ __all__ = [
 
 STABILIZER = 1e-6
 CONVOLUTIONS = operators("conv*")
-DENSE = operators("linear", "addmm", "mm", "matmul", "bmm")
+DENSE = operators("linear", "addmm", "mm", "matmul", "bmm", "expert_product")
 SUMS = operators("add", "mean", "*avg_pool*")
 # activations with f(0) = 0 pass R unchanged by their own rule
 OFFSET_ACTIVATIONS = operators("sigmoid", "softplus", "hardsigmoid", "log_sigmoid", "threshold")

@@ -25,7 +25,7 @@ __all__ = ["AFFINE", "AffineMap", "Weights", "affine_map", "bias_axis", "one_act
 
 AFFINE = (
     "linear", "addmm", "mm", "bmm", "matmul", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d",
-    "conv_transpose3d",
+    "conv_transpose3d", "expert_product",
 )  # fmt: skip
 """Operators to which rules for affine operations apply. A product of two activations keeps its own rule."""
 

@@ -17,7 +17,7 @@ from .table import active, hold, rule, share
 
 PRODUCTS = (
     "mm", "bmm", "mv", "dot", "vdot", "matmul", "outer", "ger", "inner", "kron", "tensordot", "einsum", "linalg_cross",
-    "cross", "chain_matmul", "linalg_vecdot", "_trilinear", "trapezoid",
+    "cross", "expert_product", "chain_matmul", "linalg_vecdot", "_trilinear", "trapezoid",
 )  # fmt: skip
 
 
