@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,6 +90,17 @@ def test_what_cannot_run_says_so_and_the_others_do(capsys):
     with pytest.raises(ValueError, match="nothing to draw"):
         only.figure()
     assert "<img" not in only.html()
+
+
+def test_a_map_of_another_shape_cannot_be_measured():
+    def narrow(model, x, target=None):
+        why = gradient_x_input(model, x, target=target)
+        return replace(why, parts={"input:input": why.attributions()[:, :3]})
+
+    model, x = dense()
+    found = tw.compare(model, x, [narrow, "zero", "decompx"])
+    assert found["narrow"].problem == "its map has shape (6, 3), and the input (6, 6)"
+    assert found["zero"].problem == ""
 
 
 def test_pictures_and_rows_are_drawn(tmp_path):

@@ -234,7 +234,7 @@ def compare(
             progress(name, place / len(chosen))
         if method is METHODS["occlusion"]:  # what it replaces is what the curves replace
             method = partial(occlusion, baseline=fill, patch=patch, feature_mask=feature_mask, keep=keep)
-        rows.append(_row(name, method, model, x, explained, target, metrics, options, told))
+        rows.append(_row(name, method, model, x, explained, target, metrics, options, told, tensor.shape))
     if progress is not None:
         progress("done", 1.0)
     return Comparison(rows, clusters, picture)
@@ -242,7 +242,7 @@ def compare(
 
 def _row(
     name: str, method: Callable[..., Explanation], model: Any, x: Any, explained: Any, target: Any,
-    metrics: Sequence[str], options: dict[str, Any], told: dict[str, Any],
+    metrics: Sequence[str], options: dict[str, Any], told: dict[str, Any], shape: torch.Size,
 ) -> Compared:  # fmt: skip
     seconds, passes = [], []
     try:
@@ -257,6 +257,9 @@ def _row(
         return Compared(name, None, {}, float("nan"), float("nan"), str(problem).partition("\n")[0])
     why = replace(why, **told)
     relevance = next(iter(why.inputs.values()))
+    if relevance.shape != shape and relevance.shape != (shape[0], *shape[2:]):
+        problem = f"its map has shape {tuple(relevance.shape)}, and the input {tuple(shape)}"
+        return Compared(name, None, {}, float("nan"), float("nan"), problem)
     curves = perturbation_curves(model, x, relevance, _asked(explained, target), **options)
     return Compared(name, why, {m: getattr(curves, m) for m in metrics}, min(seconds), min(seconds) / min(passes))
 
