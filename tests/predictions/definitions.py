@@ -263,6 +263,12 @@ def sampled(case: Case, c: Tensor) -> Relevance:
     return Relevance([picture.inputs[0], *(torch.zeros_like(case.tensors[i]) for i in case.active[1:])])
 
 
+@defines("stft", "istft")
+def spectral(case: Case, c: Tensor) -> Relevance:
+    """Linear in the signal, whatever its windows."""
+    return affine(Case(lambda x: case.op(x, *case.args[1:], **case.kwargs), case.args[:1], {}, (0,)), c)
+
+
 # -- winners and functions of degree one -------------------------------------------------------------------------------
 
 
@@ -313,9 +319,15 @@ def derivative(fraction: float, *, conserves: bool = True) -> Definition:
 
 
 degree_one = derivative(1.0)
-defines("linalg_matrix_norm", "std", "cdist", "_cdist_forward", "dist", "pdist", "_pdist_forward",
+defines("linalg_matrix_norm", "std", "std_mean", "cdist", "_cdist_forward", "dist", "pdist", "_pdist_forward",
         "_euclidean_dist")(degree_one)  # fmt: skip
 defines("var")(derivative(0.5))
+
+
+@defines("angle")
+def angle(case: Case, c: Tensor) -> Relevance:
+    """An angle does not feel how long its number is: all is lost."""
+    return Relevance([torch.zeros(case.tensors[0].shape, dtype=torch.float64)], 0.0, (case() * c).sum())
 
 
 @defines("linalg_vector_norm", "linalg_norm", "norm", "frobenius_norm")
@@ -407,6 +419,40 @@ def quotient(case: Case, c: Tensor) -> Relevance:
         return steps(case, c)
     shares = (case() * c).reshape(torch.broadcast_shapes(*(t.shape for t in case.tensors)))
     return Relevance([(shares / len(case.active)).sum_to_size(case.tensors[i].shape) for i in case.active])
+
+
+@defines("glu")
+def gated(case: Case, c: Tensor) -> Relevance:
+    """a_i (s_i - 1/2) + a_i / 2, s the sigmoid of b: half of each product to a, the other to b and to the number 1/2."""
+    x, dim = case.tensors[0], [*case.args, -1][1]
+    a, b = x.chunk(2, dim)
+    c = c.reshape(a.shape)
+    s = 1 / (1 + (-b).exp())
+    return Relevance([torch.cat([a * s * c / 2, a * (s - 0.5) * c / 2], dim)], (a * c / 4).sum())
+
+
+def gated_by_constant(case: Case, c: Tensor) -> Relevance:
+    """All to a."""
+    x, dim = case.tensors[0], [*case.args, -1][1]
+    a, b = x.chunk(2, dim)
+    return Relevance([torch.cat([a / (1 + (-b).exp()) * c.reshape(a.shape), torch.zeros_like(b)], dim)])
+
+
+@defines("linalg_solve")
+def solution(case: Case, c: Tensor) -> Relevance:
+    """A^-1 b: by differences, of degree -1 in A and 1 in b."""
+    parts = [
+        sign * t * slope(case, i, c) / len(case.active) for i, (t, sign) in enumerate(zip(case.tensors, (-1, 1), strict=True))
+    ]
+    return Relevance([parts[i] for i in case.active])
+
+
+@defines("var_mean")
+def variance_and_mean(case: Case, c: Tensor) -> Relevance:
+    """Degree 2 in the first value, 1 in the second."""
+    x, cut = case.tensors[0], len(c) // 2
+    half = torch.cat([c[:cut] / 2, c[cut:]])
+    return Relevance([x * slope(case, 0, half)])
 
 
 @defines("prod", "cumprod")
@@ -678,12 +724,14 @@ def recurrent(case: Case, c: Tensor) -> Relevance:
         for direction in range(2 if both else 1):
             w, u = weights[position], weights[position + 1]
             b1, b2 = (weights[position + 2], weights[position + 3]) if has_bias else (None, None)
-            position += 4 if has_bias else 2
+            size = len(weights) // (layers * (2 if both else 1))
+            projection = weights[position + size - 1] if size % 2 else None
+            position += size
             hs = states[0] if kind == "lstm" else states
             h = state(hs[state_index], taken)
             cell = state(states[1][state_index], taken) if kind == "lstm" else None
             state_index += 1
-            n = u.shape[1]
+            n = len(w) // {"lstm": 4, "gru": 3}.get(kind, 1)
             order = range(x.shape[1] - 1, -1, -1) if direction else range(x.shape[1])
             steps_: dict[int, Tensor] = {}
 
@@ -702,6 +750,7 @@ def recurrent(case: Case, c: Tensor) -> Relevance:
                     i, f, o = gate(0, xt, h), gate(1, xt, h), gate(3, xt, h)
                     cell = f * cell + i * squashed(from_x + first_bias + from_h + second_bias)
                     h = o * squashed(cell)
+                    h = h if projection is None else h @ projection.T
                 elif kind == "gru":
                     r, z = gate(0, xt, h), gate(1, xt, h)
                     h = (1 - z) * squashed(from_x + first_bias + r * (from_h + second_bias)) + z * h
@@ -722,6 +771,18 @@ def recurrent(case: Case, c: Tensor) -> Relevance:
     return Relevance([x0 * grads[0]], constants)
 
 
+@defines("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def recurrent_cell(case: Case, c: Tensor) -> Relevance:
+    """A layer of one step: it gives its output beside the last state, and only the state is read."""
+    x, states, *weights = case.args
+    layer = getattr(torch.ops.aten, case.name.removesuffix("_cell")).input
+    states = [s[None] for s in states] if case.name == "lstm_cell" else states[None]
+    present = [w for w in weights if w is not None]
+    steps = Case(layer, (x[:, None], states, present, len(present) == 4, 1, 0.0, False, False, True))
+    found = recurrent(steps, torch.cat([c.new_zeros(len(x) * weights[1].shape[1]), c]))
+    return Relevance([found.inputs[0][:, 0]], found.constants)
+
+
 def state(value: Tensor, taken: list[tuple[Tensor, Tensor]]) -> Tensor:
     leaf = value.detach().clone().requires_grad_()
     taken.append((leaf, leaf.detach()))
@@ -733,6 +794,12 @@ def state(value: Tensor, taken: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 def softmax_constant(case: Case, c: Tensor) -> Relevance:
     return Relevance([torch.zeros_like(case.tensors[0])], (case() * c).sum())
+
+
+def logarithmic_constant(case: Case, c: Tensor) -> Relevance:
+    """CP-LRP: the relevance of the own derivative; what that loses is the entropy of the softmax, a constant."""
+    found = DEFINITIONS[case.name](case, c)
+    return Relevance(found.inputs, found.lost)
 
 
 def own_derivative(case: Case, c: Tensor) -> Relevance:

@@ -52,8 +52,8 @@ from termwise.predictions.rules import (
     zbox,
     zplus,
 )
-from termwise.predictions.rules.attention import attention_constant, softmax_constant
-from termwise.predictions.rules.products import signal_takes_all
+from termwise.predictions.rules.attention import LOGARITHMIC, attention_constant, logarithmic_constant, softmax_constant
+from termwise.predictions.rules.products import gated_by_constant, signal_takes_all
 
 aten = torch.ops.aten
 SAMPLES, ENTRIES = 5, 1200  # per OpInfo; floating numbers in the arguments of one case
@@ -194,9 +194,10 @@ def _all_traced(name: str) -> Iterator[Case]:
     for record in {id(r): r for r in (*records().get(name, ()), *records().get(ELSEWHERE.get(name, ""), ()))}.values():
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            # a list: torch's generator, collected while something is traced, would touch the grad mode in the trace
-            for sample in [*itertools.islice(record.sample_inputs("cpu", torch.float64, requires_grad=False), 3 * SAMPLES)]:
-                yield from _nodes(record.op, sample, name)
+            # to the end: a generator that is closed while something is traced would touch the grad mode in the trace
+            samples = [*record.sample_inputs("cpu", torch.float64, requires_grad=False)]
+        for sample in samples[: 3 * SAMPLES]:
+            yield from _nodes(record.op, sample, name)
 
 
 def _nodes(op: Any, sample: Any, name: str) -> list[Case]:
@@ -260,6 +261,25 @@ def _recurrent(op: Any, kind: int) -> list[Case]:
         cases.append(
             Case(op, (r(*shape), states if len(states) > 1 else states[0], weights, bias, layers, 0.0, False, both, batch_first))
         )
+    return cases
+
+
+def _cell(op: Any, kind: int) -> list[Case]:
+    states = [r(1, 2), r(1, 2)] if op is aten.lstm_cell.default else r(1, 2)
+    return [
+        Case(op, (r(1, 3), states, *_lstm_weights(kind, 3, 2, layers=1, both=False, bias=bias), *([] if bias else [None, None])))
+        for bias in (True, False)
+    ]
+
+
+def _projected() -> list[Case]:
+    """Hidden states of 2 made of cells of 4; two layers in both directions, with and without biases."""
+    cases = []
+    for bias in (True, False):
+        weights = []
+        for size in (3, 3, 4, 4):
+            weights += [r(16, size) / 2, r(16, 2) / 2, *([r(16) / 2, r(16) / 2] if bias else []), r(2, 4)]
+        cases.append(Case(aten.lstm.input, (r(1, 3, 3), [r(4, 1, 2), r(4, 1, 4)], weights, bias, 2, 0.0, False, True, True)))
     return cases
 
 
@@ -398,7 +418,17 @@ def _by_hand() -> dict[str, Any]:
         "_pdist_forward": lambda: [Case(aten._pdist_forward.default, (r(4, 3), 2.0))],
         "pdist": lambda: [Case(aten.pdist.default, (r(4, 3),))],
         "renorm": lambda: [Case(aten.renorm.default, (r(2, 3), 2, 0, m)) for m in (0.5, 100.0)],
-        "lstm": lambda: _recurrent(aten.lstm.input, 4),
+        "lstm": lambda: _recurrent(aten.lstm.input, 4) + _projected(),
+        "lstm_cell": lambda: _cell(aten.lstm_cell.default, 4),
+        "gru_cell": lambda: _cell(aten.gru_cell.default, 3),
+        "rnn_tanh_cell": lambda: _cell(aten.rnn_tanh_cell.default, 1),
+        "rnn_relu_cell": lambda: _cell(aten.rnn_relu_cell.default, 1),
+        "glu": lambda: [Case(aten.glu.default, (r(2, 4),)), Case(aten.glu.default, (r(2, 4), 0))],
+        "angle": lambda: [Case(aten.angle.default, (r(2, 3, complex=True),)), Case(aten.angle.default, (r(2, 3),))],
+        "stft": lambda: [Case(aten.stft.center, (r(1, 12), 4, 2, 4, w, True, "reflect", False, one, True)) for w, one in ((r(4), True), (None, False))],
+        "istft": lambda: [Case(aten.istft.default, (r(1, 3, 6, complex=True), 4, 1, 4, torch.hann_window(4).double()))],
+        "linalg_solve": lambda: [Case(aten.linalg_solve.default, (r(3, 3) + 3 * torch.eye(3), b)) for b in (r(3), r(3, 2))],
+        "var_mean": lambda: [Case(aten.var_mean.correction, (r(2, 3), [1]), {"correction": 0}), Case(aten.var_mean.default, (r(2, 3),))],
         "gru": lambda: _recurrent(aten.gru.input, 3),
         "rnn_tanh": lambda: _recurrent(aten.rnn_tanh.input, 1),
         "rnn_relu": lambda: _recurrent(aten.rnn_relu.input, 1),
@@ -464,7 +494,7 @@ OPERANDS: dict[str, list[tuple[int, ...]]] = {
     **dict.fromkeys(("addmm", "addmv", "addbmm", "baddbmm", "addr", "addcmul"), subsets((0, 1, 2))),
     **dict.fromkeys(("batch_norm", "_native_batch_norm_legit", "native_batch_norm", "_batch_norm_with_update_functional", "instance_norm",
                      "group_norm", "native_group_norm", "layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm", "prelu",
-                     "_prelu_kernel", "lstm", "gru", "rnn_tanh", "rnn_relu", "rotary", "fractional_max_pool2d", "_native_batch_norm_legit_no_training", "clamp", "clip", "clamp_min", "clamp_max",
+                     "_prelu_kernel", "stft", "istft", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "lstm", "gru", "rnn_tanh", "rnn_relu", "rotary", "fractional_max_pool2d", "_native_batch_norm_legit_no_training", "clamp", "clip", "clamp_min", "clamp_max",
                      "embedding_bag", "_embedding_bag", "type_as", "getitem", "embedding", "fmod", "remainder", "threshold"), [(0,)]),
     **dict.fromkeys(("lerp",), [(0,), (1,), (0, 1)]),
     "pow": [(0,), (1,)],
@@ -552,7 +582,7 @@ def verdict(name: str) -> str:
 
 TOLERANCE = dict.fromkeys(("linalg_norm", "linalg_matrix_norm", "std", "var", "hypot", "cdist", "_cdist_forward", "dist", "pdist",
                            "_pdist_forward", "_euclidean_dist", "norm", "linalg_vector_norm", "frobenius_norm", "pairwise_distance",
-                           "atan2", "logaddexp", "logaddexp2", "xlogy", "special_xlogy"), 1e-7)  # fmt: skip
+                           "atan2", "logaddexp", "logaddexp2", "xlogy", "special_xlogy", "std_mean", "var_mean", "linalg_solve"), 1e-7)  # fmt: skip
 """Definitions by finite differences are only as exact as these."""
 
 
@@ -907,6 +937,11 @@ def test_constant_attention() -> None:
     for case in cases("scaled_dot_product_attention"):
         if 3 not in case.active:
             check(attention_constant, definitions.attention_with_constant_weights, case)
+    for case in (c for name in LOGARITHMIC for c in cases(name)):
+        if not case.tensors[0].is_complex():
+            check(logarithmic_constant, definitions.logarithmic_constant, case)
+    for case in cases("glu"):
+        check(gated_by_constant, definitions.gated_by_constant, case)
 
 
 def test_own_derivative_measures_what_it_loses() -> None:
@@ -922,7 +957,18 @@ def test_every_rule_of_the_sets_has_a_definition() -> None:
     )
     made = {rule.__name__.partition("(")[0] for rule in used if repr(rule).endswith(")")}
     assert made <= {"epsilon", "gamma", "zplus", "alpha_beta", "wsquare", "flat", "zbox"}
-    tested = {softmax_constant, attention_constant, signal_takes_all, own_derivative, unchanged, absolute, deconvolution, guided}
+    tested = {
+        softmax_constant,
+        logarithmic_constant,
+        attention_constant,
+        signal_takes_all,
+        gated_by_constant,
+        own_derivative,
+        unchanged,
+        absolute,
+        deconvolution,
+        guided,
+    }
     assert {rule for rule in used if not repr(rule).endswith(")")} <= tested
     assert set(RULES) == set(DEFINITIONS), set(RULES) ^ set(DEFINITIONS)
 

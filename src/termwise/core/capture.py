@@ -127,6 +127,17 @@ class Call:
         return [self.leaves[i] for i in self.slots]
 
     @property
+    def shared(self) -> frozenset[str]:
+        """The tensors that belong to no sample: they lack the batch axis of the first one, or are 0 and -inf (masks)."""
+        tensors = self.tensors
+        batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
+        return frozenset(
+            name
+            for name, t in zip(self.names, tensors, strict=True)
+            if t.is_floating_point() and ((batch > 1 and (t.ndim == 0 or t.shape[0] != batch)) or _is_mask(t))
+        )
+
+    @property
     def key(self) -> tuple[Any, ...]:
         """What must agree, besides shapes, for a recorded program to stand for this call."""
         weights = next(iter(self.model.parameters()), None) if isinstance(self.model, nn.Module) else None
@@ -135,6 +146,7 @@ class Call:
             tuple((t.dtype, t.device, t.ndim) for t in self.tensors),
             tuple(repr(leaf) for leaf in self.leaves if not isinstance(leaf, Tensor)),
             None if weights is None else (weights.dtype, weights.device),
+            self.shared,
             self.select,
         )
 
@@ -194,6 +206,12 @@ def _holds_tensors(value: Any, depth: int = 4) -> bool:
         return False
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
     return any(_holds_tensors(v, depth - 1) for v in (*inner, *getattr(value, "__dict__", {}).values()))
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    """Whether it is an additive mask of attention, which hides and owns nothing."""
+    hidden = tensor.isneginf()
+    return bool(hidden.any() and (hidden | (tensor == 0)).all())
 
 
 def _parameters(model: Callable[..., Any]) -> list[str]:
@@ -295,7 +313,7 @@ def finish(
     """Clean the graph, recognise patterns, give every node its role, and look where the samples lie."""
     patterns.clean(graph)
     patterns.recognise(graph)
-    annotate(graph, placeholders)
+    annotate(graph, placeholders, call.shared)
     patterns.mark_gates(graph)
     program = Program(graph, placeholders, call, tensors, how=how, dynamic=dynamic)
     program.check()

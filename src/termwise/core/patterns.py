@@ -33,6 +33,7 @@ POINTWISE = {
     "le", "lt", "ge", "gt", "sinh", "cosh", "atan", "asinh",
 }  # fmt: skip
 _ACTIVATIONS = {"silu", "gelu", "sigmoid", "tanh", "softmax", "_softmax", "relu", "hardsigmoid", "softplus", "pointwise"}
+_STEPS = {"sign", "sgn", "floor", "ceil", "round", "trunc", "heaviside", "floor_divide"}
 _VIEWS = {"view", "reshape", "unsqueeze", "squeeze", "transpose", "permute", "slice", "select", "expand", "clone"} | {
     "_to_copy", "to", "type_as", "contiguous", "_unsafe_view", "getitem", "split", "split_with_sizes", "unbind", "chunk",
 }  # fmt: skip
@@ -207,14 +208,38 @@ def mark_gates(graph: fx.Graph) -> None:
             continue
         known = info(node)
         if op_name(node) == "mul":
+            step = [op_name(_source(n)) in _STEPS for n in (a, b)]
+            if step[0] != step[1]:
+                known.held = (step.index(True),)
             gate = [op_name(_source(n)) in _ACTIVATIONS for n in (a, b)]
-            if gate[0] != gate[1]:
+            if gate[0] != gate[1] and not any(step) and _is_signal(*((b, a) if gate[0] else (a, b))):
                 known.gates = (gate.index(True),)
         for position, other in ((1, a), (0, b)):
             if (op_name(node) == "mul" or position == 1) and _normalises(node.args[position], other):
                 known.held = (position,)
                 break
     _recurrences(graph)
+
+
+def _is_signal(value: fx.Node, gate: fx.Node) -> bool:
+    """Whether a gate lets `value` through: one made by weights, or of what the gate is made of. A mask is neither."""
+    made_of = _leaves(value)
+    return any(info(n).role != "activation" for n in made_of) or not made_of.isdisjoint(_leaves(gate))
+
+
+def _leaves(node: fx.Node) -> set[fx.Node]:
+    """The inputs, embeddings and parameters that a value is made of, not looking behind steps."""
+    found, stack, seen = set[fx.Node](), [node], set[fx.Node]()
+    while stack:
+        n = stack.pop()
+        if n in seen:
+            continue
+        seen.add(n)
+        if info(n).role in ("cut", "parameter") or (n.op == "placeholder" and info(n).active):
+            found.add(n)
+        elif info(n).active and op_name(n) not in _STEPS:
+            stack += n.all_input_nodes
+    return found
 
 
 def _normalises(value: fx.Node, of: fx.Node) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +71,10 @@ _VIEWS = {"view", "reshape", "unsqueeze", "squeeze", "transpose", "t", "permute"
     "getitem", "chunk", "unbind",
 }  # fmt: skip
 
+BAGS = {"embedding_bag", "_embedding_bag"}
+
 # These take an activation for its shape, dtype and device only.
-_FACTORIES = {
+FACTORIES = {
     "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full",
     "new_empty", "new_empty_strided",
 }  # fmt: skip
@@ -279,14 +281,14 @@ def where(node: fx.Node) -> tuple[str, str]:
     return path, source
 
 
-def annotate(graph: fx.Graph, placeholders: Mapping[str, Placeholder]) -> None:
-    """Give every node its `Info`: role, path, source, origin."""
+def annotate(graph: fx.Graph, placeholders: Mapping[str, Placeholder], shared: Collection[str] = ()) -> None:
+    """Give every node its `Info`: role, path, source, origin. Inputs that all samples share are constants."""
     for node in graph.nodes:
         if node.op == "placeholder":
             held = placeholders[node.name]
             role = held.kind if held.kind != "buffer" else "constant"
             if held.kind == "input":
-                role = "activation" if _is_floating(node) else "index"
+                role = "index" if not _is_floating(node) else "constant" if held.name in shared else "activation"
             node.meta["info"] = Info(role, origin=held.name)
         elif node.op == "call_function":
             path, source = where(node)
@@ -296,11 +298,14 @@ def annotate(graph: fx.Graph, placeholders: Mapping[str, Placeholder]) -> None:
 
 def _role(node: fx.Node) -> tuple[str, str]:
     args = node.all_input_nodes
-    if op_name(node) in _FACTORIES:
+    if op_name(node) in FACTORIES:
         return "constant", ""
+    name = op_name(node)
+    if is_one_hot(node) or (name in BAGS and info(args[0]).role == "parameter"):
+        if given := _looked_up(_ids(node)):
+            return "cut", given
     if any(info(a).active for a in args) and _is_floating(node):
         return "activation", ""
-    name = op_name(node)
     if name in ("embedding", "index", "index_select") and info(args[0]).role == "parameter":
         ids = [_looked_up(a) for a in args[1:]]
         if len(ids) == 1 and ids[0] is not None:
@@ -311,6 +316,16 @@ def _role(node: fx.Node) -> tuple[str, str]:
     roles = {info(a).role for a in tensors}
     origin = info(tensors[0]).origin if len(tensors) == 1 and name in _VIEWS else ""
     return ("parameter" if roles == {"parameter"} else "constant"), origin
+
+
+def is_one_hot(node: fx.Node) -> bool:
+    """Whether a node makes numbers of one-hot ids: an embedding in the identity."""
+    return op_name(node) in ("_to_copy", "to") and op_name(node.all_input_nodes[0]) == "one_hot" and _is_floating(node)
+
+
+def _ids(cut: fx.Node) -> fx.Node:
+    """What a cut looks up."""
+    return cut.all_input_nodes[0].all_input_nodes[0] if is_one_hot(cut) else cut.all_input_nodes[1]
 
 
 def _looked_up(node: fx.Node) -> str | None:
@@ -335,7 +350,7 @@ class Views:
 
 def views_of_ids(cut: fx.Node) -> Views | None:
     """The views before a cut; None where there are none, and each looked-up row lies where its id does."""
-    last = node = cut.all_input_nodes[1]
+    last = node = _ids(cut)
     wanted: set[fx.Node] = set()
     stack, moved = [last], False
     while stack:

@@ -55,7 +55,7 @@ def locate(program: Program, example: list[Tensor]) -> dict[str, SampleAxis | No
 
     Nodes that nothing perturbs (dead units) are taken as sample-major along their first axis.
     """
-    from .program import info, views_of_ids
+    from .program import BAGS, FACTORIES, info, op_name, views_of_ids
 
     batch = example[0].shape[0] if example and example[0].ndim else 1
     if batch < 2 or any(t.ndim == 0 or t.shape[0] != batch for t in example[:1]):
@@ -81,13 +81,20 @@ def locate(program: Program, example: list[Tensor]) -> dict[str, SampleAxis | No
 
     def visit(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         known = info(node)
-        if not any(info(a).role in ("activation", "cut", "index") for a in node.all_input_nodes):
+        moves = any(info(a).role in ("activation", "cut", "index") for a in node.all_input_nodes)
+        if not moves or op_name(node) in FACTORIES:  # what new_empty holds is chance, and no sample's doing
             value = node.target(*_pick(args, 0), **_pick(kwargs, 0))  # type: ignore[operator]
             return value
         values = tuple(node.target(*_pick(args, i), **_pick(kwargs, i)) for i in range(3))  # type: ignore[operator]
-        if known.role == "cut" and isinstance(values[0], Tensor):
-            views = views_of_ids(node)
-            values = perturbed(values[0], None if views is None else views(plain, samples_of(plain[views.ids])))
+        if known.role == "cut":
+            views, value = views_of_ids(node), values[0]
+            sample = None if views is None else views(plain, samples_of(plain[views.ids]))
+            if op_name(node) in BAGS:  # one row for each bag, of the sample of its first id
+                if sample is not None:
+                    sample = sample[_pick(args, 0)[2][: len(value[0])].clamp_max(len(sample) - 1)]
+                values = tuple((moved, *value[1:]) for moved in perturbed(value[0], sample))
+            else:
+                values = perturbed(value, sample)
         if known.active:  # of several values the first stands for all
             first = tuple(v[0] if isinstance(v, (tuple, list)) else v for v in values)
             if all(isinstance(v, Tensor) for v in first):
@@ -99,8 +106,8 @@ def locate(program: Program, example: list[Tensor]) -> dict[str, SampleAxis | No
     for node in program.graph.find_nodes(op="placeholder"):
         if program.placeholders[node.name].kind == "input":
             value = bound[node.name]
-            moved = perturbed(value) if value.is_floating_point() else (value, value, value)
-            bound[node.name] = Triple(moved)
+            moves = value.is_floating_point() and info(node).active
+            bound[node.name] = Triple(perturbed(value) if moves else (value, value, value))
             axes[node.name] = SampleAxis(0) if value.ndim and value.shape[0] == batch else None
     with torch.no_grad():
         interpret(program.graph, bound, visit)

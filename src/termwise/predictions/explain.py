@@ -371,8 +371,10 @@ def _one_sample_each(program: Program, batch: int) -> None:
         )
 
 
-def _batched(parts: Mapping[str, Tensor], batch: int) -> None:
+def _batched(parts: dict[str, Tensor], batch: int) -> None:
     for name, part in parts.items():
+        if batch == 1 and name.startswith("input:") and (part.ndim == 0 or part.shape[0] != 1):  # given without a batch axis
+            parts[name] = part = part.unsqueeze(0)
         if part.ndim == 0 or part.shape[0] != batch:
             raise ValueError(
                 f"{name} has shape {tuple(part.shape)} for {batch} samples: every explained input needs the batch as its "

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from termwise.core.composite import Composite
-from termwise.core.program import Program, info, op_name, views_of_ids
+from termwise.core.program import BAGS, Program, info, is_one_hot, op_name, views_of_ids
 from termwise.core.rewrite import rewrite
 from termwise.core.samples import SampleAxis, per_sample
 
@@ -29,7 +29,7 @@ from .fold import fold_batch_norm, foldable
 from .ledger import Ledger, Site
 from .memory import graph_size
 from .rules import HOLDING, LOSSY, SPLITTING, Rules, rules_of
-from .rules.linear import MOVES, add, assemble, own
+from .rules.linear import MOVES, add, assemble, bag, own
 from .rules.products import product, signal_takes_all
 
 __all__ = ["Pass", "propagate"]
@@ -86,6 +86,7 @@ class Pass:
         self.lift = lift
         self._located: set[str] = set()  # names of sites that know their samples; shared with the copies that `of` makes
         self.weights = _weights(program, chosen)
+        self.inputs = {p.name for p in program.placeholders.values() if p.kind == "input"}
         self.sites: dict[str, Site] = {}
         for node in program.nodes:
             if info(node).role == "cut" and node.name in self.leaves:
@@ -114,7 +115,7 @@ class Pass:
             measured=measured,
             held=known.held,
             gates=known.gates,
-            origins=tuple(_origin(a, self.weights) for a in arguments),
+            origins=tuple(_origin(a, self.weights, self.inputs) for a in arguments),
             weight=node in self.weights,
             source=_source(node),
         )
@@ -284,19 +285,30 @@ def propagate(
     return known.of(program.model)
 
 
-def _cut(program: Program, node: fx.Node) -> Callable[..., Tensor]:
+def _cut(program: Program, node: fx.Node) -> Callable[..., Any]:
     """An embedding of explained ids: what was looked up becomes a leaf, and its part has the shape of the ids."""
     name, views = f"input:{info(node).origin}", views_of_ids(node)
 
-    def cut(at: Any, weight: Tensor, ids: Any, *rest: Any, **kwargs: Any) -> Tensor:
-        looked_up, places = at.op(weight, ids, *rest, **kwargs), None
+    def leaf(at: Any, looked_up: Tensor, axes: int) -> Tensor:
+        places = None
         if views is not None:  # transposed, shifted, a half of what was given: where is each of them there?
             given = at.ledger.inputs[views.ids]
             tags = torch.arange(given.numel(), device=given.device).view(given.shape)
             places = views(at.ledger.inputs, tags), given.shape
-        return at.ledger.leaf(name, looked_up, looked_up.ndim - (weight.ndim - 1), places)
+        return at.ledger.leaf(name, looked_up, axes, places)  # type: ignore[no-any-return]
 
-    return cut
+    def cut(at: Any, weight: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+        looked_up = at.op(weight, *rest, **kwargs)
+        return leaf(at, looked_up, looked_up.ndim - (1 if is_one_hot(node) else weight.ndim - 1))
+
+    def cut_bag(at: Any, weight: Tensor, ids: Tensor, *rest: Any) -> Any:
+        table, numbers = leaf(at, weight[ids], ids.ndim), torch.arange(ids.numel(), device=ids.device).view(ids.shape)
+        if len(rest) > 6 and rest[6] is not None and rest[6] >= 0:  # padding, which counts in no bag: one row more
+            numbers = numbers.masked_fill(ids == rest[6], len(ids))
+            table, rest = torch.cat([table, table.new_zeros(1, table.shape[1])]), (*rest[:6], len(ids))
+        return bag(at, table, numbers, *rest)
+
+    return cut_bag if op_name(node) in BAGS else cut
 
 
 def _leaf(name: str) -> Callable[..., Tensor]:
@@ -336,13 +348,15 @@ def _is_own(rule: Any, node: fx.Node, weights: set[fx.Node]) -> bool:
     return rule in (product, signal_takes_all) and len(active) == 1 and not info(node).held
 
 
-def _origin(argument: Any, weights: set[fx.Node]) -> str:
+def _origin(argument: Any, weights: set[fx.Node], inputs: set[str]) -> str:
     """The part under which a constant argument is booked."""
     if argument in weights:
         return f"constant:{info(argument).path or op_name(argument)}"
     if not isinstance(argument, fx.Node) or info(argument).active:
         return ""
     origin = info(argument).origin
+    if origin in inputs:  # one that all samples share
+        return f"constant:{origin}"
     if origin and info(argument).role == "parameter":
         owner, _, last = origin.rpartition(".")
         return f"bias:{owner}" if last == "bias" else f"constant:{origin}"

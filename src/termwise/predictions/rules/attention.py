@@ -4,7 +4,8 @@ Softmax is not homogeneous, and no rule through it conserves. Two are in use:
 
 - AttnLRP (Achtibat et al. 2024): its own derivative, c_x = J^T c, J = diag(s) - s s^T. What it loses,
   sum s c - sum x (J^T c), is measured at the node.
-- CP-LRP (Ali et al. 2022): attention weights are held constant. All relevance goes through the values; exact.
+- CP-LRP (Ali et al. 2022): attention weights are held constant. All relevance goes through the values; exact. Of
+  log-sum-exp = s x + entropy(s) the same s is held, and the entropy is a constant.
 
 Attention kept whole, o = softmax(q k^T) v: by AttnLRP the product with v gives half to v, and of the other half the
 product q k^T gives half each to q and k, so c_q, c_k, c_v are a quarter, a quarter, a half of ONE fused derivative.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .table import active, hold, holding, lossy, rule, share
@@ -35,6 +37,22 @@ def softmax_derivative(at: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 def logarithmic(at: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Own derivative; log-sum-exp loses c * entropy(softmax(x)), exactly."""
     return at.op(x, *args, **kwargs)
+
+
+def logarithmic_constant(at: Any, x: Tensor, dims: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """CP-LRP: log sum exp x = s x + entropy(s) with s = softmax(x) constant, and the entropy a constant summand."""
+    y = at.op(x, dims, *args, **kwargs)
+    with torch.no_grad():
+        if at.op.__name__.startswith("logcumsumexp"):  # s of each beginning: one row for each
+            rows = (x.movedim(dims, -1).unsqueeze(-2) - y.movedim(dims, -1).unsqueeze(-1)).exp().tril()
+            entropy = torch.special.entr(rows).sum(-1).movedim(-1, dims) if x.ndim else torch.zeros_like(y)
+        else:
+            sums = at.op.__name__.startswith("logsumexp")
+            s = (x - torch.logsumexp(x, dims, keepdim=True)).exp()
+            entropy = torch.special.entr(s).sum(dims, keepdim=not sums or (args[:1] == (True,)))
+            entropy = entropy if sums else -entropy.expand_as(y)
+    at.adds(y, entropy.to(y.dtype), at.constant_name(-1))
+    return y
 
 
 @holding

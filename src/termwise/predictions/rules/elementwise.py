@@ -117,6 +117,13 @@ def two_mixed_operands(at: Any, a: Any, b: Any) -> Tensor:
     return two_operands(at, a, b)
 
 
+@rule("angle")
+@lossy
+def angle(at: Any, x: Tensor) -> Tensor:
+    """As `atan2` of its imaginary and its real part: of degree 0, so that what arrives is lost, and booked."""
+    return at.op(x)
+
+
 @rule("max", "min")
 def extreme(at: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     """The winner takes all: along an axis, or of two."""

@@ -43,7 +43,7 @@ SUMS = (
     "_fft_r2c", "_fft_c2c", "_fft_c2r", "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_fft2", "fft_ifft2", "fft_rfft2",
     "fft_irfft2", "fft_fftn", "fft_ifftn", "fft_rfftn", "fft_irfftn", "fft_hfft", "fft_ihfft", "fft_fftshift",
     "fft_ifftshift",
-    "rotary",
+    "rotary", "stft", "istft",
 )  # fmt: skip
 """Each output entry is a fixed weighted sum of input entries."""
 
@@ -54,7 +54,18 @@ WINNERS = (
 )  # fmt: skip
 """Each output entry is the input entry that won: locally a move."""
 
-HOMOGENEOUS = ("std", "relu", "leaky_relu", "abs", "_prelu_kernel", "prelu", "rrelu", "linalg_matrix_norm", "frobenius_norm")
+HOMOGENEOUS = (
+    "std",
+    "std_mean",
+    "relu",
+    "leaky_relu",
+    "abs",
+    "_prelu_kernel",
+    "prelu",
+    "rrelu",
+    "linalg_matrix_norm",
+    "frobenius_norm",
+)
 """Of degree one, f(t x) = t f(x) for t > 0: x * grad f = f by Euler's theorem, so the own derivative conserves."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .elementwise import function
 from .table import active, hold, rule, share
 
 PRODUCTS = (
@@ -84,6 +85,33 @@ def running_product(at: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y.register_hook(lambda c: c / counts)
         return y
     return share(y, 1 / n)
+
+
+@rule("glu")
+def gated(at: Any, x: Tensor, dim: int = -1) -> Tensor:
+    """Y = a sigmoid(b), a and b the halves of x: half each, and of the gate's half all but that of sigmoid(0) to b."""
+    a, b = x.chunk(2, dim)
+    gate = function(at, torch.sigmoid, b, varies=False)
+    return share(a * gate, 1 / 2)
+
+
+def gated_by_constant(at: Any, x: Tensor, dim: int = -1) -> Tensor:
+    """As `gated`, with the gate held constant: all to a (CP-LRP)."""
+    a, b = x.chunk(2, dim)
+    return a * torch.sigmoid(b.detach())
+
+
+@rule("linalg_solve")
+def solution(at: Any, a: Tensor, b: Tensor, **kwargs: Any) -> Tensor:
+    """A^-1 b, as a quotient: of degree -1 in A and 1 in b, half each of two activations."""
+    return share(at.op(flipped(a) if active(a) else a, b, **kwargs), 1 / max(1, active(a, b)))
+
+
+@rule("var_mean")
+def variance_and_mean(at: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """Of degree 2, and linear."""
+    var, mean = at.op(*args, **kwargs)
+    return share(var.view_as(var), 1 / 2), mean  # a view: no ratio arrives at a variance that nobody uses
 
 
 @rule("var")

@@ -25,7 +25,7 @@ from typing import Any
 from termwise.core.program import Program, describe, info, op_name
 
 from .anywhere import absolute, deconvolution, epsilon, guided, own_derivative, unchanged
-from .attention import FUSED, SOFTMAX, attention_constant, softmax_constant
+from .attention import FUSED, LOGARITHMIC, SOFTMAX, attention_constant, logarithmic_constant, softmax_constant
 from .composites import (
     DeconvNet,
     EpsilonAlpha2Beta1,
@@ -36,7 +36,7 @@ from .composites import (
     deep_taylor,
 )
 from .maps import AFFINE
-from .products import signal_takes_all
+from .products import gated_by_constant, signal_takes_all
 from .region import flat, wsquare
 from .selection import matcher, nearest, operators
 from .splitting import alpha_beta, gamma, zplus
@@ -67,13 +67,17 @@ ANY_RULES: dict[str, Rule] = {
 }
 """Rules for operations of any kind by name: "norm" and "abs" for sums, "deconvnet" and "guided" for ReLU."""
 
-_CONSTANT_ATTENTION: dict[Any, Rule] = {**dict.fromkeys(SOFTMAX, softmax_constant), **dict.fromkeys(FUSED, attention_constant)}
+_CONSTANT_ATTENTION: dict[Any, Rule] = {
+    **dict.fromkeys(SOFTMAX, softmax_constant),
+    **dict.fromkeys(LOGARITHMIC, logarithmic_constant),
+    **dict.fromkeys(FUSED, attention_constant),
+}
 _AFFINE = operators(*AFFINE)
 _CONVOLUTIONS = operators("conv*")
 
 RULE_SETS: dict[str, Mapping[Any, Rule | str]] = {
     "zero": _CONSTANT_ATTENTION,
-    "cp-lrp": {**_CONSTANT_ATTENTION, "mul": signal_takes_all},
+    "cp-lrp": {**_CONSTANT_ATTENTION, "mul": signal_takes_all, "glu": gated_by_constant},
     "attnlrp": {},
     "epsilon": {_AFFINE: epsilon()},
     "gamma": {_AFFINE: gamma()},
