@@ -802,8 +802,9 @@ def test_a_table_that_can_be_read():
     program = capture(nn.Sequential(OrderedDict(first=LIN(), act=nn.ReLU())).eval(), X())
     lines = str(program).splitlines()
     assert lines[0] == "Program(Sequential: 2 nodes, 2 active, by export)" == repr(program)
-    assert lines[1].split() == ["node", "op", "role", "shape", "module"]
-    assert lines[2].split()[1:3] + lines[2].split()[-1:] == ["linear", "activation", "first"]
+    assert lines[1].split() == ["node", "op", "role", "shape", "module", "source"]
+    assert lines[2].split()[1:] == ["linear", "activation", lines[2].split()[3], "first", info(program.nodes[0]).source]
+    assert lines[2].split()[3].startswith("batchx")
     assert len(program) == 2
     assert max(map(len, lines)) < 160
     assert program.output.name == program.nodes[-1].name

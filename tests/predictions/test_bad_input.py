@@ -185,3 +185,120 @@ def test_an_argument_that_hides_tensors():
 
     with pytest.raises(TypeError, match="argument cache is a Cache, inside which there are tensors"):
         explain(lambda x, cache: x + cache.layers[0]["keys"], torch.ones(2, 3), Cache())
+
+
+# -- what the model itself refuses -------------------------------------------------------------------------------------
+
+
+def refuses():
+    raise RuntimeError("no such picture")
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "message"),
+    [
+        (net(), X.double(), r"Sequential itself raises RuntimeError for input \(2, 4\) torch\.float64: .*dtype"),
+        (net(), X.to(torch.complex64), r"itself raises RuntimeError for input \(2, 4\) torch\.complex64"),
+        (net(), torch.randn(2, 5), r"itself raises RuntimeError for input \(2, 5\) torch\.float32: .*cannot be multiplied"),
+        (net(nn.Conv2d(3, 4, 3)), torch.randn(2, 1, 8, 8), r"for input \(2, 1, 8, 8\).*3 channels.*mend the inputs"),
+        (
+            net(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2)),
+            torch.tensor([[1, 2, 99]]),
+            r"raises IndexError .*out of range",
+        ),
+        (Custom(lambda inner, x: refuses()), X, r"Custom itself raises RuntimeError .*: no such picture\. Call the model"),
+    ],
+)
+def test_what_the_model_itself_refuses_is_said_once(model, x, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        explain(model, x)
+    assert "leaves torch" not in str(caught.value)
+    assert "export" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (X.to("meta"), ValueError, r"input\[0\] is on the meta device"),
+        (X.to_sparse(), ValueError, r"input\[0\] is sparse \(torch\.sparse_coo\): pass input\[0\]\.to_dense\(\)"),
+        (torch.zeros(0, 4), ValueError, r"input\[0\] has shape \(0, 4\): it is empty"),
+        (torch.zeros(1, 0, dtype=torch.long), ValueError, r"input\[0\] has shape \(1, 0\): it is empty"),
+        (X.numpy(), TypeError, r"no tensor among the inputs, got ndarray: pass tensors"),
+        ("hello", TypeError, r"no tensor among the inputs, got str"),
+    ],
+)
+def test_inputs_without_values(x, error, message):
+    with pytest.raises(error, match=message):
+        explain(net(), x)
+
+
+def test_an_output_that_depends_on_nothing():
+    with pytest.raises(ValueError, match=r"output of Custom depends on no input that can be explained"):
+        explain(Custom(lambda inner, x: inner(torch.ones(len(x), 4)), nn.Linear(4, 3).eval()), X)
+
+
+def test_an_output_of_integers():
+    with pytest.raises(CaptureError, match=r"returned a tensor of torch\.int64, in which there is no floating tensor") as caught:
+        explain(Custom(lambda inner, x: x.argmax(-1)), X)
+    assert "FakeTensor" not in str(caught.value)
+
+
+def test_what_cannot_be_recorded():
+    branches = Custom(lambda inner, x: torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,)))
+    with pytest.raises(CaptureError, match=r"cond keeps its branches as they are: write the control flow in Python") as caught:
+        explain(branches, X)
+    assert str(caught.value).count("branches") == 1
+
+    def packed(gru, x, lengths):
+        return gru(nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))[1][-1]
+
+    with pytest.raises(CaptureError, match=r"packs sequences by their lengths.*padded batch"):
+        explain(Custom(packed, nn.GRU(4, 4, batch_first=True).eval()), torch.randn(2, 5, 4), torch.tensor([5, 3]))
+    with pytest.raises(CaptureError, match=r"it holds TorchScript \(at 0\).*Use the module it was made from"):
+        explain(net(scripted()), X)
+
+
+def scripted() -> nn.Module:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize("rules", [None, 3])
+def test_rules_of_no_kind(rules):
+    with pytest.raises(TypeError, match=rf"name of a set \(default, .*\) or a mapping, got {rules}"):
+        explain(net(), X, rules=rules)
+
+
+@pytest.mark.parametrize("target", ["cat", {}])
+def test_a_target_of_no_kind(target):
+    with pytest.raises(TypeError, match="target must be an integer class index"):
+        explain(net(), X, target=target)
+
+
+def test_names_and_classes():
+    with pytest.raises(TypeError, match="names is a list of tokens for each sample, got the string 'hello'"):
+        explain(net(), X, names="hello")
+    with pytest.raises(ValueError, match="classes has 1 names, and class 2 is explained"):
+        explain(net(), X, target=2, classes=["cat"])
+    with pytest.raises(TypeError, match="classes is a list of names, got the string 'abc'"):
+        explain(net(), X, target=2, classes="abc")
+
+
+def test_a_sample_is_shown_and_a_path_that_cannot_be_written_is_said(tmp_path, capsys):
+    why = explain(net(), X, target=0)
+    why.show(sample=1)
+    assert capsys.readouterr().out
+    with pytest.raises(ValueError, match="sample 7 is out of range: there are 2"):
+        why.show(sample=7)
+    with pytest.raises(OSError, match=r"nowhere/why\.safetensors cannot be written.*choose a folder"):
+        why.save(tmp_path / "nowhere" / "why")
+
+
+def test_an_autocast_around_the_call_is_ignored():
+    model = net()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = explain(model, X, target=0)
+    assert torch.equal(inside.whole, explain(model, X, target=0).whole)

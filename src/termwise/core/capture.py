@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 import io
 import logging
+import re
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
 from . import patterns
-from .program import CaptureError, Placeholder, Program, annotate
+from .program import CaptureError, Placeholder, Program, annotate, op_name
 
 __all__ = ["CaptureError", "capture"]
 
@@ -150,6 +151,25 @@ class Call:
             self.select,
         )
 
+    def try_model(self) -> None:
+        """Run the model as it is, to tell its own errors from those of recording it.
+
+        Raises:
+            CaptureError: when the model itself refuses these inputs.
+        """
+        args, kwargs = pytree.tree_unflatten(self.leaves, self._spec)
+        try:
+            with torch.no_grad():
+                output = self.model(*args, **kwargs)
+        except Exception as problem:
+            given = ", ".join(f"{n} {tuple(t.shape)} {t.dtype}" for n, t in zip(self.names, self.tensors, strict=True))
+            text = str(problem).strip().splitlines()
+            raise CaptureError(
+                f"{type(self.model).__name__} itself raises {type(problem).__name__} for {given or 'these arguments'}: "
+                f"{text[0] if text else 'no message'}. Call the model with them first, and mend the inputs or the model"
+            ) from problem
+        (self.select or explained)(output)  # whose errors say what they need
+
     def run(self, *tensors: Tensor) -> Any:
         """Call the model with other tensors in place of its own; returns the tensor to explain."""
         leaves = list(self.leaves)
@@ -182,7 +202,8 @@ def explained(output: Any) -> Tensor:
     for leaf in _leaves(output):
         if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
             return leaf
-    raise CaptureError(f"the model returned {type(output).__name__}, in which there is no floating tensor to explain")
+    what = f"a tensor of {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
+    raise CaptureError(f"the model returned {what}, in which there is no floating tensor to explain: return scores or logits")
 
 
 def _leaves(output: Any) -> Iterator[Any]:
@@ -264,11 +285,28 @@ def _record(call: Call) -> Program:
         try:
             return from_trace(call, why=problems[-1])
         except Exception as problem:
-            raise CaptureError(
-                f"{type(call.model).__name__} could not be recorded. torch.export said: {problems[-1]}; the fallback "
-                f"trace said: {type(problem).__name__}: {problem}. Code that leaves torch (numpy, .item() on an input "
-                "that decides what is computed) cannot be taken apart: explain the part of the model behind it"
-            ) from problem
+            call.try_model()
+            raise CaptureError(_why_not(call.model, problems[-1], problem)) from problem
+
+
+def _why_not(model: Any, exported: str, traced: Exception) -> str:
+    """What to say of a model that runs, and cannot be recorded."""
+    start = f"{type(model).__name__} could not be recorded"
+    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
+    if scripted := [n or "the top" for n, m in modules.items() if isinstance(m, torch.jit.ScriptModule)]:
+        return f"{start}: it holds TorchScript (at {scripted[0]}), which has no Python to follow. Use the module it was made from"
+    if re.search(r"aten\.\w+\.data\b|pack_padded", f"{exported} {traced}"):
+        return (
+            f"{start}: it packs sequences by their lengths (pack_padded_sequence). Give the recurrent layer the padded batch, "
+            "and take each sample's last step by its length"
+        )
+    if isinstance(traced, CaptureError) and exported.endswith(str(traced)):
+        return f"{start}: {traced}"
+    return (
+        f"{start}. torch.export said: {exported}; the fallback trace said: {type(traced).__name__}: {traced}. Code that leaves "
+        "torch (numpy, .item() on an input that decides what is computed) cannot be taken apart: explain the part of the model "
+        "behind it"
+    )
 
 
 def _widened(tensor: Tensor) -> Tensor:
@@ -311,6 +349,9 @@ def finish(
     graph: fx.Graph, placeholders: dict[str, Placeholder], call: Call, tensors: list[Tensor], *, how: str, dynamic: bool
 ) -> Program:
     """Clean the graph, recognise patterns, give every node its role, and look where the samples lie."""
+    if kept := graph.find_nodes(op="get_attr"):
+        user = next(iter(kept[0].users), kept[0])
+        raise CaptureError(f"{op_name(user)} keeps its branches as they are: write the control flow in Python (if, for)")
     patterns.clean(graph)
     patterns.recognise(graph)
     annotate(graph, placeholders, call.shared)

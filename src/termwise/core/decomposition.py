@@ -243,11 +243,15 @@ class Decomposition:
         """Class, shape and the honest line."""
         return f"{type(self).__name__}(whole {tuple(self.whole.shape)} {self.whole.dtype}: {self.summary()})"
 
-    def show(self) -> None:
-        """Print the decomposition as a table in the terminal."""
+    def show(self, sample: int = 0) -> None:
+        """Print one sample of the decomposition as a table in the terminal.
+
+        Raises:
+            ValueError: when there is no such sample.
+        """
         from termwise.report.terminal import show
 
-        show(self)
+        show(self, sample)
 
     # -- files --------------------------------------------------------------------------------------------------------
 
@@ -262,7 +266,9 @@ class Decomposition:
 
         Raises:
             TypeError: when a field is neither a tensor nor JSON.
+            OSError: when the path cannot be written.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         path = Path(path)
@@ -287,8 +293,11 @@ class Decomposition:
             stored = {k: torch.view_as_real(v.detach().resolve_conj()) if k in pairs else v.detach() for k, v in tensors.items()}
             save_file({k: v.clone().contiguous() for k, v in stored.items()}, partial, {"termwise": header})
             partial.replace(path)
+        except SafetensorError as problem:
+            raise OSError(f"{path} cannot be written ({problem}): choose a folder that exists and is yours to write") from None
         finally:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
         return path
 
     @staticmethod

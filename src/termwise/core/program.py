@@ -153,16 +153,22 @@ class Program:
         return len(self.nodes)
 
     def __str__(self) -> str:
-        """A table: node, operator, role, shape, module path."""
-        rows = [("node", "op", "role", "shape", "module")]
+        """A table: node, operator, role, shape, module path, source line. Sizes that stayed free are named so."""
+        rows = [("node", "op", "role", "shape", "module", "source")]
         rows += [
-            (n.name, op_name(n), info(n).role, "x".join(map(str, _shape(n))), info(n).path)
+            (n.name, op_name(n), info(n).role, self._sizes_of(n), info(n).path, info(n).source)
             for n in self.graph.nodes
             if n.op == "call_function"
         ]
-        widths = [min(max(len(r[i]) for r in rows), 44) for i in range(5)]
+        widths = [min(max(len(r[i]) for r in rows), 44) for i in range(6)]
         lines = ["  ".join(c[:w].ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
         return "\n".join([repr(self), *lines])
+
+    def _sizes_of(self, node: fx.Node) -> str:
+        """The shape of a node's value, with the symbol of the batch as "batch" and others as "free"."""
+        given = next((n for n in self.graph.find_nodes(op="placeholder") if self.placeholders[n.name].kind == "input"), None)
+        batch = str(next(iter(_shape(given)), "")) if given is not None else ""
+        return "x".join(re.sub(r"s\d+", lambda m: "batch" if m.group() == batch else "free", str(s)) for s in _shape(node))
 
     def __repr__(self) -> str:
         """One line."""

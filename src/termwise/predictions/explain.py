@@ -11,7 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from termwise.core.capture import arguments, capture
+from termwise.core.capture import Call, arguments, capture
 from termwise.core.program import Program, info
 from termwise.core.samples import SampleAxis
 
@@ -43,7 +43,8 @@ def explain(
     """Say what in the input, and what in the model, made an output: whole = inputs + biases + constants + losses.
 
     One forward and one backward pass with the local derivatives of relevance propagation. Nothing of the model is
-    changed, hooked or patched; any module that `termwise.capture` can record will do.
+    changed, hooked or patched; any module that `termwise.capture` can record will do. An autocast around the call is
+    ignored: explanations are computed in the dtype of the weights (an autocast inside the model is part of it).
 
     Args:
         model: a module in eval mode, or a function of tensors.
@@ -97,13 +98,18 @@ def explain(
         ['at:0', 'bias:2']
     """
     model, args, keywords = arguments(model, inputs, kwargs)
-    _finite_inputs(args, keywords)
+    _check_inputs(args, keywords)
     call = _Call(model, args, keywords, asked(target), rules, at, _through(through), _policy(biases))
     found = _Found(call)
-    if max_memory is None:
-        found.take(slice(0, call.batch))
-    else:
-        _within(as_bytes(max_memory), call, found)
+    try:
+        if max_memory is None:
+            found.take(slice(0, call.batch))
+        else:
+            _within(as_bytes(max_memory), call, found)
+    except (RuntimeError, IndexError, TypeError) as problem:
+        if not isinstance(problem, torch.OutOfMemoryError):
+            Call(model, args, keywords, call.wanted.select).try_model()  # ids out of range, another dtype: the model says so too
+        raise
     for name in found.unreached:
         warnings.warn(f"the output does not depend on {name!r}: its relevance is exactly 0", UserWarning, stacklevel=2)
     why = Explanation(
@@ -112,7 +118,7 @@ def explain(
         target=found.target,
         rules=rules if isinstance(rules, str) else "custom",
         names=_names(names, call.batch),
-        classes=None if classes is None else list(classes),
+        classes=_classes(classes, found.target),
         asked=call.questions(),
         picture=call.picture() if at is not None else None,
     )
@@ -180,6 +186,10 @@ class _Call:
                 "an embedding. Explain a part of the model whose input is continuous"
             )
         batch = rows.stop - rows.start
+        if not info(program.output).active:
+            raise ValueError(
+                f"the output of {type(self.model).__name__} depends on no input that can be explained: it is constant"
+            )
         _one_sample_each(program, batch)
         by_name = dict(zip((p.name for p in program.placeholders.values() if p.kind == "input"), tensors, strict=True))
         seen = Seen.of(by_name, batch, rows, self.batch)
@@ -382,9 +392,22 @@ def _batched(parts: dict[str, Tensor], batch: int) -> None:
             )
 
 
-def _finite_inputs(args: Any, keywords: Mapping[str, Any]) -> None:
-    for path, leaf in pytree.tree_flatten_with_path((args, dict(keywords)))[0]:
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all():
+def _check_inputs(args: Any, keywords: Mapping[str, Any]) -> None:
+    leaves = pytree.tree_flatten_with_path((args, dict(keywords)))[0]
+    if not any(isinstance(leaf, Tensor) for _, leaf in leaves):
+        given = ", ".join(type(leaf).__name__ for _, leaf in leaves) or "nothing"
+        raise TypeError(f"no tensor among the inputs, got {given}: pass tensors, as torch.as_tensor(...) or a tokenizer makes")
+    for path, leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            continue
+        name = f"input{pytree.keystr(path[1:])}"
+        if leaf.is_meta:
+            raise ValueError(f"{name} is on the meta device, where tensors have no values: move it to where the model is")
+        if leaf.layout != torch.strided:
+            raise ValueError(f"{name} is sparse ({leaf.layout}): pass {name}.to_dense()")
+        if leaf.numel() == 0:
+            raise ValueError(f"{name} has shape {tuple(leaf.shape)}: it is empty, and there is nothing to explain")
+        if leaf.is_floating_point() and not leaf.isfinite().all():
             if (leaf.isneginf() | (leaf == 0)).all():  # an additive mask of attention
                 continue
             bad = int((~leaf.isfinite()).sum())
@@ -410,9 +433,22 @@ def _finite_result(result: Result, model: Any) -> None:
     )
 
 
+def _classes(classes: Sequence[str] | None, target: Tensor | None) -> list[str] | None:
+    if classes is None:
+        return None
+    if isinstance(classes, str):
+        raise TypeError(f"classes is a list of names, got the string {classes!r}")
+    last = -1 if target is None else int(target[..., -1].max() if target.ndim > 1 else target.max())
+    if last >= len(classes):
+        raise ValueError(f"classes has {len(classes)} names, and class {last} is explained: name every class of the output")
+    return list(classes)
+
+
 def _names(names: Sequence[Any] | None, batch: int) -> list[list[str]] | None:
     if names is None:
         return None
+    if isinstance(names, str):
+        raise TypeError(f"names is a list of tokens for each sample, got the string {names!r}: split it into tokens")
     rows = [list(names)] if names and isinstance(names[0], str) else [list(row) for row in names]
     if len(rows) != batch:
         raise ValueError(f"names has {len(rows)} lists of tokens for {batch} samples")

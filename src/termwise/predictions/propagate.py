@@ -12,7 +12,7 @@ Source: design "relevance as a rewrite"; papers.toml "dynamiclrp" for what it re
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -275,7 +275,7 @@ def propagate(
     program: Program, rules: Rules = "default", *, biases: str = "parts", at: str | None = None, to: str | None = None
 ) -> Pass:
     """The pass of a program under a rule set, rewritten once and kept with the recording."""
-    key = ("pass", rules if isinstance(rules, str) else tuple(rules.items()), biases, at, to)
+    key = ("pass", tuple(rules.items()) if isinstance(rules, Mapping) else rules, biases, at, to)
     try:
         known: Pass | None = program.derived.get(key)
     except TypeError:  # an unhashable rule

@@ -103,6 +103,8 @@ def rules_of(program: Program, rules: Rules) -> dict[str, Rule]:
         ValueError: for an unknown set or rule (the nearest name is suggested), or a node that no rule covers (with
             operator, module path and line, and how to add one).
     """
+    if not isinstance(rules, (str, Mapping)):
+        raise TypeError(f"rules is the name of a set ({', '.join(['default', *RULE_SETS])}) or a mapping, got {rules!r}")
     entries = [*_default(program).items()] if rules == "default" or not isinstance(rules, str) else [*_named_set(rules).items()]
     entries += [] if isinstance(rules, str) else rules.items()
     matchers = [(matcher(program, key), _named(value)) for key, value in entries]
