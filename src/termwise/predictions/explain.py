@@ -98,7 +98,7 @@ def explain(
         ['at:0', 'bias:2']
     """
     model, args, keywords = arguments(model, inputs, kwargs)
-    _check_inputs(args, keywords)
+    _finite_inputs(args, keywords)
     call = _Call(model, args, keywords, asked(target), rules, at, _through(through), _policy(biases))
     found = _Found(call)
     try:
@@ -392,7 +392,8 @@ def _batched(parts: dict[str, Tensor], batch: int) -> None:
             )
 
 
-def _check_inputs(args: Any, keywords: Mapping[str, Any]) -> None:
+def _finite_inputs(args: Any, keywords: Mapping[str, Any]) -> None:
+    """Refuse a call without tensors, and tensors without values: on the meta device, sparse, empty, NaN or infinite."""
     leaves = pytree.tree_flatten_with_path((args, dict(keywords)))[0]
     if not any(isinstance(leaf, Tensor) for _, leaf in leaves):
         given = ", ".join(type(leaf).__name__ for _, leaf in leaves) or "nothing"

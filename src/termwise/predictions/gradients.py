@@ -21,7 +21,7 @@ from termwise.core.capture import arguments, explained
 from termwise.core.interpret import interpret
 from termwise.core.program import info
 
-from .explain import _Call, _check_inputs, _names
+from .explain import _Call, _finite_inputs, _names
 from .explanation import Explanation
 from .fill_ins import filled
 from .targets import asked
@@ -60,7 +60,7 @@ class Differentiated:
             ValueError: as `explain`.
         """
         model, args, keywords = arguments(model, inputs, kwargs)
-        _check_inputs(args, keywords)
+        _finite_inputs(args, keywords)
         self.call = _Call(model, args, keywords, asked(target), "zero", None, None)
         self.batch = self.call.batch
         if self.call.wanted.several or self.call.alone:
