@@ -107,6 +107,15 @@ def test_a_bias_that_no_token_claims_stays_a_constant():
     torch.testing.assert_close(found.parts["constant:all modules"], alone.expand(2, -1), rtol=1e-9, atol=1e-12)
 
 
+def test_a_bias_is_shared_where_it_is_added():
+    """And not later, by what a map has made of it."""
+    x, c, w = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 3, 4), (4,), (4, 2)))
+    found = tw.decompx(lambda x: (x.sum(1) + c) @ w, x)
+    weights = (x @ c).abs() / (x @ c).abs().sum(1, keepdim=True)
+    expected = (x + weights[..., None] * c) @ w
+    torch.testing.assert_close(found.inputs["x"], expected.mT, rtol=1e-10, atol=1e-12)
+
+
 SLOPES = {
     "gelu": lambda u: 0.5 * (1 + math.erf(u / math.sqrt(2))),
     "silu": lambda u: 1 / (1 + math.exp(-u)),
@@ -151,6 +160,17 @@ def test_chunks_are_the_whole(rule):
         assert len(calls) == pieces if rule in ALONE else len(calls) > pieces
         scale = 1e-12 * (1 + together.inputs["ids"].abs().max())
         assert rows[2:].movedim(0, -1).sub(together.inputs["ids"]).abs().max() < scale
+
+
+def test_chunks_count_the_constant_once():
+    net, x = Reads().double().eval(), torch.randn(2, 3, 4, dtype=torch.float64)
+    together = tw.decompx(net, x)
+    assert together.parts["constant:all modules"].abs().min() > 0
+    run = vars(together)["_run"]
+    run.capacity = lambda _: 1
+    rows = run(1).rows
+    torch.testing.assert_close(rows[2:].movedim(0, -1), together.inputs["x"], rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(rows[1], together.parts["constant:all modules"], rtol=1e-10, atol=1e-13)
 
 
 def peak(function) -> int:
