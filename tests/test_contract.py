@@ -103,6 +103,9 @@ IDS = (torch.tensor([[1, 2, 3, 4, 5], [3, 3, 9, 10, 0], [7, 1, 2, 2, 8]]),)
 ROWS = {
     **{f"dense, {rules}": row(dense, (rand(3, 4),), rules=rules) for rules in ("zero", "epsilon", "gamma", "z+", "default")},
     **{f"convolutional, {rules}": row(convolutional, (rand(3, 2, 4, 4),), rules=rules) for rules in ("zero", "gamma", "z+", "default")},
+    **{f"image composite {rules}": row(convolutional, (rand(3, 2, 4, 4),), rules=rules) for rules in ("EpsilonAlpha2Beta1Flat", "deep-taylor", "GuidedBackprop")},
+    **{f"biases {b}": row(convolutional, (rand(3, 2, 4, 4),), rules="z+", biases=b) for b in ("distribute", "zero")},
+    "biases absorbed": replace(row(dense, (rand(3, 4),), rules="gamma", biases="absorb"), exact=False),
     **{f"attention, {rules}": row(Attention, IDS, rules=rules) for rules in ("zero", "attnlrp", "cp-lrp", "epsilon")},
     "recurrent": row(recurrent, (rand(3, 5, 3),)),
     "recurrent, a chosen class": row(recurrent, (rand(3, 5, 3),), target=1),

@@ -21,7 +21,10 @@ from torch import Tensor
 
 from .table import active
 
-__all__ = ["AFFINE", "AffineMap", "Weights", "affine_map", "bias_axis", "one_activation", "proportional", "shared"]
+__all__ = [
+    "AFFINE", "AffineMap", "Shares", "Weights", "affine_map", "bias_axis", "bias_place", "one_activation", "proportional",
+    "shared",
+]  # fmt: skip
 
 AFFINE = (
     "linear", "addmm", "mm", "bmm", "matmul", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d",
@@ -69,6 +72,13 @@ def bias_axis(at: Any, y: Tensor) -> int:
     return -1
 
 
+def bias_place(at: Any, bias: Tensor | None, y: Tensor) -> tuple[str, int | None]:
+    """The part of a bias, and its axis in y. More axes than one are a mask or positions, and not the layer's bias."""
+    if bias is not None and bias.ndim != 1:
+        return at.constant_name(0), None
+    return f"bias:{at.site.path}", bias_axis(at, y)
+
+
 def proportional(z: Tensor, total: Any, whole: Tensor) -> tuple[Tensor | None, None]:
     """LRP-0: p = 1; of another value than z its share, which is lost where z is 0."""
     return (None if whole is z else (whole / z).masked_fill_(z == 0, 0)), None
@@ -95,15 +105,14 @@ def shared(at: Any, args: Any, kwargs: Any, weights: Weights, *, absolute: bool)
             whole = z if kept is bias else at.op(*args, **kwargs)
             p, q = weights(z, total, whole)
     if kept is not None:
-        name = f"bias:{at.site.path}" if vector else at.constant_name(0)
-        channel = bias_axis(at, z) if vector else None
-        at.adds(z, kept, name, channel=channel)
+        place = bias_place(at, kept, z)
+        at.adds(z, kept, *place)
         if q is not None:
-            at.adds(total, kept.abs(), name, channel=channel)
-    return z if p is None and q is None else _Shares.apply(whole, z, p, total, q)
+            at.adds(total, kept.abs(), *place)
+    return z if p is None and q is None else Shares.apply(whole, z, p, total, q)
 
 
-class _Shares(torch.autograd.Function):
+class Shares(torch.autograd.Function):
     """A value, with p c as the derivative towards z and q c towards A."""
 
     @staticmethod
@@ -114,4 +123,5 @@ class _Shares(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> Any:
         p, q = ctx.saved_tensors
-        return None, c if p is None else c * p, None, None if q is None else c * q, None
+        first = c if p is None else c * p
+        return None, first, None, None if q is None else first if q is p else c * q, None

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .maps import _Shares
+from .maps import Shares
 from .table import rule
 
 aten = torch.ops.aten
@@ -158,7 +158,7 @@ def _distributed(y: Tensor, size: Tensor, bias: Tensor) -> Tensor:
     """What a bias owns of y goes to the entries of x, in proportion to what each contributes in absolute value."""
     with torch.no_grad():
         q = (bias / size).masked_fill_(size == 0, 0)
-    out: Tensor = _Shares.apply(y.detach(), y, None, size, q)
+    out: Tensor = Shares.apply(y.detach(), y, None, size, q)
     return out
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .maps import AffineMap, _Shares, affine_map, bias_axis, one_activation
+from .maps import AffineMap, Shares, affine_map, bias_axis, bias_place, one_activation
 from .table import SPLITTING, Rule, lossy, plain, sized
 
 __all__ = ["flat", "wsquare", "zbox"]
@@ -41,7 +41,7 @@ def wsquare(*, stabilizer: float = 0.0) -> Rule:
         squared = None if m.bias is None or at.biases in ("zero", "distribute") else m.bias.square()
         ones = at.stand_in(m.x, torch.ones((), dtype=z.dtype, device=z.device))
         den = m.apply(ones, m.weight.square(), squared)
-        at.adds(den, squared, f"bias:{at.site.path}", channel=bias_axis(at, z))
+        at.adds(den, squared, *bias_place(at, m.bias, z))
         return den
 
     return _region(denominator, stabilizer)
@@ -111,7 +111,7 @@ def _region(denominator: Callable[[Any, AffineMap, Tensor], Tensor], stabilizer:
         with torch.no_grad():
             signs = torch.where(den < 0, -stabilizer, stabilizer)
             share = (y / (den + signs)).masked_fill_(den == 0, 0)
-        return _Shares.apply(y, den, share, None, None)
+        return Shares.apply(y, den, share, None, None)
 
     SPLITTING.add(region)
     return region

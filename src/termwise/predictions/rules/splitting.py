@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .maps import Weights, one_activation, shared
+from .maps import Shares, Weights, affine_map, bias_place, one_activation, shared
 from .table import SPLITTING, Rule, lossy, plain, sized
 
 __all__ = ["alpha_beta", "gamma", "zplus"]
@@ -41,14 +41,16 @@ def gamma(size: float = 0.25, *, stabilizer: float = 0.0) -> Rule:
     def weights(z: Tensor, total: Tensor, whole: Tensor) -> tuple[Tensor | None, Tensor | None]:
         # z / den = |z| / ((1 + g/2) |z| + (g/2) A): never above 1, so nothing needs a stabiliser
         r = z.abs()
-        den = torch.add(r * one, total, alpha=half)
-        if stabilizer:
-            den += stabilizer
-        t = torch.where(z < 0, -1.0, 1.0).to(z.dtype)
+        den = r + stabilizer if half == 0 else torch.add(total, r, alpha=one / half)  # over g/2
+        if stabilizer and half:
+            den += stabilizer / half
         if whole is not z:
-            r = whole * t
-        r.div_(den).nan_to_num_(nan=1 / one, posinf=0.0, neginf=0.0)
-        return r * one, None if half == 0 else t.mul_(r).mul_(half)
+            r = torch.where(z < 0, -whole, whole)
+        r.div_(den)
+        if half == 0:
+            return r.nan_to_num_(nan=1.0, posinf=0.0, neginf=0.0), None
+        r.nan_to_num_(nan=half / one, posinf=0.0, neginf=0.0)
+        return r * (one / half), r.copysign_(z) if whole is z else torch.where(z < 0, -r, r)
 
     return _splitting(weights, conserves=stabilizer == 0)
 
@@ -67,7 +69,30 @@ def zplus(*, stabilizer: float = 0.0) -> Rule:
         half = _share_of(z + total, total, whole, stabilizer)
         return half, half
 
-    return _splitting(weights, conserves=False)
+    general = _splitting(weights, conserves=False)
+
+    @lossy
+    def positive(at: Any, *args: Any, **kwargs: Any) -> Any:
+        if not one_activation(at, args) or at.biases == "distribute" or bool((affine_map(at, args, kwargs).x < 0).any()):
+            return general(at, *args, **kwargs)
+        return _of_nonnegative(at, args, kwargs, stabilizer)
+
+    SPLITTING.add(positive)
+    return positive
+
+
+def _of_nonnegative(at: Any, args: Any, kwargs: Any, stabilizer: float) -> Tensor:
+    """z+ of x >= 0, as behind a ReLU: P = W^+ x + b^+ itself, and one vector-Jacobian product."""
+    x, weight, bias, apply = affine_map(at, args, kwargs)
+    vector = bias is not None and bias.ndim == 1
+    kept = None if bias is None or (vector and at.biases == "zero") else bias.clamp_min(0)
+    total = apply(x, weight.clamp_min(0), kept)
+    at.adds(total, kept, *bias_place(at, bias, total))
+    with torch.no_grad():
+        y = at.op(*args, **kwargs)
+        share = (y / (total + stabilizer if stabilizer else total)).masked_fill_(total <= 0, 0)
+    out: Tensor = Shares.apply(y, total, share, None, None)
+    return out
 
 
 @sized
