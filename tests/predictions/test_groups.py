@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from termwise.predictions import Groups, explain, patches, words
-from termwise.testing.architectures import build
 
 
 @cache
@@ -109,10 +108,9 @@ def test_several_targets_and_inner_modules():
     why = image((0, 2))
     mask = patches(8, 6, 2)
     assert torch.equal(why.grouped(mask).only(1).inputs["input"], why.only(1).grouped(mask).inputs["input"])
-    subject = build("bert", batch=2).to(torch.float64)
-    inner = explain(subject.model, kwargs=subject.kwargs, at="bert.encoder.layer.0", target=0)
-    heads = torch.arange(32) // 8  # features of four heads
-    assert inner.grouped(heads).check().inside["bert.encoder.layer.0"].shape == (2, 4)
+    inner = text(at="0")
+    thirds = torch.arange(6) // 2  # of the features of every token
+    assert inner.grouped(thirds).check().inside["0"].shape == (2, 3)
 
 
 @pytest.mark.parametrize(
