@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from termwise.core import Decomposition
 from termwise.predictions import (
+    chefer,
     contrast,
     decompx,
     explain,
@@ -143,6 +144,10 @@ ROWS = {
     "tokens, one class": tokens(Attention, IDS, target=1),
     "tokens, in chunks": tokens(Attention, IDS, max_memory="55KB"),
     "tokens in float32": tokens(Attention, IDS, torch.float32),
+    "attention, dynamiclrp": row(Attention, IDS, rules="dynamiclrp"),
+    "convolutional, dynamiclrp": row(convolutional, (rand(3, 2, 4, 4),), rules="dynamiclrp"),
+    "chefer": baseline(chefer, Attention, IDS, exact=True, target=1),
+    "chefer in float32": baseline(chefer, Attention, IDS, dtype=torch.float32, exact=True),
     "two inputs": Example(lambda a, b: explain(lambda a, b: (a * b).sum(1), a, b), exact=True, inputs=(rand(3, 4), rand(3, 4) + 1)),
 }  # fmt: skip
 

@@ -1,7 +1,18 @@
 """What in the input made the output: relevance propagation and the proof that it adds up."""
 
+from .chefer import (
+    AttentionExplanation,
+    AttentionReadout,
+    attention_gradcam,
+    attention_rollout,
+    chefer,
+    gradient_rollout,
+    partial_lrp,
+    raw_attention,
+)
 from .compare import METHODS, Comparison, compare
 from .dataset import MeanExplanation, explain_dataset
+from .coverage import Coverage, coverage
 from .decompx import TokenDecomposition, decompx
 from .explain import explain
 from .explanation import Explanation
@@ -39,6 +50,7 @@ from .groups import Groups, patches, words
 from .integrated_gradients import integrated_gradients
 from .occlusion import occlusion
 from .over_depth import over_depth, spread
+from .patch_maxima import published_abpc
 from .rules import RULE_SETS, RULES, rule
 from .smoothgrad import smoothgrad
 from .targets import Start, continuation, contrast, next_token, node, weighting
@@ -47,7 +59,10 @@ __all__ = [
     "METHODS",
     "RULES",
     "RULE_SETS",
+    "AttentionExplanation",
+    "AttentionReadout",
     "Comparison",
+    "Coverage",
     "DeletionCurve",
     "Explanation",
     "Groups",
@@ -60,16 +75,21 @@ __all__ = [
     "Start",
     "TokenDecomposition",
     "abpc",
+    "attention_gradcam",
+    "attention_rollout",
     "blurred",
+    "chefer",
     "compare",
     "comprehensiveness_eraser",
     "continuation",
     "contrast",
+    "coverage",
     "decompx",
     "deletion",
     "explain",
     "explain_dataset",
     "gradcam",
+    "gradient_rollout",
     "gradient_x_input",
     "infidelity",
     "insertion",
@@ -80,12 +100,15 @@ __all__ = [
     "node",
     "occlusion",
     "over_depth",
+    "partial_lrp",
     "patches",
     "perturbation_curves",
     "pixel_flipping",
     "planted",
     "pointing_game",
+    "published_abpc",
     "randomisation",
+    "raw_attention",
     "rule",
     "sampled",
     "segmentation",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
@@ -31,6 +31,9 @@ from .memory import graph_size
 from .rules import HOLDING, LOSSY, SPLITTING, Rules, rules_of
 from .rules.linear import MOVES, add, assemble, bag, own
 from .rules.products import product, signal_takes_all
+
+if TYPE_CHECKING:
+    from .relevance_form import Carried
 
 __all__ = ["Pass", "propagate"]
 
@@ -273,16 +276,30 @@ class Result:
 
 def propagate(
     program: Program, rules: Rules = "default", *, biases: str = "parts", at: str | None = None, to: str | None = None
-) -> Pass:
+) -> Pass | Carried:
     """The pass of a program under a rule set, rewritten once and kept with the recording."""
     key = ("pass", tuple(rules.items()) if isinstance(rules, Mapping) else rules, biases, at, to)
     try:
-        known: Pass | None = program.derived.get(key)
+        known: Pass | Carried | None = program.derived.get(key)
     except TypeError:  # an unhashable rule
         return Pass(program, rules, biases=biases, at=at, to=to)
     if known is None:
-        known = program.derived[key] = Pass(program, rules, biases=biases, at=at, to=to).of(None)
+        known = program.derived[key] = _in_its_form(program, rules, biases, at, to).of(None)
     return known.of(program.model)
+
+
+def _in_its_form(program: Program, rules: Rules, biases: str, at: str | None, to: str | None) -> Pass | Carried:
+    """Ratios travel, but for the rule sets that exist only for relevance itself."""
+    if isinstance(rules, str) and rules == "dynamiclrp":
+        from .dynamiclrp import dynamiclrp  # which builds on this module's Result
+
+        if biases != "parts" or at is not None or to is not None:
+            raise ValueError(
+                "rules='dynamiclrp' carries relevance itself: what biases get is its own rule, and there are no leaves within the "
+                "network. Leave biases, at and through out"
+            )
+        return dynamiclrp(program)
+    return Pass(program, rules, biases=biases, at=at, to=to)
 
 
 def _cut(program: Program, node: fx.Node) -> Callable[..., Any]:

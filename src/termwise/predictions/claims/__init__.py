@@ -1,5 +1,5 @@
 """What the papers of this room claim, measured: one file per paper."""
 
-from . import decompx, dynamiclrp  # each registers its claims
+from . import chefer, decompx, dynamiclrp  # each registers its claims
 
-__all__ = ["decompx", "dynamiclrp"]
+__all__ = ["chefer", "decompx", "dynamiclrp"]
