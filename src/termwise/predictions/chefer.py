@@ -37,7 +37,7 @@ from .explanation import Explanation
 from .propagate import Result
 from .relevance_form import Carried, Place, Rule, guarded, halved, times
 from .rollout import NoRollout, Tokens, last_layer, name, patches, read_rows, rollout
-from .rules.splitting import AFFINE
+from .rules.maps import AFFINE
 from .targets import Target, asked
 from .unfused import unfused
 

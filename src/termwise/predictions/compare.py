@@ -33,6 +33,7 @@ from .over_depth import over_depth
 from .perturbation_curves import perturbation_curves
 from .rules import RULE_SETS
 from .rules.selection import nearest
+from .rules.sets import IN_ITS_FORM
 from .smoothgrad import smoothgrad
 
 if TYPE_CHECKING:
@@ -283,7 +284,7 @@ def _method(given: str | Callable[..., Explanation]) -> tuple[str, Callable[...,
     if callable(given):
         return getattr(given, "__name__", type(given).__name__), given
     name = given.strip()
-    if name == "default" or name in RULE_SETS:
+    if name == "default" or name in RULE_SETS or name in IN_ITS_FORM:
         return name, partial(explain, rules=name)
     known = name.lower().replace("-", "_").replace(" ", "_")
     if known in METHODS:

@@ -28,7 +28,7 @@ from termwise.core.program import Program
 from .relevance_form import Carried, Place, Rule, moved, times, unchanged
 from .rules.attention import FUSED
 from .rules.linear import bias_axis
-from .rules.splitting import AFFINE
+from .rules.maps import AFFINE
 from .unfused import inlined
 
 __all__ = ["RULES", "dynamiclrp"]

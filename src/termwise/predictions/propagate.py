@@ -31,6 +31,7 @@ from .memory import graph_size
 from .rules import HOLDING, LOSSY, SPLITTING, Rules, rules_of
 from .rules.linear import MOVES, add, assemble, bag, own
 from .rules.products import product, signal_takes_all
+from .rules.sets import IN_ITS_FORM
 
 if TYPE_CHECKING:
     from .relevance_form import Carried
@@ -290,12 +291,12 @@ def propagate(
 
 def _in_its_form(program: Program, rules: Rules, biases: str, at: str | None, to: str | None) -> Pass | Carried:
     """Ratios travel, but for the rule sets that exist only for relevance itself."""
-    if isinstance(rules, str) and rules == "dynamiclrp":
+    if isinstance(rules, str) and rules in IN_ITS_FORM:
         from .dynamiclrp import dynamiclrp  # which builds on this module's Result
 
         if biases != "parts" or at is not None or to is not None:
             raise ValueError(
-                "rules='dynamiclrp' carries relevance itself: what biases get is its own rule, and there are no leaves within the "
+                f"rules={rules!r} carries relevance itself: what biases get is its own rule, and there are no leaves in the "
                 "network. Leave biases, at and through out"
             )
         return dynamiclrp(program)

@@ -37,8 +37,8 @@ from .propagate import Result, _cut
 from .rules.attention import LOGARITHMIC, SOFTMAX
 from .rules.elementwise import ELEMENTWISE
 from .rules.linear import HOMOGENEOUS, MOVES, SUMS, WINNERS, bias_axis
+from .rules.maps import AFFINE
 from .rules.products import PRODUCTS
-from .rules.splitting import AFFINE
 
 __all__ = ["TABLE", "Carried", "Place", "guarded", "halved", "moved", "nothing", "proportional", "times", "unchanged"]
 

@@ -42,7 +42,7 @@ from .selection import matcher, nearest, operators
 from .splitting import alpha_beta, gamma, zplus
 from .table import RULES, Rule
 
-__all__ = ["AFFINE_RULES", "ANY_RULES", "RULE_SETS", "Rules", "rules_of"]
+__all__ = ["AFFINE_RULES", "ANY_RULES", "IN_ITS_FORM", "RULE_SETS", "Rules", "rules_of"]
 
 Rules = str | Mapping[Any, Rule | str]
 
@@ -74,6 +74,9 @@ _CONSTANT_ATTENTION: dict[Any, Rule] = {
 }
 _AFFINE = operators(*AFFINE)
 _CONVOLUTIONS = operators("conv*")
+
+IN_ITS_FORM = ("dynamiclrp",)
+"""Sets that exist for relevance itself and for no ratio, with tables of their own (`termwise.predictions.relevance_form`)."""
 
 RULE_SETS: dict[str, Mapping[Any, Rule | str]] = {
     "zero": _CONSTANT_ATTENTION,
@@ -135,7 +138,7 @@ def _named_set(name: str) -> Mapping[Any, Rule | str]:
     if name == "EpsilonGammaBox":
         raise ValueError("EpsilonGammaBox needs the range of the input: rules=EpsilonGammaBox(low, high)")
     if name not in RULE_SETS:
-        raise ValueError(f"unknown rules {name!r}{nearest(name, ['default', *RULE_SETS])}")
+        raise ValueError(f"unknown rules {name!r}{nearest(name, ['default', *RULE_SETS, *IN_ITS_FORM])}")
     return RULE_SETS[name]
 
 
