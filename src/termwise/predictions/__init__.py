@@ -11,8 +11,8 @@ from .chefer import (
     raw_attention,
 )
 from .compare import METHODS, Comparison, compare
-from .dataset import MeanExplanation, explain_dataset
 from .coverage import Coverage, coverage
+from .dataset import MeanExplanation, explain_dataset
 from .decompx import TokenDecomposition, decompx
 from .explain import explain
 from .explanation import Explanation

@@ -296,8 +296,8 @@ def _in_its_form(program: Program, rules: Rules, biases: str, at: str | None, to
 
         if biases != "parts" or at is not None or to is not None:
             raise ValueError(
-                f"rules={rules!r} carries relevance itself: what biases get is its own rule, and there are no leaves in the "
-                "network. Leave biases, at and through out"
+                f"rules={rules!r} carries relevance itself: what biases get is its own rule, and there are no leaves in "
+                "the network. Leave biases, at and through out"
             )
         return dynamiclrp(program)
     return Pass(program, rules, biases=biases, at=at, to=to)
