@@ -11,7 +11,8 @@ from tests.predictions import definitions
 from tests.predictions import test_rules_against_definitions as rules_tests
 
 from termwise.core.claims import CLAIMS, run
-from termwise.predictions import RULES, claims
+from termwise.predictions import RULES
+from termwise.predictions.claims import dynamiclrp as claims
 from termwise.predictions.rules import products
 from termwise.testing import CHECKS
 
