@@ -19,6 +19,7 @@ from termwise.predictions import (
     occlusion,
     over_depth,
     patches,
+    shapley,
     smoothgrad,
 )
 from termwise.testing import CHECKS, DecompositionContract, Example, check_decomposition
@@ -121,6 +122,9 @@ ROWS = {
     "through a unit": row(Attention, IDS, through=("norm", 3), target=1, rules="attnlrp"),
     "grouped": row(convolutional, (rand(3, 2, 4, 4),), feature_mask=patches(4, 4, 2)),
     "in pieces": row(dense, (rand(3, 4),), max_memory="3KB", target=1),
+    "shapley": baseline(shapley, exact=True),
+    "shapley, pictures": baseline(shapley, convolutional, (rand(3, 2, 4, 4),), exact=True, patch=2, orders=4, batch_size=5),
+    "shapley, tokens": baseline(shapley, Attention, IDS, exact=True, baseline=0),
     "over depth": baseline(over_depth, convolutional, (rand(3, 2, 4, 4),), exact=True),
     "over depth, moved copies": baseline(over_depth, convolutional, (rand(3, 2, 4, 4),), exact=True, shift=1, rules="z+"),
     "gradient x input": baseline(gradient_x_input),

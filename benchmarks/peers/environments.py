@@ -12,6 +12,8 @@ import venv
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
+from torch import nn
+
 OURS = "ours"
 PINS = {
     OURS: [],
@@ -48,7 +50,7 @@ def clone(folder: Path) -> Path:
     home = folder / "dynamiclrp"
     if not (home / ".git").exists():
         subprocess.run(["git", "clone", "-q", url, str(home)], check=True, capture_output=True, text=True, timeout=120)
-    subprocess.run(["git", "-C", str(home), "checkout", "-q", commit], check=True, capture_output=True, text=True)
+    subprocess.run(["git", "-C", str(home), "checkout", "-q", "-f", commit], check=True, capture_output=True, text=True)
     return home
 
 
@@ -68,5 +70,6 @@ def stub_torchvision() -> None:
             setattr(module, member, type(member, (), {}))
         sys.modules[name] = module
         parent, _, last = name.rpartition(".")
+        module.nn = nn  # type: ignore[attr-defined]
         if parent:
             setattr(sys.modules[parent], last, module)

@@ -34,5 +34,16 @@ def methods(subject: Subject, cache: Path) -> dict[str, Callable[[Tensor, int], 
             "default": explain("default"),
             "zero": explain("zero"),
         }
+    options = {"patch": subject.perturb["patch"]} if subject.kind == "image" else {}
+
+    def shapley(x: Tensor, target: int) -> tuple[Tensor, Tensor, float]:
+        if subject.kind == "text":
+            options["keep"] = torch.arange(x.shape[1]) == 0
+        return read(tw.predictions.shapley(model, x, target=target, **options))
+
     sets = ("attnlrp", "cp-lrp", "zero")
-    return {s: explain(s) for s in sets} | {f"{s}, against the rest": explain(s, "probabilities") for s in sets}
+    return (
+        {"shapley": shapley}
+        | {s: explain(s) for s in sets}
+        | {f"{s}, against the rest": explain(s, "probabilities") for s in sets}
+    )

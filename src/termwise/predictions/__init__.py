@@ -52,6 +52,7 @@ from .occlusion import occlusion
 from .over_depth import over_depth, spread
 from .patch_maxima import published_abpc
 from .rules import RULE_SETS, RULES, rule
+from .shapley import shapley
 from .smoothgrad import smoothgrad
 from .targets import Start, continuation, contrast, next_token, node, weighting
 
@@ -113,6 +114,7 @@ __all__ = [
     "sampled",
     "segmentation",
     "sensitivity_max",
+    "shapley",
     "smoothgrad",
     "span_identification",
     "spread",

@@ -34,6 +34,7 @@ from .perturbation_curves import perturbation_curves
 from .rules import RULE_SETS
 from .rules.selection import nearest
 from .rules.sets import IN_ITS_FORM
+from .shapley import shapley
 from .smoothgrad import smoothgrad
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ METHODS: dict[str, Callable[..., Explanation]] = {
     "occlusion": occlusion,
     "decompx": decompx,
     "over_depth": over_depth,
+    "shapley": shapley,
 }
 """Name -> method, called as ``method(model, *inputs, kwargs=..., target=...)``. Names of rule sets are methods too."""
 

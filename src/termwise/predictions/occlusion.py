@@ -23,7 +23,7 @@ from .gradients import Differentiated
 from .groups import Groups
 from .perturbation import Features
 
-__all__ = ["occlusion"]
+__all__ = ["Replacing", "occlusion"]
 
 
 def occlusion(
@@ -66,39 +66,53 @@ def occlusion(
         >>> list(occlusion(f, torch.randn(4, 3, dtype=torch.float64), target=0).check().parts)
         ['input:input', 'constant:baseline']
     """
-    f = Differentiated(model, inputs, kwargs, target)
-    if len(f.leaves) != 1:
-        several = ", ".join(leaf.name for leaf in f.leaves)
-        raise ValueError(f"occlusion changes one input, this call has {len(f.leaves)}: {several}")
-    (leaf,), named = f.leaves, f.call.keywords
-    if len(f.call.args) + bool(named) != 1:
-        raise ValueError("occlusion takes one tensor, or keyword inputs only: pass the others by name")
-    given: Any = f.call.args[0] if f.call.args else {k: v for k, v in named.items() if isinstance(v, Tensor)}
-    fixed = {k: v for k, v in named.items() if not isinstance(v, Tensor)}
-    ids = leaf.look_up is not None
-    baseline = baseline if baseline is not None else "remove" if ids else 0.0
-    features = Features(
-        given, baseline=baseline, patch=patch, feature_mask=feature_mask, keep=keep, name=leaf.name if named else None
-    )
-    n, removing = features.n, features.fill is None
+    asked = Replacing(Differentiated(model, inputs, kwargs, target), baseline, patch, feature_mask, keep)
+    f, features, removing = asked.f, asked.features, asked.features.fill is None
+    n = features.n
     rows = torch.arange(features.batch * (n + (not removing)))  # one feature each, then all of them
     samples, which = rows % features.batch, rows // features.batch
-    found = f.whole.new_zeros(len(rows))
 
     def replaced(chosen: Tensor) -> Tensor:
         return (which[chosen, None] == torch.arange(n)) | (which[chosen, None] == n)
 
-    for some, batch in features.batches(samples, replaced, batch_size):
-        with torch.no_grad():
-            output = f.call.model(**batch, **fixed) if isinstance(batch, Mapping) else f.call.model(batch)
-            found[some.to(found.device)] = f.of_output(output, samples[some]).to(found)
-    found = found.view(-1, features.batch)
-    effects = (f.whole - found[:n]).T.cpu() * features.present
-    cells = features.cells
-    sizes = torch.zeros(features.batch, n + 1).scatter_add(1, cells + 1, torch.ones(cells.shape)).to(effects)
-    shared = torch.cat([effects.new_zeros(features.batch, 1), effects], 1) / sizes.clamp(min=1)
-    spread = shared.gather(1, cells + 1).to(f.whole.device).view(features.batch, *features.positions)
+    found = asked.answers(samples, replaced, batch_size).view(-1, features.batch)
     constants = {} if removing else {"baseline": found[n]}
-    if features.image:
-        spread = (spread / features.x.shape[1])[:, None].expand_as(features.x)
-    return f.explanation([spread], "occlusion", constants=constants, names=names, classes=classes)
+    return f.explanation([asked.shared((f.whole - found[:n]).T)], "occlusion", constants=constants, names=names, classes=classes)
+
+
+class Replacing:
+    """One call, asked with features of its input replaced."""
+
+    def __init__(self, f: Differentiated, baseline: Any, patch: int, mask: Tensor | Groups | None, keep: Tensor | None) -> None:
+        """Arguments as of `occlusion`."""
+        if len(f.leaves) != 1:
+            several = ", ".join(leaf.name for leaf in f.leaves)
+            raise ValueError(f"features of one input are replaced, this call has {len(f.leaves)}: {several}")
+        (leaf,), named = f.leaves, f.call.keywords
+        if len(f.call.args) + bool(named) != 1:
+            raise ValueError("give one tensor, or keyword inputs only: pass the others by name")
+        given: Any = f.call.args[0] if f.call.args else {k: v for k, v in named.items() if isinstance(v, Tensor)}
+        self.f, self.fixed = f, {k: v for k, v in named.items() if not isinstance(v, Tensor)}
+        baseline = baseline if baseline is not None else "remove" if leaf.look_up is not None else 0.0
+        name = leaf.name if named else None
+        self.features = Features(given, baseline=baseline, patch=patch, feature_mask=mask, keep=keep, name=name)
+
+    def answers(self, samples: Tensor, replaced: Callable[[Tensor], Tensor], size: int) -> Tensor:
+        """The explained scalar of each row, (rows,); arguments as of `Features.batches`."""
+        f = self.f
+        found = f.whole.new_zeros(len(samples))
+        for some, batch in self.features.batches(samples, replaced, size):
+            with torch.no_grad():
+                output = f.call.model(**batch, **self.fixed) if isinstance(batch, Mapping) else f.call.model(batch)
+                found[some.to(found.device)] = f.of_output(output, samples[some]).to(found)
+        return found
+
+    def shared(self, effects: Tensor) -> Tensor:
+        """Effects (batch, n) of the features, each shared evenly by its positions: of the input's shape."""
+        features = self.features
+        effects = effects.cpu() * features.present
+        sizes = torch.zeros(features.batch, features.n + 1)
+        sizes = sizes.scatter_add(1, features.cells + 1, torch.ones(features.cells.shape)).to(effects)
+        even = torch.cat([effects.new_zeros(features.batch, 1), effects], 1) / sizes.clamp(min=1)
+        spread = even.gather(1, features.cells + 1).to(self.f.whole.device).view(features.batch, *features.positions)
+        return (spread / features.x.shape[1])[:, None].expand_as(features.x) if features.image else spread
