@@ -377,6 +377,12 @@ def test_keys_say_where():
     assert chosen(model, x, {operators("no_such"): z, first("no_such"): f}) == chosen(model, x, "default")  # a composite fits all
 
 
+def test_of_three_the_middle_one_is_in_the_second_half():
+    model, x = kept(Attention), picture()
+    halves = {depth(0, 0.5, "conv*", "linear"): zplus(), depth(0.5, 1, "conv*", "linear"): gamma()}
+    assert chosen(model, x, halves) == ["zplus()", "gamma(0.25)", "gamma(0.25)"]
+
+
 def test_first_is_the_first_to_be_executed():
     class Crossed(nn.Module):
         def __init__(self):
@@ -516,6 +522,16 @@ def test_a_region_of_embedded_tokens():
     assert why.inputs["input"].shape == (2, 3)
     single = [explain(model, ids[i : i + 1], target=1, rules={first("linear"): "w2"}).inputs["input"] for i in range(2)]
     torch.testing.assert_close(why.inputs["input"], torch.cat(single))
+
+
+def test_an_input_at_the_end_of_its_range_has_no_relevance_made_of_rounding():
+    """Where every entry says as little as it can, the denominator is the rounding of two equal sums."""
+    torch.manual_seed(0)
+    model = nn.Linear(300, 1).eval()
+    x = torch.where(model.weight > 0, -2.1, 2.6).detach()
+    why = explain(model, x, target=0, rules={"linear": zbox(-2.1, 2.6)}).check(1e-5)
+    assert why.inputs["input"].abs().max() == 0
+    torch.testing.assert_close(why.losses["linear@"], why.whole)
 
 
 def test_the_rule_of_a_first_layer_elsewhere_warns():
