@@ -20,7 +20,6 @@ from termwise.core.capture import arguments, capture
 from termwise.core.program import Program, describe, info, op_name
 
 from .rules import RULES
-from .targets import Scored
 
 if TYPE_CHECKING:
     import pandas
@@ -99,7 +98,7 @@ def coverage(
         linear 2, relu 1
     """
     model, args, keywords = arguments(model, inputs, kwargs)
-    return census(capture(model, *args, kwargs=keywords, select=Scored(select) if select else None))
+    return census(capture(model, *args, kwargs=keywords, select=select))
 
 
 def census(program: Program) -> Coverage:
