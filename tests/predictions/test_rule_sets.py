@@ -161,6 +161,16 @@ def test_a_composite_is_what_its_name_says(name):
             assert why.inputs["x"][:, :, :1].abs().sum() > 0  # zeros have relevance too
 
 
+def test_a_norm_that_no_layer_precedes_passes_relevance_as_it_is():
+    torch.manual_seed(0)
+    norm, head = nn.BatchNorm1d(4), nn.Linear(4, 2)
+    norm.running_mean.normal_()
+    model, x = nn.Sequential(norm, head).double().eval(), torch.randn(1, 4).double()
+    why = explain(model, x, target=1, rules=EpsilonPlus).check(1e-9)
+    alone = explain(head, norm(x).detach(), target=1, rules=EpsilonPlus)
+    torch.testing.assert_close(why.inputs["input"], alone.inputs["input"])
+
+
 @pytest.mark.parametrize(("rules", "guided"), [(DeconvNet, False), (GuidedBackprop, True)])
 def test_rectified_gradients(rules, guided):
     """DeconvNet and GuidedBackprop: the gradient of a network whose ReLUs have another derivative."""
@@ -343,6 +353,23 @@ def explained_column(norm: nn.Module, x: Tensor, j: int, beta: Tensor) -> Tensor
         y = y.reshape(x.shape) * gain
     (row,) = torch.autograd.grad(y.reshape(-1)[j], leaf)
     return (x * row).reshape(-1).detach()
+
+
+@pytest.mark.parametrize("biases", ["distribute", "zero"])
+def test_a_folded_norm_gives_its_offset_to_the_inputs_of_the_layer_before(biases):
+    torch.manual_seed(0)
+    conv, norm, rest = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), [nn.ReLU(), nn.Flatten(), nn.Linear(48, 2)]
+    norm.running_mean.normal_()
+    nn.init.normal_(norm.bias)
+    model = nn.Sequential(conv, norm, *rest).double().eval()
+    one = nn.Conv2d(2, 3, 3).double()
+    weight, bias = merged(conv, norm)
+    one.load_state_dict({"weight": weight, "bias": bias})
+    x = picture()
+    found = [
+        explain(m, x, target=1, rules="zero", biases=biases).inputs["input"] for m in (model, nn.Sequential(one, *rest).eval())
+    ]
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_a_policy_that_is_none():

@@ -27,8 +27,7 @@ def layer_norm(
     """Centring is linear, 1 / sigma is held."""
     y = _LayerNorm.apply(x, list(shape), weight, bias, eps)
     if bias is not None and at.biases == "distribute":
-        size = _size(x, [-1 - i for i in range(len(shape))], eps)
-        return _distributed(y, size if weight is None else size * weight.abs(), bias)
+        return _distributed(y, _size(x, [-1 - i for i in range(len(shape))], eps), bias)
     at.adds(y, bias, f"bias:{at.site.path}")
     return y
 
@@ -169,8 +168,7 @@ def _rescaled(at: Any, y: Tensor, weight: Tensor | None, bias: Tensor | None, si
     if bias is not None:
         y = y + bias.reshape(channels)
         if at.biases == "distribute":
-            sizes = size() if weight is None else size() * weight.abs().reshape(channels)
-            return _distributed(y, sizes, bias.reshape(channels))
+            return _distributed(y, size(), bias.reshape(channels))  # the gain is that of all shares of an output
         at.adds(y, bias, f"bias:{at.site.path}", channel=1)
     return y
 
