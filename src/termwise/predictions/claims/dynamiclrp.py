@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -271,41 +272,57 @@ def attnlrp_identifies_answers() -> tuple[str, bool]:
 
 @claim(
     "dynamiclrp",
-    statement="on a vision transformer attention-aware relevance is more faithful than gradient x input and attention rollout",
+    statement="on a vision transformer attention-aware relevance is more faithful than gradient x input",
     published="ViT-B/16, ABPC: DynamicLRP 1.46, input x gradient -0.003 (on an axis four times as long)",
     note=(
         "vision transformers trained on digits, 2 seeds, 150 held-out digits, mean patch, probability, ABPC in [-1, 1]; attnlrp "
-        "ahead by 0.2 and 0.03; control: a random map within 0.04 of 0"
+        "ahead by 0.2; control: a random map within 0.04 of 0"
     ),
+    slow=True,
 )
 def faithful_on_a_vision_transformer() -> tuple[str, bool]:
+    found = [_areas(seed) for seed in SEEDS]
+    holds = all(a["attnlrp"] - a["gradient x input"] >= 0.2 and abs(a["random"]) < 0.04 for a in found)
+    return "; ".join(", ".join(f"{name} {value:.2f}" for name, value in a.items()) for a in found), holds
+
+
+@claim(
+    "dynamiclrp",
+    statement="on a vision transformer attention-aware relevance is more faithful than attention rollout, by 0.08",
+    published="AttnLRP and DynamicLRP 1.46; attention rollout is not in the table",
+    note="as above",
+    slow=True,
+    contradicted="ahead on both seeds, but by 0.08 and 0.04",
+)
+def ahead_of_rollout_on_a_vision_transformer() -> tuple[str, bool]:
+    found = [_areas(seed) for seed in SEEDS]
+    ahead = [a["attnlrp"] - a["attention rollout"] for a in found]
+    return f"ahead by {', '.join(f'{a:.3f}' for a in ahead)}", min(ahead) >= 0.08
+
+
+@functools.cache
+def _areas(seed: int) -> dict[str, float]:
+    """ABPC of every method on held-out digits, by name."""
     from termwise.testing.trained import digits_vit
 
-    lines, holds = [], True
-    for seed in SEEDS:
-        subject = digits_vit(seed)
-        x = subject.inputs[:150]
-        y = subject.model(x).argmax(1)
-        leaf = x.clone().requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(subject.model(leaf)[torch.arange(len(x)), y].sum(), leaf)
-        maps = {
-            rules: explain(subject.model, x, target=y, rules=rules).inputs["pixels"]
-            for rules in ("attnlrp", "cp-lrp", "dynamiclrp")
-        }
-        maps["gradient x input"] = x * gradient
-        for rolled in (gradient_rollout, attention_rollout):
-            patches = rolled(subject.model, x, target=y).token_relevance[:, 1:].view(-1, 1, 4, 4)
-            maps[rolled.__name__.replace("_", " ")] = nn.functional.interpolate(patches, scale_factor=2)
-        maps["random"] = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed))
-        area = {
-            name: perturbation_curves(subject.model, x, m, y, baseline=subject.mean, steps=16, patch=2, batch_size=2400).abpc.mean
-            for name, m in maps.items()
-        }
-        lines.append(", ".join(f"{name} {value:.2f}" for name, value in area.items()))
-        ahead = area["attnlrp"] - area["gradient x input"], area["attnlrp"] - area["attention rollout"]
-        holds &= ahead[0] >= 0.2 and ahead[1] >= 0.03 and abs(area["random"]) < 0.04
-    return "; ".join(lines), holds
+    subject = digits_vit(seed)
+    x = subject.inputs[:150]
+    y = subject.model(x).argmax(1)
+    leaf = x.clone().requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(subject.model(leaf)[torch.arange(len(x)), y].sum(), leaf)
+    maps = {
+        rules: explain(subject.model, x, target=y, rules=rules).inputs["pixels"] for rules in ("attnlrp", "cp-lrp", "dynamiclrp")
+    }
+    maps["gradient x input"] = x * gradient
+    for rolled in (gradient_rollout, attention_rollout):
+        patches = rolled(subject.model, x, target=y).token_relevance[:, 1:].view(-1, 1, 4, 4)
+        maps[rolled.__name__.replace("_", " ")] = nn.functional.interpolate(patches, scale_factor=2)
+    maps["random"] = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed))
+    return {
+        name: perturbation_curves(subject.model, x, m, y, baseline=subject.mean, steps=16, patch=2, batch_size=2400).abpc.mean
+        for name, m in maps.items()
+    }
 
 
 @claim(
