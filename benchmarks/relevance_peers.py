@@ -36,6 +36,10 @@ from termwise.predictions.metric import Metric
 from termwise.predictions.perturbation_curves import perturbation_curves
 from termwise.zoo.assets import cache_folder
 
+SAME = {f"zennit: {c}": f"ours: {c}" for c in ("EpsilonPlus", "EpsilonPlusFlat", "EpsilonAlpha2Beta1")}
+SAME["lxt: AttnLRP"] = "ours: attnlrp"
+"""Rows that state the same rules: how far apart they are, over the largest entry, is measured."""
+
 HERE = Path(__file__).parent
 OUT = HERE.parent / "docs" / "data" / "relevance_peers.json"
 
@@ -75,8 +79,10 @@ def measure(name: str, part: str, quick: bool, cache: Path, say: Console) -> dic
     clusters = torch.tensor(subject.clusters)
     rows: dict[str, dict] = {}
     found: dict[str, Metric] = {}
+    maps: dict[str, Tensor] = {}
     for peer in PINS:
         figures, tensors = run(peer, name, part, quick, cache)
+        maps |= {f"{peer}: {key}": value for key, value in tensors.items()}
         for method, row in figures.items():
             key = f"{peer}: {method}"
             rows[key] = row
@@ -86,6 +92,10 @@ def measure(name: str, part: str, quick: bool, cache: Path, say: Console) -> dic
             row["ABPC"], row["ABPC interval"] = found[key].mean, found[key].interval(clusters=clusters)
             row["ABPC per sample"] = [round(v, 4) for v in found[key].values.tolist()]
             say.print(f"{name:20s} {key:45s} {row['ABPC']:.3f}", highlight=False)
+    for theirs, ours in SAME.items():
+        if theirs in found and ours in found:
+            pairs = [(maps[f"{theirs}/{i}"], maps[f"{ours}/{i}"]) for i in range(len(subject.samples))]
+            rows[theirs]["largest difference to ours"] = max(((a - b).abs().max() / a.abs().max()).item() for a, b in pairs)
     first = max((k for k in found if k.startswith(OURS)), key=lambda k: found[k].mean, default=None)
     reference = next((k for k in found if k.startswith(OURS)), first)
     for key, metric in found.items():
@@ -116,6 +126,22 @@ def table(name: str, rows: dict[str, dict], samples: str) -> Table:
     return shown
 
 
+def flat(subjects: dict[str, dict[str, dict]]) -> list[dict]:
+    """One row per subject and method, as the documentation reads them."""
+    rows = []
+    for subject, methods in subjects.items():
+        for key, row in sorted(methods.items(), key=lambda item: -item[1].get("ABPC", -9)):
+            if "error" in row:
+                rows.append({"subject": subject, "method": key, "problem": row["error"]})
+                continue
+            low, high = row["ABPC interval"]
+            rows.append({
+                "subject": subject, "method": key, "abpc": row["ABPC"], "abpc_low": low, "abpc_high": high,
+                "error": row["closing error"], "cancellation": row["cancellation"], "passes": row["cost"], "memory": row["memory"],
+            })  # fmt: skip
+    return rows
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -132,6 +158,7 @@ def main() -> None:
         say.print(table(name, rows, f"part {options.part!r}" if name in SUBJECTS[:2] else "held-out"))
         known = json.loads(OUT.read_text()) if OUT.exists() else {"subjects": {}}
         known["subjects"][name] = rows
+        known["rows"] = flat(known["subjects"])
         known["environment"] = {
             "python": platform.python_version(), "machine": platform.machine(), "threads": torch.get_num_threads(),
             "photographs": PHOTOS, "peers": PINS,

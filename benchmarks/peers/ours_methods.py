@@ -33,6 +33,7 @@ def methods(subject: Subject, cache: Path) -> dict[str, Callable[[Tensor, int], 
             "over depth, four copies": lambda x, t: read(over_depth(model, x, target=t, shift=8)),
             "default": explain("default"),
             "zero": explain("zero"),
+            **{composite: explain(composite) for composite in ("EpsilonPlus", "EpsilonPlusFlat", "EpsilonAlpha2Beta1")},
         }
     options = {"patch": subject.perturb["patch"]} if subject.kind == "image" else {}
 

@@ -129,7 +129,7 @@ def methods(results: Path) -> Iterator[str]:
     rows = found["rows"]
     for subject in dict.fromkeys(row["subject"] for row in rows):
         yield f"\n### {_cell(subject)}\n"
-        yield "| method | ABPC | closing error | cancellation | gradient passes | peak memory |"
+        yield "| method | ABPC | closing error | cancellation | cost / gradient pass | memory / gradient pass |"
         yield "|---|---|---|---|---|---|"
         chosen = [row for row in rows if row["subject"] == subject]
         for row in sorted(chosen, key=lambda row: -row.get("abpc", float("-inf"))):
@@ -142,10 +142,12 @@ def methods(results: Path) -> Iterator[str]:
                 f"{row['error']:.0e}" if "error" in row else "",
                 f"{row['cancellation']:.3g}" if "cancellation" in row else "",
                 f"{row['passes']:.1f}" if "passes" in row else "",
-                f"{row['memory'] / 1e6:.0f} MB" if "memory" in row else "",
+                f"{row['memory']:.1f}" if "memory" in row else "",
             ]
             yield f"| {_cell(row['method'])} | {area} | {' | '.join(numbers)} |"
-    environment = ", ".join(f"{name} {value}" for name, value in found.get("environment", {}).items())
+    environment = ", ".join(
+        f"{name} {value}" for name, value in found.get("environment", {}).items() if isinstance(value, (str, int))
+    )
     if environment:
         yield f"\nMeasured with {_cell(environment)}."
 
