@@ -73,14 +73,16 @@ def abpc(subject: Subject, maps: list[Tensor]) -> Metric:
     return Metric("ABPC", torch.cat(areas))
 
 
-def measure(name: str, part: str, quick: bool, cache: Path, say: Console) -> dict[str, dict]:
-    """All rows of one subject, ours first."""
+def measure(
+    name: str, part: str, quick: bool, cache: Path, say: Console, peers: list[str], before: dict[str, dict]
+) -> dict[str, dict]:
+    """All rows of one subject, ours first; those of other peers are as they were before."""
     subject = load(name, part, quick, cache)
     clusters = torch.tensor(subject.clusters)
-    rows: dict[str, dict] = {}
-    found: dict[str, Metric] = {}
+    rows = {key: row for key, row in before.items() if key.partition(":")[0] not in peers}
+    found = {key: Metric("ABPC", torch.tensor(row["ABPC per sample"])) for key, row in rows.items() if "error" not in row}
     maps: dict[str, Tensor] = {}
-    for peer in PINS:
+    for peer in peers:
         figures, tensors = run(peer, name, part, quick, cache)
         maps |= {f"{peer}: {key}": value for key, value in tensors.items()}
         for method, row in figures.items():
@@ -93,7 +95,7 @@ def measure(name: str, part: str, quick: bool, cache: Path, say: Console) -> dic
             row["ABPC per sample"] = [round(v, 4) for v in found[key].values.tolist()]
             say.print(f"{name:20s} {key:45s} {row['ABPC']:.3f}", highlight=False)
     for theirs, ours in SAME.items():
-        if theirs in found and ours in found:
+        if f"{theirs}/0" in maps and f"{ours}/0" in maps:
             pairs = [(maps[f"{theirs}/{i}"], maps[f"{ours}/{i}"]) for i in range(len(subject.samples))]
             rows[theirs]["largest difference to ours"] = max(((a - b).abs().max() / a.abs().max()).item() for a, b in pairs)
     first = max((k for k in found if k.startswith(OURS)), key=lambda k: found[k].mean, default=None)
@@ -148,13 +150,19 @@ def main() -> None:
     parser.add_argument("subjects", nargs="*", default=list(SUBJECTS), metavar="SUBJECT", help=", ".join(SUBJECTS))
     parser.add_argument("--quick", action="store_true", help="a few samples of each")
     parser.add_argument("--part", choices=list(PHOTOS), default="report", help="of the photographs")
+    parser.add_argument(
+        "--peer", action="append", choices=list(PINS), help="only this one; the others stay as they are in the file"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     cache = cache_folder() / "peers"
     cache.mkdir(parents=True, exist_ok=True)
     say = Console(width=170)
     for name in options.subjects:
-        rows = measure(name, options.part, options.quick, cache, say)
+        known = json.loads(OUT.read_text()) if OUT.exists() else {"subjects": {}}
+        peers = options.peer or list(PINS)
+        before = known["subjects"].get(name, {}) if options.peer else {}
+        rows = measure(name, options.part, options.quick, cache, say, peers, before)
         say.print(table(name, rows, f"part {options.part!r}" if name in SUBJECTS[:2] else "held-out"))
         known = json.loads(OUT.read_text()) if OUT.exists() else {"subjects": {}}
         known["subjects"][name] = rows

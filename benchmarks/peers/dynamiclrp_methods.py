@@ -22,12 +22,17 @@ def methods(subject: Subject, cache: Path) -> dict[str, Callable[[Tensor, int], 
                     sys.path.insert(0, str(folder))
             from lrp_engine import LRPEngine
 
+            subject.model.requires_grad_(True)  # it reads weights that autograd saved
             leaf = (subject.embed(x) if subject.embed is not None else x).detach().requires_grad_()
             z = subject.model(leaf)
             start = torch.zeros_like(z)
             start[0, target] = z[0, target].detach()
             lrp = LRPEngine(params_to_interpret=[leaf], starting_relevance=start, **options)
             found = lrp.run(z)
+            if not isinstance(found[1][0], Tensor):
+                raise NotImplementedError(
+                    "the engine gave up, having said which node's promise is unsupported (HardtanhBackward0)"
+                )
             relevance = found[1][0].detach()
             return relevance.sum(-1) if subject.kind == "text" else relevance
 

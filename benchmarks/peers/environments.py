@@ -21,7 +21,7 @@ PINS = {
     "zennit": ["zennit==0.5.1"],
     "lxt": ["lxt==2.1", "zennit==0.5.1", "transformers==4.51.3", "tokenizers==0.21.4", "huggingface_hub==0.36.0"],
     "inseq": ["inseq==0.7.1"],
-    "dynamiclrp": [],  # a repository, not a package
+    "dynamiclrp": ["einops==0.8.1"],  # beside its repository
 }
 DYNAMICLRP = ("https://github.com/keeinlev/dynamicLRP", "0535f39e24c9b0a7e29c8d391dc2c8b490e95b22")
 
@@ -47,10 +47,14 @@ def python(peer: str, folder: Path) -> Path:
 def clone(folder: Path) -> Path:
     """The repository of DynamicLRP at a fixed commit; raises where there is no network."""
     url, commit = DYNAMICLRP
-    home = folder / "dynamiclrp"
+    home = folder / "dynamiclrp-repository"
     if not (home / ".git").exists():
-        subprocess.run(["git", "clone", "-q", url, str(home)], check=True, capture_output=True, text=True, timeout=120)
-    subprocess.run(["git", "-C", str(home), "checkout", "-q", "-f", commit], check=True, capture_output=True, text=True)
+        subprocess.run(
+            ["git", "clone", "-q", "--no-checkout", url, str(home)], check=True, capture_output=True, text=True, timeout=120
+        )
+    subprocess.run(
+        ["git", "-C", str(home), "checkout", "-q", commit, "--", "src/lrp_engine"], check=True, capture_output=True, text=True
+    )
     return home
 
 

@@ -17,13 +17,13 @@ class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.norm = nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6)
-        self.block, self.joined = nn.Conv2d(6, 6, 3, padding=1), nn.Identity()
+        self.block, self.inner = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 1)
         self.last, self.head = nn.Conv2d(6, 8, 3, stride=2), nn.Linear(8, 5)
         self.act, self.end = nn.ReLU(), nn.ReLU()
 
     def forward(self, x):
         x = self.act(self.norm(self.stem(x)))
-        x = x + self.block(x).sigmoid()
+        x = x + self.inner(self.block(x)).sigmoid()
         return self.head(self.end(self.last(x * 1)).mean((2, 3)))
 
 
@@ -49,7 +49,7 @@ def test_adds_up(network, rules, shift):
 def test_the_depths_are_what_everything_passes_through(network):
     model, x = network
     ready = _DepthPass(capture(model, x), "zero")
-    assert ready.depths == 4  # the image, behind the stem, the sum (not the block inside it), the last convolution
+    assert ready.depths == 4  # the image, behind the stem, the sum (not what is inside its block), the last convolution
 
 
 def test_is_the_weighted_mean_of_an_explanation_per_depth(network):
@@ -70,7 +70,7 @@ def test_is_the_weighted_mean_of_an_explanation_per_depth(network):
 
     with torch.no_grad():
         y = model.act(model.norm(model.stem(x)))
-        y = y + model.block(y).sigmoid()
+        y = y + model.inner(model.block(y)).sigmoid()
     third = explain(Behind().eval(), y, target=start, rules="zero")
     maps[2] = third.inputs["y"].sum(1)
     weights = torch.stack([1 / m.abs().sum((1, 2)) for m in maps])
@@ -79,7 +79,7 @@ def test_is_the_weighted_mean_of_an_explanation_per_depth(network):
     assert torch.allclose(ours.inputs["x"].sum(1), expected, atol=1e-13)
     assert torch.allclose(ours.inputs["x"][:, 0], ours.inputs["x"][:, 2])
     assert torch.allclose(ours.whole, whole.whole)
-    for name, depths_before in {"stem": 1, "norm": 1, "block": 2, "last": 3, "head": 4}.items():
+    for name, depths_before in {"stem": 1, "norm": 1, "block": 2, "inner": 2, "last": 3, "head": 4}.items():
         weight = weights[:depths_before].sum(0)
         assert torch.allclose(ours.biases[name], weight[:, None] * whole.biases[name], atol=1e-13), name
     sigmoid = next(v for k, v in ours.constants.items())
