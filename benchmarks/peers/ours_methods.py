@@ -42,9 +42,5 @@ def methods(subject: Subject, cache: Path) -> dict[str, Callable[[Tensor, int], 
             options["keep"] = torch.arange(x.shape[1]) == 0
         return read(tw.predictions.shapley(model, x, target=target, **options))
 
-    sets = ("attnlrp", "cp-lrp", "zero")
-    return (
-        {"shapley": shapley}
-        | {s: explain(s) for s in sets}
-        | {f"{s}, against the rest": explain(s, "probabilities") for s in sets}
-    )
+    sets = {s: explain(s) for s in ("attnlrp", "cp-lrp")}
+    return {"shapley": shapley, **sets, "attnlrp, against the rest": explain("attnlrp", "probabilities")}

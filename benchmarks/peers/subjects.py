@@ -144,15 +144,15 @@ class FromEmbeddings(nn.Module):
 
 
 def texts(key: str, quick: bool, cache: Path) -> Subject:
-    """NanoGuard or SmolLM2 on real sentences of the Brown corpus or real movie sentences, cut at 48 tokens."""
+    """NanoGuard or SmolLM2 on real sentences of the Brown corpus or real movie sentences, cut at 24 tokens."""
     import termwise as tw
 
     subject = tw.zoo.load(key)
     model = subject.model
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    count = {"nanoguard": 8 if quick else 200, "smollm2-135m": 2 if quick else 24}[key]
-    samples = [subject.prepare(text, truncate=True)["input_ids"][:, :48] for text in sentences(cache)[:count]]
+    count = {"nanoguard": 8 if quick else 200, "smollm2-135m": 2 if quick else 12}[key]
+    samples = [subject.prepare(text, truncate=True)["input_ids"][:, :24] for text in sentences(cache)[:count]]
     with torch.no_grad():
         targets = [int(model(ids).argmax()) for ids in samples]
     table = next(m for m in model.modules() if isinstance(m, nn.Embedding))
