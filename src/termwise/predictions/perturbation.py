@@ -115,16 +115,17 @@ class Features:
 
     def ranks(self, scores: Tensor, *, descending: bool, generator: torch.Generator) -> Tensor:
         """The place of every feature in the order of replacement, (batch, n); ties in random order, absent ones last."""
-        shuffled = self._shuffles(generator)
+        shuffled = self._shuffles(generator, self.batch)
         ordered = scores.gather(1, shuffled).argsort(dim=1, descending=descending, stable=True)
         return self._absent_last(shuffled.gather(1, ordered))
 
-    def random_ranks(self, generator: torch.Generator) -> Tensor:
-        """As `ranks`, for a random order."""
-        return self._absent_last(self._shuffles(generator))
+    def random_ranks(self, generator: torch.Generator, *, alike: bool = False) -> Tensor:
+        """As `ranks`, for a random order; `alike` for every sample, so that none depends on the others of its batch."""
+        order = self._shuffles(generator, 1 if alike else self.batch)
+        return self._absent_last(order.expand(self.batch, -1))
 
-    def _shuffles(self, generator: torch.Generator) -> Tensor:
-        return torch.rand(self.batch, self.n, generator=generator, dtype=torch.float64).argsort(1)
+    def _shuffles(self, generator: torch.Generator, rows: int) -> Tensor:
+        return torch.rand(rows, self.n, generator=generator, dtype=torch.float64).argsort(1)
 
     def _absent_last(self, order: Tensor) -> Tensor:
         absent = ~self.present.gather(1, order)

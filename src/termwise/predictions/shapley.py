@@ -58,7 +58,7 @@ def shapley(
         patch: side of the square of pixels that counts as one feature of an image.
         feature_mask: instead, the number of the group of each position; -1 where nothing is replaced.
         keep: tokens or features never replaced, True.
-        generator: of the orders; seeded with 0 when not given.
+        generator: of the orders, the same for every sample; seeded with 0 when not given.
         batch_size: rows of a pass.
         names: the tokens, for pictures.
         classes: names of the classes.
@@ -82,7 +82,7 @@ def shapley(
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     ranks = []
     for _ in range(orders // 2):
-        rank = features.random_ranks(generator)
+        rank = features.random_ranks(generator, alike=True)
         ranks += [rank, torch.where(features.present, features.counts[:, None] - 1 - rank, rank)]
     places = torch.stack(ranks)  # (orders, batch, n): how many features go before this one
     rows = torch.arange(1 + orders * (n - 1)).repeat_interleave(batch)  # all replaced, then every step between
