@@ -1,5 +1,6 @@
 """LXT (efficient AttnLRP), with the transformers it was written for. It patches known classes: of our subjects, Llama's."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +14,19 @@ from .subjects import Subject
 def before_import() -> None:
     """LXT imports zennit, and zennit torchvision."""
     stub_torchvision()
+    import transformers
     from lxt.efficient import monkey_patch
     from transformers.models.llama import modeling_llama
 
     monkey_patch(modeling_llama)
+    load = transformers.AutoModelForCausalLM.from_pretrained
+
+    def older(folder, *, dtype, **options):  # type: ignore[no-untyped-def]
+        """The configuration is written by a newer transformers: names of two of its entries changed."""
+        theta = json.loads((Path(folder) / "config.json").read_text())["rope_parameters"]["rope_theta"]
+        return load(folder, torch_dtype=dtype, rope_theta=theta, **options)
+
+    transformers.AutoModelForCausalLM.from_pretrained = older
 
 
 def methods(subject: Subject, cache: Path) -> dict[str, Callable[[Tensor, int], Tensor]]:
