@@ -12,7 +12,7 @@ with 95 % bootstrap intervals in which crops of one photograph are one cluster, 
 Columns: ABPC; ours minus theirs; closing error |sum - explained| / |explained| and cancellation sum |parts| / |explained|
 (median over samples; of a method that claims no sum, against the logit); cost and peak memory over those of a gradient pass.
 A method that does not run has its error. Writes docs/data/relevance_peers.json with the environment (--quick: a few samples,
-minutes, and nothing is written). The full run takes about half an hour on one free core.
+minutes, and nothing is written). The full run takes about fifty minutes on one free core.
 """
 
 import argparse
