@@ -22,8 +22,8 @@ from torch import Tensor
 from .table import active
 
 __all__ = [
-    "AFFINE", "AffineMap", "Shares", "Weights", "affine_map", "bias_axis", "bias_place", "one_activation", "proportional",
-    "shared",
+    "AFFINE", "AffineMap", "Shares", "Weights", "affine_map", "bias_axis", "bias_place", "nonnegative", "one_activation",
+    "proportional", "shared",
 ]  # fmt: skip
 
 AFFINE = (
@@ -79,6 +79,11 @@ def bias_place(at: Any, bias: Tensor | None, y: Tensor) -> tuple[str, int | None
     return f"bias:{at.site.path}", bias_axis(at, y)
 
 
+def nonnegative(x: Tensor) -> bool:
+    """Whether x is its own absolute value, as behind a ReLU: one look at it saves its signs on the way there and back."""
+    return bool(x.numel()) and bool(x.detach().amin() >= 0)
+
+
 def proportional(z: Tensor, total: Any, whole: Tensor) -> tuple[Tensor | None, None]:
     """LRP-0: p = 1; of another value than z its share, which is lost where z is 0."""
     return (None if whole is z else (whole / z).masked_fill_(z == 0, 0)), None
@@ -93,7 +98,7 @@ def shared(at: Any, args: Any, kwargs: Any, weights: Weights, *, absolute: bool)
     z = at.op(*args, **kwargs) if kept is bias else apply(x, weight, None)
     total = None
     if absolute or policy == "distribute":
-        total = apply(x.abs(), weight.abs(), None if kept is None else kept.abs())
+        total = apply(x if nonnegative(x) else x.abs(), weight.abs(), None if kept is None else kept.abs())
     with torch.no_grad():
         if policy == "distribute":
             whole, b = at.op(*args, **kwargs), bias.reshape(-1, *[1] * (z.ndim - 1 - bias_axis(at, z) % z.ndim))

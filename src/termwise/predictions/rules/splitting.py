@@ -13,12 +13,13 @@ It is for comparing with other implementations, which have one of 1e-6.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .maps import Shares, Weights, affine_map, bias_place, one_activation, shared
+from .maps import Shares, Weights, affine_map, bias_place, nonnegative, one_activation, shared
 from .table import SPLITTING, Rule, lossy, plain, sized
 
 __all__ = ["alpha_beta", "gamma", "zplus"]
@@ -39,18 +40,15 @@ def gamma(size: float = 0.25, *, stabilizer: float = 0.0) -> Rule:
     one = half if math.isinf(size) else 1 + half
 
     def weights(z: Tensor, total: Tensor, whole: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        # z / den = |z| / ((1 + g/2) |z| + (g/2) A): never above 1, so nothing needs a stabiliser
-        r = z.abs()
-        den = r + stabilizer if half == 0 else torch.add(total, r, alpha=one / half)  # over g/2
-        if stabilizer and half:
-            den += stabilizer / half
-        if whole is not z:
-            r = torch.where(z < 0, -whole, whole)
-        r.div_(den)
+        # over g/2: |z| / den is never above 1, so nothing needs a stabiliser
         if half == 0:
-            return r.nan_to_num_(nan=1.0, posinf=0.0, neginf=0.0), None
-        r.nan_to_num_(nan=half / one, posinf=0.0, neginf=0.0)
-        return r * (one / half), r.copysign_(z) if whole is z else torch.where(z < 0, -r, r)
+            p = whole / (z + stabilizer * torch.where(z < 0, -1.0, 1.0) if stabilizer else z)
+            return p.nan_to_num_(nan=1.0, posinf=0.0, neginf=0.0), None
+        den = torch.add(total, z.abs(), alpha=one / half)
+        if stabilizer:
+            den += stabilizer / half
+        q = (whole / den).nan_to_num_(nan=half / one, posinf=0.0, neginf=0.0)
+        return (q.abs() if whole is z else torch.where(z < 0, -q, q)).mul_(one / half), q
 
     return _splitting(weights, conserves=stabilizer == 0)
 
@@ -66,14 +64,14 @@ def zplus(*, stabilizer: float = 0.0) -> Rule:
     """
 
     def weights(z: Tensor, total: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
-        half = _share_of(z + total, total, whole, stabilizer)
+        half, _ = _shares(z, total, whole, stabilizer)
         return half, half
 
     general = _splitting(weights, conserves=False)
 
     @lossy
     def positive(at: Any, *args: Any, **kwargs: Any) -> Any:
-        if not one_activation(at, args) or at.biases == "distribute" or bool((affine_map(at, args, kwargs).x < 0).any()):
+        if not one_activation(at, args) or at.biases == "distribute" or not nonnegative(affine_map(at, args, kwargs).x):
             return general(at, *args, **kwargs)
         return _of_nonnegative(at, args, kwargs, stabilizer)
 
@@ -90,7 +88,7 @@ def _of_nonnegative(at: Any, args: Any, kwargs: Any, stabilizer: float) -> Tenso
     at.adds(total, kept, *bias_place(at, bias, total))
     with torch.no_grad():
         y = at.op(*args, **kwargs)
-        share = (y / (total + stabilizer if stabilizer else total)).masked_fill_(total <= 0, 0)
+        share = (y / (total + stabilizer if stabilizer else total)).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
     out: Tensor = Shares.apply(y, total, share, None, None)
     return out
 
@@ -114,20 +112,30 @@ def alpha_beta(alpha: float = 2, beta: float = 1, *, stabilizer: float = 0.0) ->
         raise ValueError(f"alpha_beta needs alpha - beta = 1 and beta >= 0, got alpha={alpha}, beta={beta}")
 
     def weights(z: Tensor, total: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
-        positive = _share_of(z + total, total, whole, stabilizer).mul_(alpha)
+        positive, others = _shares(z, total, whole, stabilizer)
+        positive.mul_(alpha)
         if beta == 0:
             return positive, positive
-        negative = _share_of(total - z, total, whole, stabilizer).mul_(beta)  # -beta whole / N
+        negative = others().mul_(beta)  # -beta whole / N
         return positive + negative, positive.sub_(negative)
 
     return _splitting(weights, conserves=False)
 
 
-def _share_of(twice: Tensor, total: Tensor, whole: Tensor, stabilizer: float) -> Tensor:
-    """Whole / 2 P, P being half of `twice`, the sum of A and of +z or -z; 0 where there is no such contribution."""
-    # below this P is the rounding of two equal sums, and dividing by it would explode
-    none = twice <= 8 * torch.finfo(twice.dtype).eps * total
-    return (whole / (twice + 2 * stabilizer if stabilizer else twice)).masked_fill_(none, 0)
+def _shares(z: Tensor, total: Tensor, whole: Tensor, stabilizer: float) -> tuple[Tensor, Callable[[], Tensor]]:
+    """Whole / 2 P, and -whole / 2 N when it is asked for; 0 where there are no such contributions.
+
+    2 P = A (1 + z / A): in these units what is no more than the rounding of two equal sums is a fixed number. (A comparison
+    of two tensors, and a mask from it, cost more than the convolution before them.)
+    """
+    part = (z / total).nan_to_num_(nan=0.0)  # in [-1, 1]
+    share = part if whole is z else (whole / total).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+
+    def over(twice: Tensor) -> Tensor:
+        torch.threshold_(twice, 8 * torch.finfo(z.dtype).eps, math.inf)
+        return share / (twice.add_(2 * stabilizer / total) if stabilizer else twice)
+
+    return over(part + 1), lambda: over(1 - part)
 
 
 def _splitting(weights: Weights, *, conserves: bool) -> Rule:
