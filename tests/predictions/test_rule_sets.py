@@ -404,6 +404,18 @@ def test_keys_say_where():
     assert chosen(model, x, {operators("no_such"): z, first("no_such"): f}) == chosen(model, x, "default")  # a composite fits all
 
 
+@pytest.mark.parametrize(("made", "name"), [(gamma(), "gamma"), (zplus(), "z+"), (alpha_beta(), "alpha-beta"), (flat(), "flat")])
+def test_a_rule_for_affine_operations_leaves_the_others_of_a_module_alone(made, name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.GELU()), nn.Linear(6, 2)).double().eval()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    by_rule, by_name = (explain(model, x, target=0, rules={"0*": given}) for given in (made, name))
+    assert list(by_rule.parts) == list(by_name.parts)
+    for part, value in by_rule.parts.items():
+        torch.testing.assert_close(value, by_name.parts[part])
+    assert not torch.equal(by_rule.inputs["input"], explain(model, x, target=0).inputs["input"])
+
+
 def test_of_three_the_middle_one_is_in_the_second_half():
     model, x = kept(Attention), picture()
     halves = {depth(0, 0.5, "conv*", "linear"): zplus(), depth(0.5, 1, "conv*", "linear"): gamma()}

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .maps import AffineMap, Shares, affine_map, bias_axis, bias_place, one_activation
-from .table import SPLITTING, Rule, lossy, plain, sized
+from .table import AFFINE_ONLY, SPLITTING, Rule, lossy, plain, sized
 
 __all__ = ["flat", "wsquare", "zbox"]
 
@@ -114,6 +114,7 @@ def _region(denominator: Callable[[Any, AffineMap, Tensor], Tensor], stabilizer:
         return Shares.apply(y, den, share, None, None)
 
     SPLITTING.add(region)
+    AFFINE_ONLY.add(region)
     return region
 
 

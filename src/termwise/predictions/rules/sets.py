@@ -40,7 +40,7 @@ from .products import gated_by_constant, signal_takes_all
 from .region import flat, wsquare
 from .selection import matcher, nearest, operators
 from .splitting import alpha_beta, gamma, zplus
-from .table import RULES, Rule
+from .table import AFFINE_ONLY, RULES, Rule
 
 __all__ = ["AFFINE_RULES", "ANY_RULES", "IN_ITS_FORM", "RULE_SETS", "Rules", "rules_of"]
 
@@ -143,9 +143,9 @@ def _named_set(name: str) -> Mapping[Any, Rule | str]:
 
 
 def _named(value: Any) -> tuple[Rule | None, bool]:
-    """A rule and whether it is for affine operations only, as those named in `AFFINE_RULES` are."""
+    """A rule and whether it is for affine operations only, as all but epsilon are that `AFFINE_RULES` names."""
     if callable(value):
-        return value, False
+        return value, value in AFFINE_ONLY
     if value in ANY_RULES:
         return ANY_RULES[value], False
     if value not in AFFINE_RULES:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .maps import Shares, Weights, affine_map, bias_place, nonnegative, one_activation, shared
-from .table import SPLITTING, Rule, lossy, plain, sized
+from .table import AFFINE_ONLY, SPLITTING, Rule, lossy, plain, sized
 
 __all__ = ["alpha_beta", "gamma", "zplus"]
 
@@ -76,6 +76,7 @@ def zplus(*, stabilizer: float = 0.0) -> Rule:
         return _of_nonnegative(at, args, kwargs, stabilizer)
 
     SPLITTING.add(positive)
+    AFFINE_ONLY.add(positive)
     return positive
 
 
@@ -147,4 +148,5 @@ def _splitting(weights: Weights, *, conserves: bool) -> Rule:
         return shared(at, args, kwargs, weights, absolute=True)
 
     SPLITTING.add(split)
+    AFFINE_ONLY.add(split)
     return split if conserves else lossy(split)

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "HOLDING", "LOSSY", "RULES", "SPLITTING", "Rule", "active", "hold", "holding", "lossy", "plain", "rule", "share", "sized",
+    "AFFINE_ONLY", "HOLDING", "LOSSY", "RULES", "SPLITTING", "Rule", "active", "hold", "holding", "lossy", "plain", "rule",
+    "share", "sized",
 ]  # fmt: skip
 
 Rule = Callable[..., Any]
@@ -39,6 +40,9 @@ HOLDING: set[Rule] = set()
 
 SPLITTING: set[Rule] = set()
 """Rules before which batch norm is folded into the affine operation it follows: they do not commute with it."""
+
+AFFINE_ONLY: set[Rule] = set()
+"""Rules that mean nothing elsewhere: where a key names a module, its other operations keep their own."""
 
 
 def rule(*ops: str) -> Callable[[Rule], Rule]:
@@ -76,7 +80,7 @@ class Sized:
     def __init__(self, function: Rule, text: str) -> None:
         self.function, self.__name__ = function, text
         self.__doc__ = function.__doc__
-        for kind in (LOSSY, SPLITTING):
+        for kind in (LOSSY, SPLITTING, AFFINE_ONLY):
             if function in kind:
                 kind.add(self)
 
