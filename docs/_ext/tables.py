@@ -30,7 +30,7 @@ def write(app: Any) -> None:
     folder.mkdir(exist_ok=True)
     tables = {
         "rules": rules(), "named": named_rules(), "sets": rule_sets(), "reproduction": reproduction(docs / "reproduction.json"),
-        "methods": methods(docs / "data" / "relevance_peers.json"),
+        "methods": methods(docs / "data" / "relevance_peers.json"), "one_pass": one_pass(docs / "data" / "one_pass.json"),
     }  # fmt: skip
     for name, lines in tables.items():
         text = "\n".join(lines) + "\n"
@@ -150,6 +150,16 @@ def methods(results: Path) -> Iterator[str]:
     )
     if environment:
         yield f"\nMeasured with {_cell(environment)}."
+
+
+def one_pass(results: Path) -> Iterator[str]:
+    """What each change to a rule set does to ABPC."""
+    found = json.loads(results.read_text("utf-8"))
+    yield f"{found['digits']} digits, 95 % intervals.\n"
+    yield "| change | ABPC |"
+    yield "|---|---|"
+    for row in found["rows"]:
+        yield f"| {_cell(row['change'])} | {row['abpc']:.3f} ({row['low']:.3f} to {row['high']:.3f}) |"
 
 
 def _first_line(function: Any) -> str:
