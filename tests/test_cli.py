@@ -197,6 +197,20 @@ def test_compares_methods_on_a_picture_and_a_text(photo, tmp_path):
     assert "takes a text" in complaint("compare", "--model", "nanoguard", "--image", photo)
 
 
+def test_counts_the_operations_of_a_model(own):
+    assert run("coverage", "--model", "mobilenet-v2").stdout.startswith("Sequential: 5 of 5 nodes have a rule (100.00 %)")
+    found = json.loads(run("coverage", "--model", f"{own}:factory", "--size", 32, "--json").stdout)
+    assert (found["nodes"], found["covered"], found["missing"]) == (5, 5, [])
+    assert found["operators"]["linear"] == 1
+    assert json.loads(run("coverage", "--model", "nanoguard", "--json").stdout)["nodes"] > 0
+
+
+def test_the_box_of_a_picture_is_known(photo):
+    named = run("explain", "--model", "mobilenet-v2", "--image", photo, "--rules", "EpsilonGammaBox", "--no-check")
+    assert "adds up to" in named.stdout
+    assert "is for pictures" in complaint("explain", "--model", "nanoguard", "--text", "x", "--rules", "EpsilonGammaBox")
+
+
 def test_an_unwritable_place_is_told_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "load", lambda name: pytest.fail("the work had begun"))
     (tmp_path / "file").touch()

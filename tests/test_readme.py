@@ -19,7 +19,7 @@ def need(example: str) -> None:
         assets.photo(name)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["photograph", "sentence", "own model"])
+@pytest.mark.parametrize("example", EXAMPLES, ids=["photograph", "sentence", "own model", "beyond"])
 def test_an_example_runs_and_adds_up(example, capsys):
     need(example)
     names = {}
@@ -29,6 +29,10 @@ def test_an_example_runs_and_adds_up(example, capsys):
     if "china" in example:
         assert printed.startswith("palace adds up to ")
         assert names["heat"].shape == (224, 224)
+    elif "contrast" in example:
+        assert printed.startswith("NanoGuard: 195 of 195 nodes have a rule")
+        for name in ("inside", "tokens", "rolled"):
+            names[name].check(1e-5)
     elif "nanoguard" in example:
         assert names["why"].label() == "injection"
         assert len(printed.splitlines()) == 5
@@ -36,15 +40,15 @@ def test_an_example_runs_and_adds_up(example, capsys):
         assert "'inputs'" in printed
 
 
-def test_there_are_three():
-    assert len(EXAMPLES) == 3
+def test_there_are_four():
+    assert len(EXAMPLES) == 4
 
 
 def test_every_rule_set_is_in_the_table():
-    from termwise.predictions import RULE_SETS
+    from termwise.predictions.rules.sets import IN_ITS_FORM, RULE_SETS
 
     rows = re.findall(r"^\| `(.+?)` +\|", README, re.MULTILINE)
-    assert rows == ["default", *RULE_SETS]
+    assert sorted(rows) == sorted(["default", *RULE_SETS, *IN_ITS_FORM, "EpsilonGammaBox"])
 
 
 def test_cancellation_is_what_the_text_says():

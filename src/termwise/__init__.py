@@ -14,20 +14,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import core, predictions, report, testing, zoo
     from .core import Decomposition, DoesNotAddUp, capture
-    from .predictions import Explanation, chefer, compare, coverage, decompx, explain
+    from .predictions import (
+        Explanation,
+        chefer,
+        compare,
+        continuation,
+        contrast,
+        coverage,
+        decompx,
+        explain,
+        next_token,
+        weighting,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Decomposition", "DoesNotAddUp", "Explanation", "__version__", "capture", "chefer", "compare", "core", "coverage",
-    "decompx", "explain", "predictions", "report", "testing", "zoo",
+    "Decomposition", "DoesNotAddUp", "Explanation", "__version__", "capture", "chefer", "compare", "continuation",
+    "contrast", "core", "coverage", "decompx", "explain", "next_token", "predictions", "report", "testing", "weighting", "zoo",
 ]  # fmt: skip
 
 _ROOMS = ("core", "predictions", "report", "testing", "zoo")
 _VERBS = {
     "capture": "core", "Decomposition": "core", "DoesNotAddUp": "core", "explain": "predictions",
     "Explanation": "predictions", "compare": "predictions", "decompx": "predictions",
-    "chefer": "predictions", "coverage": "predictions",
+    "chefer": "predictions", "coverage": "predictions", "continuation": "predictions", "contrast": "predictions",
+    "next_token": "predictions", "weighting": "predictions",
 }  # fmt: skip
 
 

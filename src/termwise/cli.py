@@ -126,11 +126,18 @@ def explain(
     if subject.kind != ("text" if image is None else "image"):
         raise ValueError(f"{model} takes {'a text: give --text' if image is not None else 'a picture: give --image'}")
     subject.model.to(torch.float32 if float32 else torch.float64)  # whatever precision the weights came in
+    chosen: Any = rules
+    if rules == "EpsilonGammaBox":  # the one set that has to know the range of the input
+        from termwise.predictions.rules import EpsilonGammaBox
+
+        if subject.kind != "image":
+            raise ValueError("EpsilonGammaBox is for pictures: its first layer takes the range of pixels")
+        chosen = EpsilonGammaBox(*subject.preparation.box)
     console = _console()
     about = text if image is None else image.name
     with steps(_console(stderr=True), 1, settings.progress) as step:
         section = examine(
-            subject, text if image is None else image, target=_target(target), rules=rules,
+            subject, text if image is None else image, target=_target(target), rules=chosen,
             about=about or "", random_orders=8 if check else 0, progress=step(subject.name),
         )  # fmt: skip
     print_section(section, console)
@@ -187,6 +194,32 @@ def compare(
         write(out, found.html(title="Methods compared", lead=f"{subject.name}: {about}"))
         if not (settings.quiet or as_json):
             _console().print(f"written: {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def coverage(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A name from `termwise models`, or path/to/file.py:factory. WARNING: the file is run; use only what you trust."
+        ),
+    ],
+    weights: Annotated[Path | None, typer.Option(help="safetensors file for a model of your own.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Side of the picture that your model takes; 224 by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Count a model's operations, and those that no rule covers."""
+    from PIL import Image
+
+    from termwise.predictions import coverage as count
+
+    subject = _subject(model, weights, None, size)
+    found = count(subject.model, subject.prepare("A sentence." if subject.kind == "text" else Image.new("RGB", (64, 64), "gray")))
+    if as_json:
+        facts = {"nodes": found.nodes, "covered": found.covered, "operators": dict(found.counts), "missing": list(found.missing)}
+        typer.echo(json.dumps({"model": model, "how": found.how, **facts}, indent=2))
+    else:
+        typer.echo(str(found))
 
 
 @app.command()
