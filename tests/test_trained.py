@@ -3,16 +3,18 @@
 import pytest
 import torch
 
-from termwise.testing.trained import KINDS, SPANS, WORDS, digits_vit, lookup_qa, questions, two_digits_vit
+from termwise.testing.trained import LookUp, digits_vit, lookup_qa, questions, two_digits_vit
 
 
-def test_the_answer_is_the_span_of_the_asked_kind_and_nothing_else():
-    ids, spans = questions(200, torch.Generator().manual_seed(0))
-    kind_of_word = torch.where(ids >= 3 + KINDS, (ids - 3 - KINDS) // WORDS, -1)
+@pytest.mark.parametrize("size", [LookUp(), LookUp(kinds=12, words=2, spans=7, longest=4)])
+def test_the_answer_is_the_span_of_the_asked_kind_and_nothing_else(size):
+    ids, spans = questions(200, torch.Generator().manual_seed(0), size)
+    assert ids.max() == size.vocabulary - 1
+    kind_of_word = torch.where(ids >= 3 + size.kinds, (ids - 3 - size.kinds) // size.words, -1)
     places = torch.arange(ids.shape[1])
     inside = (places >= spans[:, :1]) & (places <= spans[:, 1:])
     assert torch.equal(kind_of_word == (ids[:, 1] - 3)[:, None], inside)
-    assert all(len(set(row[row >= 0].tolist())) == SPANS for row in kind_of_word)
+    assert all(len(set(row[row >= 0].tolist())) == size.spans for row in kind_of_word)
 
 
 @pytest.mark.parametrize(

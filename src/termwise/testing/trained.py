@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["SmallViT", "SpanReader", "Trained", "digits_vit", "lookup_qa", "two_digits_vit", "untrained_reader"]
+__all__ = ["LookUp", "SmallViT", "SpanReader", "Trained", "digits_vit", "lookup_qa", "two_digits_vit", "untrained_reader"]
 
 
 @dataclass(frozen=True)
@@ -170,12 +170,35 @@ def two_digits_vit(seed: int = 0, *, steps: int = 500) -> Trained:
     return Trained(model, pictures, labels[drawn], masks, _mean_patch(images[kept], 4, 8), accuracy)
 
 
-KINDS, WORDS, SPANS, LONGEST = 8, 6, 5, 3
-"""Of the look-up task: kinds of words, words of each, spans in a context (each of another kind), words in a span at most."""
+@dataclass(frozen=True)
+class LookUp:
+    """How large a look-up task is.
+
+    Attributes:
+        kinds: of words.
+        words: of each kind.
+        spans: in a context, each of another kind.
+        longest: words in a span at most.
+    """
+
+    kinds: int = 8
+    words: int = 6
+    spans: int = 5
+    longest: int = 3
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids: 0 pads, 1 begins, 2 separates; then the kinds, then the words kind by kind."""
+        return 3 + self.kinds * (1 + self.words)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a question and its context."""
+        return 3 + self.spans * self.longest
 
 
 @cache
-def lookup_qa(seed: int = 0, *, steps: int = 400) -> Trained:
+def lookup_qa(seed: int = 0, *, steps: int = 400, size: LookUp = LookUp()) -> Trained:
     """A span reader: [begin, asked kind, separator, words ..., padding] to the span of words of the asked kind.
 
     It stands for extractive question answering (SQuAD): a question and a context in one sequence; an answer that is a span of
@@ -185,38 +208,39 @@ def lookup_qa(seed: int = 0, *, steps: int = 400) -> Trained:
     Args:
         seed: of weights and questions.
         steps: of 64 new questions each.
+        size: of the task.
     """
     generator = torch.Generator().manual_seed(seed)
-    model = _seeded(seed, lambda: SpanReader(3 + KINDS * (1 + WORDS), 3 + SPANS * LONGEST))
+    model = _seeded(seed, lambda: SpanReader(size.vocabulary, size.length))
 
     def loss(logits: Tensor, spans: Tensor) -> Tensor:
         return functional.cross_entropy(logits.flatten(0, 1), spans.flatten())
 
-    _train(model, (questions(64, generator) for _ in range(steps)), steps, loss, rate=5e-3)
-    ids, spans = questions(300, generator)
+    _train(model, (questions(64, generator, size) for _ in range(steps)), steps, loss, rate=5e-3)
+    ids, spans = questions(300, generator, size)
     with torch.no_grad():
         accuracy = (model(ids).argmax(2) == spans).all(1).float().mean().item()
     return Trained(model, ids, spans, None, None, accuracy)
 
 
-def untrained_reader(seed: int = 0) -> nn.Module:
+def untrained_reader(seed: int = 0, *, size: LookUp = LookUp()) -> nn.Module:
     """The reader of `lookup_qa` as it was before it learned anything: for controls."""
-    return _seeded(seed, lambda: SpanReader(3 + KINDS * (1 + WORDS), 3 + SPANS * LONGEST)).eval().requires_grad_(False)
+    return _seeded(seed, lambda: SpanReader(size.vocabulary, size.length)).eval().requires_grad_(False)
 
 
-def questions(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Token ids (n, length) and spans (n, 2): 0 pads, 1 begins, 2 separates; then the kinds, then the words kind by kind."""
-    kinds = torch.rand(n, KINDS, generator=generator).argsort(1)[:, :SPANS]
-    sizes = torch.randint(1, LONGEST + 1, (n, SPANS), generator=generator)
-    words = torch.randint(WORDS, (n, SPANS, LONGEST), generator=generator)
-    asked = torch.randint(SPANS, (n,), generator=generator)
+def questions(n: int, generator: torch.Generator, size: LookUp = LookUp()) -> tuple[Tensor, Tensor]:
+    """Token ids (n, length) and spans (n, 2)."""
+    kinds = torch.rand(n, size.kinds, generator=generator).argsort(1)[:, : size.spans]
+    sizes = torch.randint(1, size.longest + 1, (n, size.spans), generator=generator)
+    words = torch.randint(size.words, (n, size.spans, size.longest), generator=generator)
+    asked = torch.randint(size.spans, (n,), generator=generator)
     starts, rows = 3 + sizes.cumsum(1) - sizes, torch.arange(n)
-    ids = torch.zeros(n, 3 + SPANS * LONGEST, dtype=torch.long)
+    ids = torch.zeros(n, size.length, dtype=torch.long)
     ids[:, 0], ids[:, 1], ids[:, 2] = 1, 3 + kinds[rows, asked], 2
-    for span in range(SPANS):
-        for place in range(LONGEST):
+    for span in range(size.spans):
+        for place in range(size.longest):
             inside = place < sizes[:, span]
-            word = 3 + KINDS + kinds[:, span] * WORDS + words[:, span, place]
+            word = 3 + size.kinds + kinds[:, span] * size.words + words[:, span, place]
             ids[rows[inside], starts[inside, span] + place] = word[inside]
     first = starts[rows, asked]
     return ids, torch.stack([first, first + sizes[rows, asked] - 1], 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,30 +27,34 @@ from ..perturbation_curves import perturbation_curves
 from ..relevance_form import Carried, Place, Rule
 from ..segmentation import segmentation
 from ..unfused import unfused
+from .film_sentences import compared, masked
 
 SEEDS = (0, 1)
 
 
-def _boundaries(depth: int, seed: int, rules: dict[str, Rule]) -> tuple[Tensor, Tensor]:
-    """(total, sum of |R|) at the output of every block of a random vision transformer, (depth, batch), last block first."""
+def _boundaries(seed: int, *changes: dict[str, Rule], **size: int) -> list[tuple[Tensor, Tensor]]:
+    """For each change of rules (total, sum of |R|) at every block of a random transformer, (depth, batch), last block first."""
     from termwise.testing.trained import SmallViT
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = SmallViT((4, 4), depth=depth).double().eval()
+        model = SmallViT((4, 4), **size).double().eval()
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     program = unfused(capture(model, x))
     ends = {info(n).path: n.name for n in program.nodes if op_name(n) == "add" and info(n).path.startswith("blocks.")}
-    arrived: dict[str, Tensor] = {}
-    watch = {name: lambda r, name=name: arrived.__setitem__(name, r.detach()) for name in ends.values()}
-    Carried(program, {**RULES, **rules}, start="one").run([x], lambda y: y[:, 3], watch=watch)
-    found = [arrived[ends[f"blocks.{b}"]].flatten(1) for b in reversed(range(depth))]
-    return torch.stack([r.sum(1) for r in found]), torch.stack([r.abs().sum(1) for r in found])
+    measured = []
+    for change in changes:
+        arrived: dict[str, Tensor] = {}
+        watch = {name: lambda r, name=name, arrived=arrived: arrived.__setitem__(name, r.detach()) for name in ends.values()}
+        Carried(program, {**RULES, **change}, start="one").run([x], lambda y: y[:, 3], watch=watch)
+        found = [arrived[ends[f"blocks.{b}"]].flatten(1) for b in reversed(range(len(ends)))]
+        measured.append((torch.stack([r.sum(1) for r in found]), torch.stack([r.abs().sum(1) for r in found])))
+    return measured
 
 
 @claim(
     "chefer",
-    statement="the relevance that arrives at every block of a vision transformer sums to 1",
+    statement="the relevance that arrives at every block of a vision transformer sums to 1, skip connections rescaled or not",
     published="Lemma 1: the rules for products and skip connections keep the sum",
     exact=True,
     note="five random vision transformers of 4 blocks, float64; control: each summand of a skip connection gets all",
@@ -58,31 +63,51 @@ def every_block_receives_one() -> tuple[str, bool]:
     def all_to_each(at: Place, r: Tensor) -> list[Tensor | None]:
         return [r for _ in at.operands]
 
-    worst = max((_boundaries(4, seed, {})[0] - 1).abs().max().item() for seed in range(5))
-    control = min((_boundaries(4, seed, {"add": all_to_each})[0][-1] - 1).abs().min().item() for seed in range(5))
-    return f"off by {worst:.0e} at most; with the control by {control:.2g}", worst < 1e-9 < control
+    worst, unscaled, control = 0.0, 0.0, float("inf")
+    for seed in range(5):
+        off = [(total - 1).abs() for total, _ in _boundaries(seed, {}, {"add": plain_shares}, {"add": all_to_each})]
+        worst, unscaled = max(worst, off[0].max().item()), max(unscaled, off[1].max().item())
+        control = min(control, off[2][-1].min().item())
+    measured = f"off by {worst:.0e} at most, without rescaling by {unscaled:.0e}; with the control by {control:.2g}"
+    return measured, max(worst, unscaled) < 1e-9 < control
 
 
 @claim(
     "chefer",
-    statement="without rescaling skip connections the total is kept too, but |R| grows, over threefold in 12 blocks on average",
-    published="unnormalised, relevance values grow drastically (section 3.2); they sum to 1 nevertheless",
-    note="five random vision transformers of 12 blocks, float64; control: after one block there is no such growth",
+    statement="without rescaling skip connections |R| is over threefold what it is with, after 12 blocks, in each network of ten",
+    published="unnormalised, relevance values grow drastically (section 3.2)",
+    note="random vision transformers of 12 blocks, 12 heads as in ViT-B, float64; control: no such growth after one block",
 )
 def rescaling_keeps_relevance_small() -> tuple[str, bool]:
-    ratios, totals, early = [], [], []
-    for seed in range(5):
-        total, size = _boundaries(12, seed, {"add": plain_shares})
-        ratio = size.mean(1) / _boundaries(12, seed, {})[1].mean(1)
-        ratios.append(ratio[-1].item())
-        early.append(ratio[1].item())
-        totals.append((total - 1).abs().max().item())
-    mean = torch.tensor(ratios).log().mean().exp().item()
+    ratios = []
+    for seed in range(100, 110):
+        with_it, without = _boundaries(seed, {}, {"add": plain_shares}, depth=12, width=96, heads=12)
+        ratios.append(without[1].mean(1) / with_it[1].mean(1))
+    late, early = sorted(r[-1].item() for r in ratios), max(r[1].item() for r in ratios)
     measured = (
-        f"|R| without over with, 5 seeds: {min(ratios):.1f} to {max(ratios):.1f}, geometric mean {mean:.1f}, after 12 blocks; "
-        f"{min(early):.2f} to {max(early):.2f} after one; totals off by {max(totals):.0e}"
+        f"|R| without over with, after 12 blocks: {late[0]:.1f} to {late[-1]:.1f}, median {(late[4] + late[5]) / 2:.1f}, "
+        f"over 3 in {sum(r > 3 for r in late)} of {len(late)}; after one block {early:.2f} at most"
     )
-    return measured, mean > 3 > max(early) and max(totals) < 1e-9
+    return measured, late[0] > 3 > early
+
+
+# -- real weights -----------------------------------------------------------------------------------------------------
+
+
+@claim(
+    "chefer",
+    statement="MiniLM on film sentences: masking its top tokens costs more than masking attention rollout's, or any",
+    published="BERT on Movie Reviews: token-F1 with human rationales above rollout, raw attention, partial LRP, GradCAM",
+    note="AOPC, K = 10 ... 90 %, 50 unseen sentences, 95 % paired bootstrap; no rationales here; control: a second random order",
+)
+def faithful_on_real_weights() -> tuple[str, bool]:
+    def ours(model: torch.nn.Module, x: Any, target: Tensor) -> Tensor:
+        return chefer(model, x, target=target).token_relevance
+
+    def theirs(model: torch.nn.Module, x: Any, target: Tensor) -> Tensor:
+        return attention_rollout(model, x, target=target).token_relevance
+
+    return compared(masked({"chefer": ours, "rollout": theirs}), "chefer", ("rollout", "random"), "aopc")
 
 
 # -- trained ones -----------------------------------------------------------------------------------------------------
