@@ -77,6 +77,7 @@ def every_block_receives_one() -> tuple[str, bool]:
     statement="without rescaling skip connections |R| is over threefold what it is with, after 12 blocks, in each network of ten",
     published="unnormalised, relevance values grow drastically (section 3.2)",
     note="random vision transformers of 12 blocks, 12 heads as in ViT-B, float64; control: no such growth after one block",
+    contradicted="1.0 to 199 times, median 2.9, over 3 in five of ten: it grows where summands happen to cancel",
 )
 def rescaling_keeps_relevance_small() -> tuple[str, bool]:
     ratios = []
