@@ -174,7 +174,7 @@ def top_tokens_suffice_on_real_weights() -> tuple[str, bool]:
 
 @claim(
     "decompx",
-    statement="MiniLM on all other such sentences: fewer right without its top tokens, more right on them alone, than by any other",
+    statement="MiniLM on all other such sentences: fewer right without its top tokens, more right on them alone, than by others",
     published=PUBLISHED,
     slow=True,
     note="228 unseen sentences, fixed in number by the spread on the first 50; otherwise as above",
