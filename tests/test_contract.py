@@ -147,10 +147,13 @@ ROWS = {
     **{f"tokens, {rule}": tokens(Attention, IDS, biases=rule) for rule in ("absdot", "parts")},
     "tokens, one class": tokens(Attention, IDS, target=1),
     "tokens, in chunks": tokens(Attention, IDS, max_memory="55KB"),
+    "features, by token": tokens(dense, (rand(3, 4),), biases="parts"),
     "tokens in float32": tokens(Attention, IDS, torch.float32),
     "attention, dynamiclrp": row(Attention, IDS, rules="dynamiclrp"),
     "convolutional, dynamiclrp": row(convolutional, (rand(3, 2, 4, 4),), rules="dynamiclrp"),
     "chefer": baseline(chefer, Attention, IDS, exact=True, target=1),
+    "chefer, a contrast": baseline(chefer, Attention, IDS, exact=True, target=contrast(1, 0)),
+    "dynamiclrp, several targets": row(Attention, IDS, rules="dynamiclrp", target=[0, contrast(1), contrast(1, "probabilities")]),
     "chefer in float32": baseline(chefer, Attention, IDS, dtype=torch.float32, exact=True),
     "two inputs": Example(lambda a, b: explain(lambda a, b: (a * b).sum(1), a, b), exact=True, inputs=(rand(3, 4), rand(3, 4) + 1)),
 }  # fmt: skip

@@ -316,6 +316,15 @@ def test_the_file_name(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["named.term", "plain.safetensors", "v1.2"]
 
 
+def test_what_save_was_told_load_understands(tmp_path):
+    for path in (tmp_path / "plain", str(tmp_path / "again"), tmp_path / "named.term"):
+        d = labelled()
+        d.save(path)
+        assert torch.equal(Decomposition.load(path).whole, d.whole)
+    with pytest.raises(FileNotFoundError, match=r"nowhere.safetensors"):
+        Decomposition.load(tmp_path / "nowhere")
+
+
 def test_no_pickle_and_readable_by_others(tmp_path):
     path = labelled().save(tmp_path / "x")
     assert b"pickle" not in path.read_bytes()

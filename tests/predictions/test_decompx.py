@@ -322,6 +322,38 @@ def test_bad_input():
         tw.decompx(nn.Linear(3, 2).eval(), torch.tensor([[math.nan, 1.0, math.nan]]))
 
 
+def test_an_input_that_requires_grad_is_only_read():
+    model = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 3)).double().eval()
+    x = torch.randn(2, 4, dtype=torch.float64)
+    grads = tw.decompx(model, leaf := x.clone().requires_grad_(), biases="parts")
+    assert leaf.grad is None
+    assert not grads.whole.requires_grad
+    assert torch.equal(grads.inputs["input"], tw.decompx(model, x, biases="parts").inputs["input"])
+
+
+def quotient(x):
+    return (x[:, :2] * 3) / (x[:, 1:3].exp() + 2 * x[:, :2])
+
+
+def test_a_quotient_of_two_parts_gives_half_to_each():
+    """A / b by hand: half of a_k / b and half of a b_k / b^2, the exponential by its slope."""
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    why = tw.decompx(quotient, x, biases="parts").check(1e-12)
+    zero = torch.zeros(2, 2, dtype=torch.float64)
+    a = torch.stack([torch.stack([x[:, 0] * 3, zero[:, 0]], 1), torch.stack([zero[:, 0], x[:, 1] * 3], 1), zero], -1)
+    slope = (x[:, 1:3].exp() - 1) / x[:, 1:3]  # the offset exp(0) = 1 is nobody's
+    b = torch.stack(
+        [
+            torch.stack([2 * x[:, 0], zero[:, 0]], 1),
+            torch.stack([slope[:, 0] * x[:, 1], 2 * x[:, 1]], 1),
+            torch.stack([zero[:, 0], slope[:, 1] * x[:, 2]], 1),
+        ],
+        -1,
+    )
+    whole_a, whole_b = (x[:, :2] * 3)[..., None], (x[:, 1:3].exp() + 2 * x[:, :2])[..., None]
+    torch.testing.assert_close(why.inputs["x"], (a / whole_b + whole_a * b / whole_b**2) / 2, rtol=1e-10, atol=1e-12)
+
+
 def test_half_precision_is_computed_in_single():
     net = Bert().eval()
     assert tw.decompx(net, IDS).check(1e-5).whole.dtype == torch.float32

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from predictions import literal_walk
-from termwise.predictions import coverage, explain
+from predictions.test_targets import ONE, STARTS, X
+from termwise.predictions import contrast, coverage, explain, next_token, node
 from termwise.predictions.dynamiclrp import RULES
 from termwise.predictions.relevance_form import TABLE
 from termwise.testing.architectures import ARCHITECTURES, build
@@ -162,6 +163,48 @@ def test_the_47_operations_of_the_paper_have_rules_in_both_tables():
     assert not [op for op in (*PUBLISHED, "split_with_sizes") if op not in RATIO]
     leaf = "embedding"  # a look-up of the explained ids is where a pass begins, summed over the width
     assert {op for op in (*PUBLISHED, "split_with_sizes") if op not in {**TABLE, **RULES}} == {leaf}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_every_start_is_its_weighted_entries(name):
+    """The rules are linear in R, so that whole = sum_j w_j z_j is the weighted sum of what its entries explain."""
+    target, whole = STARTS[name]
+    why = explain(ONE, X, target=target, rules="dynamiclrp").check(1e-10)
+    z = ONE(X).detach().requires_grad_()
+    held = z.detach().softmax(1)
+    value = z[:, 2] - (held * z).sum(1) if name == "against probabilities" else whole(z)
+    (w,) = torch.autograd.grad(value.sum(), z)
+    each = explain(ONE, X, target=[0, 1, 2, 3, 4], rules="dynamiclrp")
+    torch.testing.assert_close(why.whole, value.detach(), rtol=1e-12, atol=1e-12)
+    for part, found in why.parts.items():
+        wanted = (each.parts[part] * w.reshape(3, 5, *[1] * (found.ndim - 1))).sum(1)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10, msg=lambda m, n=part: f"{n}: {m}")
+
+
+class Scores(nn.Module):
+    """The next token's score at each token."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(7, 5), nn.Linear(5, 7)
+
+    def forward(self, input_ids):
+        return self.head(self.table(input_ids).cumsum(1).relu())
+
+
+def test_starts_that_know_more_of_the_call():
+    model, ids = seeded(Scores, 0), torch.tensor([[1, 2, 3, 4], [3, 3, 0, 6]])
+    for target in (next_token(3), contrast(next_token(2), 0), (1, 4)):
+        why = explain(model, ids, target=target, rules="dynamiclrp").check(1e-10)
+        plain = explain(model, ids, target=target, rules="zero")
+        torch.testing.assert_close(why.whole, plain.whole, rtol=1e-12, atol=1e-12)
+    edges, x = rand(4, 4), rand(4, 3)
+    graph = lambda x: edges @ nn.functional.linear(x, edges[:2, :3])
+    for target in (node(2), node(1, 0), contrast(node(3, 1), 0)):
+        why = explain(graph, x, target=target, rules="dynamiclrp").check(1e-10)
+        torch.testing.assert_close(why.whole, explain(graph, x, target=target).whole, rtol=1e-12, atol=1e-12)
+    functions = [lambda z: z[:, 0] - z[:, 1], lambda z: z[:, 2]]
+    explain(ONE, X, target=functions, rules="dynamiclrp").check(1e-10)
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "vit", "resnet", "clip"])

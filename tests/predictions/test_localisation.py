@@ -112,6 +112,14 @@ def test_segmentation_is_its_definition():
     assert low < found.miou.mean < high
 
 
+def test_a_pixel_at_the_mean_is_background():
+    """The foreground is what lies above the mean: of a map that says nothing, nothing."""
+    mask = torch.tensor([[[True, False], [False, False]]])
+    assert segmentation(torch.ones(1, 2, 2), mask).pixel_accuracy.mean == 0.75
+    at_the_mean = torch.tensor([[[2.0, 1.0], [1.0, 0.0]]])
+    assert segmentation(at_the_mean, mask).pixel_accuracy.mean == 1.0
+
+
 def test_segmentation_enlarges_small_maps_and_refuses_empty_masks():
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[:, :4, :4] = True

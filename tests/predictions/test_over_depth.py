@@ -151,6 +151,7 @@ def test_no_relevance_at_all_is_zero_and_not_nan():
     why = over_depth(model, torch.randn(2, 1, 6, 6, dtype=torch.float64), target=lambda z: z[:, 0], shift=0)
     assert (why.inputs["input"] == 0).all()
     assert torch.equal(why.whole, model[3].bias[0].detach().expand(2))
+    torch.testing.assert_close(why.check(1e-12).biases["3"].sum(1), why.whole)  # every depth counts the same, and none is lost
 
 
 def test_what_is_no_picture_is_refused(network):

@@ -271,8 +271,7 @@ class Decomposition:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        path = Path(path)
-        path = path if path.suffix else path.with_suffix(".safetensors")
+        path = _file(path)
         tensors: dict[str, Tensor] = {}
         plain: dict[str, Any] = {}
         for f in fields(self):
@@ -304,11 +303,16 @@ class Decomposition:
     def load(path: str | Path) -> Decomposition:
         """Read what `save` wrote, as the class that wrote it. Runs no code from the file.
 
+        Args:
+            path: as it was given to `save`.
+
         Raises:
+            FileNotFoundError: when there is no such file.
             ValueError: when the file is no decomposition, or was written by a newer version.
         """
         from safetensors import SafetensorError, safe_open
 
+        path = Path(path) if Path(path).exists() else _file(path)
         try:
             with safe_open(path, framework="pt") as file:
                 header = (file.metadata() or {}).get("termwise")
@@ -324,6 +328,12 @@ class Decomposition:
 
 
 Decomposition._classes[f"{Decomposition.__module__}:Decomposition"] = Decomposition
+
+
+def _file(path: str | Path) -> Path:
+    """A path with the suffix of the format, where it has none."""
+    path = Path(path)
+    return path if path.suffix else path.with_suffix(".safetensors")
 
 
 def _read(content: Any, tensors: dict[str, Tensor], path: str | Path) -> Decomposition:

@@ -3,7 +3,7 @@
     M^(b) = mean_h relu(dy/dA^(b) * R^(b)),      C = prod_b (I + M^(b)),      token relevance = the rows of C that the head reads
 
 A^(b) are the attention weights of layer b (heads h), y the explained logit, R^(b) the relevance that arrives at A^(b) from its
-product with the values when R = 1 starts at y and goes back by
+product with the values when R = 1 starts at y (a contrast is a sum of entries: they share it by size) and goes back by
 
 - linear and convolution: R_i = sum_j (x_i w_ij)^+ R_j / P_j, with P_j the sum of the positive products; biases ignored;
 - sums z = a + b (residual, positions): r_a = a R / z, then rescaled sample by sample so that the totals of the summands share
@@ -230,7 +230,9 @@ class _Measured:
         self._windows = [in_windows(program, a, m, self.batch) for a, m in zip(self.found, maps, strict=True)]
 
     def _laid_out(self, values: Sequence[Tensor]) -> list[Tensor]:
-        return [heads(self.program, a, v, self.batch) for a, v in zip(self.found, values, strict=True)]
+        """In one layout, and in one dtype: relevance is carried in float32 where the model computes more coarsely."""
+        wide = [v.to(torch.promote_types(v.dtype, torch.float32)) for v in values]
+        return [heads(self.program, a, v, self.batch) for a, v in zip(self.found, wide, strict=True)]
 
     @property
     def rows(self) -> Tokens:

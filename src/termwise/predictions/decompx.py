@@ -106,7 +106,7 @@ def decompx(
             "node(...) takes the call as one sample, and a sample's sources lie behind its batch: give each node a call"
         )
     program = capture(model, *args, kwargs=keywords, select=wanted.select)
-    tensors = program.tensors(*args, kwargs=keywords)
+    tensors = [t.detach() for t in program.tensors(*args, kwargs=keywords)]  # rows are written in place
     batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
     _one_sample_each(program, batch)
     by_name = dict(zip((p.name for p in program.placeholders.values() if p.kind == "input"), tensors, strict=True))

@@ -9,6 +9,11 @@ leaf. An operation with value z and operands x_i takes R of its value and gives 
 and a move (view, select, concatenation, the winner of a maximum) is its own VJP. The value fans out by summing what comes
 back, which is autograd's business too. What a rule loses is measured at its node, R in minus R out.
 
+What is explained is linear in the output, whole = sum_j w_j z_j (`termwise.predictions.targets`), and so relevance starts as
+
+    R_j = w_j z_j                          start "logit": the whole
+    R_j = |w_j z_j| / sum_k |w_k z_k|      start "one": a sum of entries shares 1 by size, and a single entry has all of it
+
 A method is a table, operator -> rule, laid over `TABLE`; a rule is a function ``(at, r) -> [R of each operand]``, where an
 entry is None for an operand that gets nothing, and has the shape of the operand or of the value.
 
@@ -299,7 +304,7 @@ class Carried:
         Args:
             program: what is explained.
             table: the method's rules by operator, laid over `TABLE`.
-            start: R of the explained scalar: its value ("logit"), or "one".
+            start: what relevance adds up to in the output: the explained scalar ("logit"), or "one".
             hold: whether normalisers and the gates of a recurrence, as marked in the program, get no relevance.
         """
         self.program, self.start = program, start
@@ -345,7 +350,7 @@ class Carried:
 
         Args:
             tensors: the program's inputs.
-            whole: picks one scalar per sample from the output, by moves alone.
+            whole: one scalar per sample, linear in the output.
             complete: book constants and losses too.
             alone: the call has no axis of samples; every part gets one of size 1.
             watch: node name -> function called with the relevance that arrives at its value.
@@ -353,12 +358,11 @@ class Carried:
         with torch.inference_mode(False):  # in which nothing has a derivative
             ledger, output = self._forward(tensors, complete, alone, watch)
             with torch.enable_grad(), torch.autocast(output.device.type, enabled=False):
-                explained = whole(output)
+                start, r = self._starting(output.detach(), whole)
                 leaves = [leaf.value for leaf in ledger.leaves]
-                start = torch.ones_like(explained) if self.start == "one" else explained.detach()
                 arrived: tuple[Tensor | None, ...] = tuple(None for _ in leaves)
-                if explained.requires_grad and leaves:
-                    arrived = torch.autograd.grad(explained, leaves, start, allow_unused=True)
+                if output.requires_grad and leaves:
+                    arrived = torch.autograd.grad(output, leaves, r, allow_unused=True)
             parts: dict[str, Tensor] = {}
             reached: dict[str, bool] = {}
             for leaf, r in zip(ledger.leaves, arrived, strict=True):
@@ -368,7 +372,21 @@ class Carried:
                 reached[leaf.name] = reached.get(leaf.name, False) or r is not None
             parts = {name: part.to(start.dtype) for name, part in {**parts, **ledger.parts()}.items()}
             ledger.close()
-        return Result(output.detach(), start.detach(), parts, [n for n, r in reached.items() if not r], {})
+        return Result(output.detach(), start, parts, [n for n, r in reached.items() if not r], {})
+
+    def _starting(self, output: Tensor, whole: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """What is explained, one number per sample, and its relevance in the output."""
+        output.requires_grad_()
+        explained = whole(output)
+        (w,) = torch.autograd.grad(explained.sum(), output) if explained.requires_grad else (torch.zeros_like(output),)
+        explained, r = explained.detach(), times(output.detach(), w)
+        if self.start == "logit":
+            return explained, r
+        sizes, weights = (t.abs().reshape(len(explained), -1) for t in (r, w))  # without an axis of samples all of it is one
+        sizes = torch.where(sizes.sum(1, keepdim=True) > 0, sizes, weights)
+        total = sizes.sum(1, keepdim=True)
+        shares = sizes / torch.where(total > 0, total, 1)
+        return (total[:, 0] > 0).to(explained), shares.reshape(r.shape)
 
     def each(
         self, tensors: list[Tensor], wholes: Sequence[Callable[[Tensor], Tensor]], *, complete: bool = True, alone: bool = False

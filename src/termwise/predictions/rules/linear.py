@@ -172,9 +172,6 @@ def _first_constant(args: Any) -> int:
 
 # -- with parameters --------------------------------------------------------------------------------------------------
 
-CHANNEL = {"linear": -1, "addmm": -1, "batch_norm": 1}
-"""Axis of the value along which a bias vector lies; 1 for convolutions."""
-
 
 @rule(
     "linear",
