@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from termwise import predictions
 from termwise.core import CaptureError
 from termwise.predictions import explain
 
@@ -167,15 +168,47 @@ def test_names_of_another_length():
         explain(net(), X, names=["a", "b"])
 
 
-def test_under_inference_mode_as_outside():
-    model = net(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    x = torch.ones(2, 3)
-    expected = explain(model, x, target=1)
+class Attending(nn.Module):
+    """A convolution and one attention over the patches that it makes: every method has something to say of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 4, stride=4)
+        self.qkv, self.head = nn.Linear(4, 12), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.conv(x).tanh().flatten(2).mT
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.head((x + nn.functional.scaled_dot_product_attention(q, k, v)).tanh().mean(1))
+
+
+METHODS = [
+    *("explain", "decompx", "over_depth", "gradient_x_input", "integrated_gradients", "smoothgrad", "gradcam", "occlusion"),
+    *("shapley", "chefer", "attention_rollout", "gradient_rollout", "raw_attention", "attention_gradcam", "partial_lrp"),
+]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_under_inference_mode_as_outside(name):
+    method = getattr(predictions, name)
+    torch.manual_seed(1)
+    model, x = Attending().eval(), torch.randn(2, 3, 16, 16)
+
+    def maps(why):
+        return [*getattr(why, "tokens", {}).values(), *getattr(why, "parts", {}).values()]
+
+    expected = maps(method(model, x, target=0))
+    assert expected[0].any()
     with torch.inference_mode():
-        inside, made = explain(model, x, target=1).check(), x * 1
-    assert expected.parts["input:input"].any()
-    assert torch.equal(inside.parts["input:input"], expected.parts["input:input"])
-    assert torch.equal(explain(model, made, target=1).parts["bias:0"], expected.parts["bias:0"])
+        inside, made = maps(method(model, x, target=0)), x * 1
+        within = maps(method(model, made, target=0))
+    outside = maps(method(model, made, target=0))  # of a tensor that was made inside
+    for found in (inside, within, outside):
+        assert len(found) == len(expected)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    if name in ("explain", "gradient_x_input", "occlusion"):
+        assert not any(m.is_inference() for m in inside)
 
 
 def test_an_argument_that_hides_tensors():

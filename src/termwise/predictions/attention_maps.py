@@ -125,6 +125,7 @@ def _asks(softmax: fx.Node) -> fx.Node:
     return softmax.all_input_nodes[0]
 
 
+@torch.inference_mode(False)  # in which nothing has a derivative
 def weights_and_gradients(
     program: Program, found: list[Attention], tensors: list[Tensor], whole: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -141,6 +142,7 @@ def weights_and_gradients(
     taps: list[Tensor] = []
     values = program.bind(tensors)
     for name, value in values.items():
+        value = values[name] = value.clone() if value.is_inference() else value  # autograd takes no tensors made in that mode
         if program.placeholders[name].kind == "input" and value.is_floating_point():
             values[name] = value.detach().requires_grad_()
     with torch.enable_grad():

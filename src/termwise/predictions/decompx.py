@@ -251,8 +251,8 @@ def _scored(found: Parts, wanted: Asked, seen: Seen, *, every: bool) -> tuple[Pa
 
 def _weighed(found: Parts, start: Start, seen: Seen) -> tuple[Tensor, Tensor, Tensor | None]:
     """One scalar per sample, the rows of it, and the index of its class."""
-    with torch.enable_grad():
-        output = found.value.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        output = found.value.clone().detach().requires_grad_()  # made in that mode, it would be none that autograd takes
         value, index = start.of(output, seen)
         (weights,) = torch.autograd.grad(value.sum(), output)
     return value.detach(), (found.rows * weights).flatten(2).sum(-1) if output.ndim > 1 else found.rows * weights, index

@@ -4,7 +4,8 @@
 
 A leaf is a floating input, or for token ids what was looked up for them in an embedding. The weights w of a target (one-hot
 for a class) are taken once, at the given input, so that another point of a path is asked about the same class. The
-recording of the model is run node by node; nothing of the model is changed or hooked.
+recording of the model is run node by node; nothing of the model is changed or hooked. An inference mode around it is left
+for as long as it takes: nothing has a derivative there.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Differentiated:
         chunk: how many copies of the batch may run in one pass: 1 where the recording holds for this batch only.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self, model: Any, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None, target: Any, *, rows: int = 64
     ) -> None:
@@ -65,7 +67,8 @@ class Differentiated:
         self.batch = self.call.batch
         if self.call.wanted.several or self.call.alone:
             raise ValueError("this method explains one target of a batch of samples: a list of targets or a node is for explain")
-        self.program, self.tensors, (pick,) = self.call.prepare(slice(0, self.batch))
+        self.program, given, (pick,) = self.call.prepare(slice(0, self.batch))
+        self.tensors = [_ordinary(tensor) for tensor in given]
         self.pick = target if self.call.wanted.select is not None else None
         self.leaves: list[Leaf] = []
         output = self._run(self.tensors, self._found)
@@ -105,19 +108,22 @@ class Differentiated:
             return value
         return self.scalar((self.call.wanted.select or explained)(output), samples)
 
+    @torch.inference_mode(False)
     def values(self, points: Sequence[Tensor]) -> Tensor:
         """The scalar at other values of the leaves, (copies * batch,)."""
         with torch.no_grad():
-            return self._at(points)
+            return self._at([_ordinary(p) for p in points])
 
+    @torch.inference_mode(False)
     def gradients(self, points: Sequence[Tensor]) -> list[Tensor]:
         """Its gradient there, leaf by leaf, each of the shape of its point; 0 where nothing depends on a leaf."""
         with torch.enable_grad():
-            leaves = [p.detach().requires_grad_() for p in points]
+            leaves = [_ordinary(p).detach().requires_grad_() for p in points]
             whole = self._at(leaves)
             found = torch.autograd.grad(whole.sum(), leaves, allow_unused=True) if whole.requires_grad else [None] * len(leaves)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(points, found, strict=True)]
 
+    @torch.inference_mode(False)
     def inner(self, node: str) -> tuple[Tensor, Tensor]:
         """The value of a node at the given input, and the gradient of the scalar with respect to it."""
         kept: list[Tensor] = []
@@ -150,6 +156,7 @@ class Differentiated:
             found.append(value.expand_as(leaf.value))
         return found
 
+    @torch.inference_mode(False)
     def explanation(
         self,
         relevance: Sequence[Tensor],
@@ -162,11 +169,11 @@ class Differentiated:
         """An `Explanation` from one relevance per leaf, of its shape."""
         parts: dict[str, Tensor] = {}
         for leaf, value in zip(self.leaves, relevance, strict=True):
-            part = value.detach().to(self.dtype)
+            part = _ordinary(value).detach().to(self.dtype)
             part = part.flatten(leaf.axes).sum(-1) if part.ndim > leaf.axes else part
             name = f"input:{leaf.name}"
             parts[name] = parts[name] + part if name in parts else part
-        parts |= {f"constant:{name}": value.detach().to(self.dtype) for name, value in (constants or {}).items()}
+        parts |= {f"constant:{name}": _ordinary(value).detach().to(self.dtype) for name, value in (constants or {}).items()}
         return Explanation(
             whole=self.whole,
             parts=parts,
@@ -200,7 +207,7 @@ class Differentiated:
         self, tensors: list[Tensor], visit: Callable[[fx.Node, Any, Any, Any], Any], given: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """The output, with each node's value handed to `visit`, which may give another."""
-        values: dict[str, Any] = dict(self.program.bind(tensors))
+        values: dict[str, Any] = {name: _ordinary(value) for name, value in self.program.bind(tensors).items()}
         for node in self.program.graph.find_nodes(op="placeholder"):
             held = self.program.placeholders[node.name]
             if held.kind == "input" and values[node.name].is_floating_point():
@@ -240,3 +247,8 @@ class Differentiated:
 
             self.leaves.append(Leaf(node.name, info(node).origin, value.detach(), value.ndim - (weight.ndim - 1), look_up))
         return value
+
+
+def _ordinary(value: Tensor) -> Tensor:
+    """A tensor that autograd takes: a copy of one made in inference mode."""
+    return value.clone() if value.is_inference() else value
