@@ -209,6 +209,7 @@ def test_progress_reaches_the_end():
     [
         ({"target": 9}, "9 is out of range.*3 classes"),
         ({"target": torch.tensor([0, 1])}, r"shape \(2,\) for 1 samples"),
+        ({"relevance": torch.tensor([[1.0, 2.0, torch.nan, 3.0, 4.0]])}, "relevance has 1 values that are NaN"),
         ({"order": "sideways"}, "descending.*sideways"),
         ({"relevance": torch.ones(1, 4)}, r"\(1, 4\).*expected \(1, 5\)"),
         ({"baseline": "remove"}, "no token ids"),

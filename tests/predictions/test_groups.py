@@ -121,6 +121,7 @@ def test_several_targets_and_inner_modules():
         (torch.zeros(1, 2, 3, 8, 6, dtype=torch.long), ValueError, "fits no input"),
         (torch.zeros(8, 6), TypeError, "number of a group for every entry, integers; it is torch.float32"),
         (torch.full((8, 6), -1), ValueError, "has group -1: groups are counted from 0"),
+        (torch.full((8, 6), 10**10), ValueError, r"has group 10000000000, and there are 288 entries: count groups from 0"),
         ({"inputs": torch.zeros(8, 6, dtype=torch.long)}, ValueError, "names 'inputs'; there are input:input"),
         ({"input": torch.zeros(7, dtype=torch.long)}, ValueError, r"shape \(7,\), input:input has \(2, 3, 8, 6\)"),
     ],

@@ -101,9 +101,9 @@ def test_too_little_for_one_target_says_how_much(subject):
     explain(model, x, target=1, max_memory=enough)
 
 
-@pytest.mark.parametrize("bad", ["", "2 apples", "-1GB", 0, True, "0MB", "GB"])
+@pytest.mark.parametrize("bad", ["", "2 apples", "-1GB", 0, True, "0MB", "GB", 1.5, "1.5", "0.5B"])
 def test_a_bad_limit(bad):
-    with pytest.raises(ValueError, match="max_memory is a number of bytes, or a size as"):
+    with pytest.raises(ValueError, match="max_memory is a whole number of bytes, or a size as"):
         explain(nn.Linear(2, 2).eval(), torch.ones(1, 2), max_memory=bad)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from termwise.predictions import perturbation_curves, published_abpc
+from termwise.predictions import blurred, perturbation_curves, published_abpc
 from termwise.predictions.patch_maxima import patch_maxima
 
 
@@ -36,3 +36,22 @@ def test_a_patch_counts_by_its_largest_pixel():
     assert kept.unfold(1, 2, 2).unfold(2, 2, 2).sum((3, 4)).tolist() == [[[5.0, 0.0], [0.0, 4.0]]]
     with pytest.raises(ValueError, match=r"no whole number of patches of 3 x 3"):
         patch_maxima(relevance, 3)
+
+
+def test_what_goes_turns_into_the_published_blur():
+    side = 60
+    x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    torch.manual_seed(4)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * side * side, 4)).double().eval()
+    reach = torch.arange(-25, 26, dtype=torch.float64)  # a kernel of 51
+    weights = torch.exp(-0.5 * (reach / 20) ** 2)
+    weights = weights / weights.sum()
+    wide = nn.functional.pad(x, (25, 25, 25, 25), mode="replicate")
+    seen = torch.einsum("bcijkl,k,l->bcij", wide.unfold(2, 51, 1).unfold(3, 51, 1), weights, weights)
+    relevance = torch.randn(2, side, side, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    found = published_abpc(net, x, relevance, patch=20, steps=9)
+    torch.testing.assert_close(found.values, published_abpc(net, x, relevance, patch=20, steps=9, baseline=seen).values)
+    torch.testing.assert_close(blurred(x, 20.0, 51), seen)
+    assert (blurred(x) - seen).abs().max() > 0.01  # the blur that other curves have is another
+    with pytest.raises(ValueError, match="odd number of pixels, got 50"):
+        blurred(x, 20.0, 50)

@@ -159,7 +159,14 @@ def test_groups_of_ones_own_may_differ_between_samples_and_stay_where_told():
 def test_group_numbers_need_no_order():
     x = torch.tensor([[1.0, 2.0, 4.0]], dtype=DOUBLE)
     curves = perturbation_curves(
-        lambda x: x.sum(1), x, x, lambda y: y, baseline="zeros", score="logit", feature_mask=torch.tensor([70, 7, 70]), steps=2
+        lambda x: x.sum(1),
+        x,
+        x,
+        lambda y: y,
+        baseline="zeros",
+        score="logit",
+        feature_mask=torch.tensor([10**10, 7, 10**10]),
+        steps=2,
     )
     assert curves.most_first.tolist() == [[7, 2, 0]]
     assert curves.fractions.tolist() == [0, 0.5, 1]
@@ -231,6 +238,8 @@ def test_it_draws_itself():
     ("change", "text"),
     [
         ({"score": "prob"}, "probability, logit, accuracy.*prob"),
+        ({"relevance": torch.full((2, 5), torch.nan)}, "relevance has 10 values that are NaN or infinite"),
+        ({"relevance": torch.eye(5)[:2] / 0}, "NaN or infinite"),
         ({"feature_mask": torch.zeros(4, dtype=torch.long)}, r"feature_mask has shape \(4,\): it must be \(5,\)"),
         ({"feature_mask": torch.full((5,), -2)}, "from 0"),
         ({"feature_mask": torch.full((5,), -1)}, "no feature is left"),

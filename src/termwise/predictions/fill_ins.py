@@ -50,21 +50,27 @@ def filled(x: Tensor, baseline: Any) -> Tensor | None:
     return x.detach().mean((2, 3), keepdim=True).expand_as(x) if baseline == "mean" else blurred(x.detach())
 
 
-def blurred(images: Tensor, sigma: float = 10.0) -> Tensor:
+def blurred(images: Tensor, sigma: float = 10.0, window: int | None = None) -> Tensor:
     """Images seen through a Gaussian window, (batch, channels, height, width): what a patch is without its detail.
 
     Args:
         images: floating.
-        sigma: width of the window, pixels. Borders are continued outwards.
+        sigma: standard deviation, pixels. Borders are continued outwards.
+        window: side of the window, an odd number of pixels; 3 sigma to either side when not given.
+
+    Raises:
+        ValueError: a sigma that is not positive, or a window without a middle.
     """
     if not sigma > 0:
         raise ValueError(f"sigma must be positive, got {sigma}")
-    reach = torch.arange(-int(3 * sigma) - 1, int(3 * sigma) + 2, dtype=images.dtype, device=images.device)
-    window = torch.exp(-0.5 * (reach / sigma) ** 2)
-    window = (window / window.sum()).expand(images.shape[1], 1, 1, -1)
-    side, channels = len(reach) // 2, images.shape[1]
-    wide = functional.pad(images, (side, side, side, side), mode="replicate")
-    return functional.conv2d(functional.conv2d(wide, window, groups=channels), window.mT, groups=channels)
+    if window is not None and (window < 1 or window % 2 == 0):
+        raise ValueError(f"window must be an odd number of pixels, got {window}")
+    half = int(3 * sigma) + 1 if window is None else window // 2
+    reach = torch.arange(-half, half + 1, dtype=images.dtype, device=images.device)
+    weights, channels = torch.exp(-0.5 * (reach / sigma) ** 2), images.shape[1]
+    weights = (weights / weights.sum()).expand(channels, 1, 1, -1)
+    wide = functional.pad(images, (half, half, half, half), mode="replicate")
+    return functional.conv2d(functional.conv2d(wide, weights, groups=channels), weights.mT, groups=channels)
 
 
 def sampled(inputs: Tensor, data: Tensor, generator: torch.Generator | None = None) -> Tensor:

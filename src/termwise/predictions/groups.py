@@ -137,7 +137,7 @@ def _fitted(ids: Tensor, part: Tensor, lead: int, name: str) -> Int[Tensor, "bat
 
     Raises:
         TypeError: when it is not of integers.
-        ValueError: for a wrong shape, or a negative group.
+        ValueError: for a wrong shape, a negative group, or a number beyond that of all entries.
     """
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"feature_mask holds the number of a group for every entry, integers; it is {ids.dtype}")
@@ -149,6 +149,11 @@ def _fitted(ids: Tensor, part: Tensor, lead: int, name: str) -> Int[Tensor, "bat
         )
     if ids.numel() and ids.min() < 0:
         raise ValueError(f"feature_mask has group {int(ids.min())}: groups are counted from 0")
+    if ids.numel() and ids.max() >= part.numel():
+        raise ValueError(
+            f"feature_mask has group {int(ids.max())}, and there are {part.numel()} entries: count groups from 0, as "
+            "mask.unique(return_inverse=True)[1] does"
+        )
     return ids.to(part.device, torch.long).reshape(shape).expand(own).reshape(own[0], -1)
 
 

@@ -36,9 +36,11 @@ def as_bytes(limit: int | str) -> int:
         (2000000000, 1536, 7)
     """
     found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*([a-zA-Z]*)\s*", str(limit))
-    if not found or found[2].upper() not in UNITS or isinstance(limit, bool) or not float(found[1]):
-        raise ValueError(f"max_memory is a number of bytes, or a size as '500MB', '2GB', '1.5GiB'; got {limit!r}")
-    return int(float(found[1]) * UNITS[found[2].upper()])
+    factor = UNITS.get(found[2].upper(), 0) if found and not isinstance(limit, bool) else 0
+    size = factor * float(found[1]) if found else 0.0
+    if not size or (factor == 1 and size % 1):  # a fraction of a byte is a unit that was forgotten
+        raise ValueError(f"max_memory is a whole number of bytes, or a size as '500MB', '2GB', '1.5GiB'; got {limit!r}")
+    return int(size)
 
 
 def shown(size: int) -> str:

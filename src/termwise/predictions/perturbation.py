@@ -90,7 +90,8 @@ class Features:
             )
         if bool((given < -1).any()):
             raise ValueError(f"feature_mask must number groups from 0 (-1: stays as it is), got {int(given.min())}")
-        return given.flatten(1).long().cpu().expand(self.batch, -1)
+        numbers, cells = given.flatten(1).long().cpu().unique(return_inverse=True)  # which may be any
+        return (cells - int(bool((numbers < 0).any()))).expand(self.batch, -1)
 
     def _keep(self, keep: Tensor) -> None:
         if self.image:
@@ -111,6 +112,10 @@ class Features:
                 f"relevance has shape {shape} for an input {tuple(x.shape)}: expected {(self.batch, *self.positions)}"
             )
         flat = relevance.detach().flatten(1).cpu()
+        if not bool(flat.isfinite().all()):
+            raise ValueError(
+                f"relevance has {int((~flat.isfinite()).sum())} values that are NaN or infinite: no order of the features follows"
+            )
         return flat.new_zeros(self.batch, self.n + 1).scatter_add(1, self.cells + 1, flat)[:, 1:]
 
     def ranks(self, scores: Tensor, *, descending: bool, generator: torch.Generator) -> Tensor:
