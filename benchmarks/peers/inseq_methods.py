@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .subjects import Subject
+from .subjects import NotTried, Subject
 
 
 def methods(subject: Subject, cache: Path) -> dict[str, Callable[[Tensor, int], Tensor]]:
@@ -13,7 +13,7 @@ def methods(subject: Subject, cache: Path) -> dict[str, Callable[[Tensor, int], 
 
     def run(x: Tensor, target: int) -> Tensor:
         if subject.name != "smollm2-135m":
-            raise NotImplementedError(f"inseq attributes generation of transformers' models; {subject.name} generates nothing")
+            raise NotTried(f"inseq attributes generation of transformers' models; {subject.name} generates nothing")
         import inseq
 
         tokenizer = subject.ask.language_model.config.name_or_path  # type: ignore[attr-defined]

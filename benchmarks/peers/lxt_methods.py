@@ -1,4 +1,4 @@
-"""LXT (efficient AttnLRP), with the transformers it was written for. It patches known classes: of our subjects, Llama's."""
+"""LXT (efficient AttnLRP), with the transformers it was written for. It patches known classes: of ours, Llama's and BERT's."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .environments import stub_torchvision
-from .subjects import Subject
+from .subjects import NotTried, Subject
 
 
 def before_import() -> None:
@@ -16,9 +16,11 @@ def before_import() -> None:
     stub_torchvision()
     import transformers
     from lxt.efficient import monkey_patch
+    from transformers.models.bert import modeling_bert
     from transformers.models.llama import modeling_llama
 
     monkey_patch(modeling_llama)
+    monkey_patch(modeling_bert)
     load = transformers.AutoModelForCausalLM.from_pretrained
 
     def older(folder, *, dtype, **options):  # type: ignore[no-untyped-def]
@@ -33,8 +35,8 @@ def methods(subject: Subject, cache: Path) -> dict[str, Callable[[Tensor, int], 
     """Gradient x input of the patched model."""
 
     def attnlrp(x: Tensor, target: int) -> Tensor:
-        if subject.name != "smollm2-135m":
-            raise NotImplementedError(f"LXT patches classes of transformers and torchvision; {subject.name} is none of them")
+        if subject.name not in ("smollm2-135m", "minilm-sentiment"):
+            raise NotTried(f"LXT patches classes of transformers and torchvision; {subject.name} is none of them")
         leaf = subject.embed(x).detach().requires_grad_()  # type: ignore[misc]
         (c,) = torch.autograd.grad(subject.model(leaf)[0, target], leaf)
         return (leaf * c).detach().sum(-1)

@@ -5,14 +5,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 import termwise as tw
 from termwise.predictions import contrast, over_depth
+from termwise.predictions.rules import EpsilonGammaBox
 
 from .subjects import Subject
 
+Row = Callable[[Tensor, int], tuple[Tensor, Tensor, float] | Tensor]
 
-def methods(subject: Subject, cache: Path) -> dict[str, Callable[[Tensor, int], tuple[Tensor, Tensor, float]]]:
+
+def methods(subject: Subject, cache: Path) -> dict[str, Row]:
     """By kind of network."""
 
     def read(why: tw.Explanation) -> tuple[Tensor, Tensor, float]:
@@ -34,13 +38,36 @@ def methods(subject: Subject, cache: Path) -> dict[str, Callable[[Tensor, int], 
             "default": explain("default"),
             "zero": explain("zero"),
             **{composite: explain(composite) for composite in ("EpsilonPlus", "EpsilonPlusFlat", "EpsilonAlpha2Beta1")},
+            "EpsilonGammaBox": explain(EpsilonGammaBox(*subject.box)),
         }
+    return _transformer(subject, model, read, explain)
+
+
+def _transformer(subject: Subject, model, read, explain) -> dict[str, Row]:  # type: ignore[no-untyped-def]
+    """With attention: a number per token, or per patch of a picture."""
     options = {"patch": subject.perturb["patch"]} if subject.kind == "image" else {}
 
     def shapley(x: Tensor, target: int) -> tuple[Tensor, Tensor, float]:
-        if subject.kind == "text":
-            options["keep"] = torch.arange(x.shape[1]) == 0
+        if subject.keep is not None:
+            options["keep"] = subject.keep(x)
         return read(tw.predictions.shapley(model, x, target=target, **options))
 
-    sets = {s: explain(s) for s in ("attnlrp", "cp-lrp")}
-    return {"shapley": shapley, **sets, "attnlrp, against the rest": explain("attnlrp", "probabilities")}
+    def spread(tokens: Tensor, x: Tensor) -> Tensor:
+        """Over the pixels of each patch, where tokens are patches."""
+        if subject.kind == "text":
+            return tokens
+        side = x.shape[-1] // subject.perturb["patch"]
+        return functional.interpolate(tokens.reshape(1, 1, side, side), x.shape[2:]) / subject.perturb["patch"] ** 2
+
+    def decompx(x: Tensor, target: int) -> tuple[Tensor, Tensor, float]:
+        relevance, parts, whole = read(tw.decompx(model, x, target=target, max_memory="4GB"))
+        return spread(relevance, x), parts, whole
+
+    return {
+        "shapley": shapley,
+        "attnlrp": explain("attnlrp"),
+        "cp-lrp": explain("cp-lrp"),
+        "attnlrp, against the rest": explain("attnlrp", "probabilities"),
+        "decompx": decompx,
+        "chefer": lambda x, t: spread(tw.chefer(model, x, target=t).token_relevance, x),  # an index: claims no sum
+    }

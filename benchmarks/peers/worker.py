@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .subjects import Subject, load
+from .subjects import ON_FEW, Subject, load
 
 
 def gradient(subject: Subject, x: Tensor, target: int) -> Tensor:
@@ -60,10 +60,11 @@ def main(peer: str, name: str, part: str, quick: str, cache: str, out: str) -> N
     subject = load(name, part, quick == "1", Path(cache))
     tensors, figures = {}, {}
     for method, function in module.methods(subject, Path(cache)).items():
-        print(f"  {name} {peer} {method}", file=sys.stderr, flush=True)
+        started = time.time()
         try:
             maps, closing, fighting = [], [], []
-            for x, target in zip(subject.samples, subject.targets, strict=True):
+            count = subject.few if method in ON_FEW else None
+            for x, target in zip(subject.samples[:count], subject.targets[:count], strict=True):
                 found = function(x, target)  # relevance of every pixel or token; the sum it claims, if it claims one
                 relevance, parts, whole = found if isinstance(found, tuple) else (found, found, None)
                 if whole is None:
@@ -76,11 +77,12 @@ def main(peer: str, name: str, part: str, quick: str, cache: str, out: str) -> N
                 maps.append(relevance.detach().float().squeeze(0))
                 closing.append(abs(parts.double().sum().item() - whole) / abs(whole))
                 fighting.append((parts.abs().double().sum() / abs(whole)).item())
-            ratio, memory = cost(subject, function, subject.samples[0], subject.targets[0], 3)
+            ratio, memory = cost(subject, function, subject.samples[0], subject.targets[0], 2)
             figures[method] = {
                 "closing error": median(closing), "worst closing error": max(closing), "cancellation": median(fighting),
-                "cost": ratio, "memory": memory,
+                "cost": ratio, "memory": memory, "samples": len(maps),
             }  # fmt: skip
+            print(f"  {name} {peer} {method}: {time.time() - started:.0f} s", flush=True)
             tensors |= {f"{method}/{i}": m.contiguous() for i, m in enumerate(maps)}
         except Exception as error:  # whatever a peer raises is the result
             figures[method] = {"error": f"{type(error).__name__}: {str(error).strip()[:300]}"}

@@ -5,8 +5,9 @@ results are read from `docs/reproduction.json` where it is (`termwise verify --a
 it the claims stand there with what was published, and are marked as not measured.
 
 The comparison of methods is read from `docs/data/relevance_peers.json` where it is: {"environment": {...}, "rows":
-[{"subject", "method", "abpc", "abpc_low", "abpc_high", "error", "cancellation", "passes", "memory", "problem"}]}, of which
-all but the first two may be missing.
+[{"subject", "method", "samples", "abpc", "abpc_low", "abpc_high", "behind", "behind_interval", "error", "cancellation",
+"passes", "memory", "problem"}]}, of which all but the first two may be missing; beside them "choose": {subject: such rows},
+and "agreement": {composite: {case: largest relative difference}}.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def reproduction(results: Path) -> Iterator[str]:
 
 
 def methods(results: Path) -> Iterator[str]:
-    """One table per subject: faithfulness with its interval, closing error, cancellation, cost."""
+    """One table per subject: faithfulness with its interval, closing error, cancellation, cost; then agreement of rules."""
     if not results.exists():
         yield "*Not measured in this build.* The table appears here with `docs/data/relevance_peers.json`."
         return
@@ -129,22 +130,36 @@ def methods(results: Path) -> Iterator[str]:
     rows = found["rows"]
     for subject in dict.fromkeys(row["subject"] for row in rows):
         yield f"\n### {_cell(subject)}\n"
-        yield "| method | ABPC | closing error | cancellation | cost / gradient pass | memory / gradient pass |"
-        yield "|---|---|---|---|---|---|"
+        tried = [row for row in found.get("choose", {}).get(subject, []) if "abpc" in row]
+        if tried:
+            figures = ", ".join(f"{row['method'].removeprefix('ours: ')} {row['abpc']:.2f}" for row in tried)
+            yield f"Chosen on {max(row['samples'] for row in tried)} other inputs: {_cell(figures)}.\n"
+        columns = ("method", "n", "ABPC", "chosen minus this", "closing error", "cancellation", "cost", "memory")
+        yield f"| {' | '.join(columns)} |"
+        yield "|---|" + "---|" * (len(columns) - 1)
         chosen = [row for row in rows if row["subject"] == subject]
         for row in sorted(chosen, key=lambda row: -row.get("abpc", float("-inf"))):
             if row.get("problem"):
-                yield f"| {_cell(row['method'])} | does not run: {_cell(row['problem'])} | | | | |"
+                yield f"| {_cell(row['method'])} | | does not run: {_cell(row['problem'])} | | | | | |"
                 continue
             area = f"{row['abpc']:.2f}" if "abpc" in row else ""
             area += f" ({row['abpc_low']:.2f} to {row['abpc_high']:.2f})" if "abpc_low" in row else ""
             numbers = [
+                "{:+.3f} ({:+.3f} to {:+.3f})".format(row["behind"], *row["behind_interval"]) if "behind" in row else "",
                 f"{row['error']:.0e}" if "error" in row else "",
                 f"{row['cancellation']:.3g}" if "cancellation" in row else "",
                 f"{row['passes']:.1f}" if "passes" in row else "",
                 f"{row['memory']:.1f}" if "memory" in row else "",
             ]
-            yield f"| {_cell(row['method'])} | {area} | {' | '.join(numbers)} |"
+            yield f"| {_cell(row['method'])} | {row.get('samples', '')} | {area} | {' | '.join(numbers)} |"
+    if found.get("agreement"):
+        cases = next(iter(found["agreement"].values()))
+        yield "\n### the same rules, twice\n"
+        yield "Largest difference over largest entry, between zennit and ours, on networks in which both state the same rules.\n"
+        yield f"| | {' | '.join(map(_cell, cases))} |"
+        yield "|---|" + "---|" * len(cases)
+        for name, by_case in found["agreement"].items():
+            yield f"| {_cell(name)} | {' | '.join(f'{by_case[case]:.0e}' for case in cases)} |"
     environment = ", ".join(
         f"{name} {value}" for name, value in found.get("environment", {}).items() if isinstance(value, (str, int))
     )
