@@ -30,12 +30,6 @@ PHOTOS = {
 DIGITS = {"choose": slice(200, 400), "look": slice(200), "report": slice(1000, 1200)}
 """Of the 2,000 that the network was not trained on; the first 200 had been looked at before there were parts."""
 
-ON_FEW = (
-    "shapley", "decompx", "integrated gradients", "SmoothGrad (absolute)", "SmoothGrad x input", "leave one out",
-    "DeepLift", "random", "EpsilonPlus",
-)  # fmt: skip
-"""On texts these explain the first few only: methods of many passes, and some whose figure needs no more samples."""
-
 WHEELS = {"imgaug==0.4.0": "imgaug/quokka.jpg", "gradio==3.1.4": "gradio/test_data/{}.jpg"}
 
 
@@ -54,7 +48,8 @@ class Subject:
         layer: the last convolution, for GradCAM.
         kind: "image" or "text".
         keep: for texts, from ids to which of them are never taken out.
-        few: how many samples the methods in `ON_FEW` explain; None: all.
+        few: how many samples are explained by methods that are not in `on_all`; None: all of them.
+        on_all: methods that explain all samples in any case.
         box: for pictures, the least and the largest value of every channel.
     """
 
@@ -70,6 +65,7 @@ class Subject:
     kind: str = "image"
     keep: Callable[[Tensor], Tensor] | None = None
     few: int | None = None
+    on_all: tuple[str, ...] = ()
     box: tuple[tuple[float, ...], tuple[float, ...]] = ((0.0,), (1.0,))
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .subjects import ON_FEW, Subject, load
+from .subjects import Subject, load
 
 
 def gradient(subject: Subject, x: Tensor, target: int) -> Tensor:
@@ -63,7 +63,7 @@ def main(peer: str, name: str, part: str, quick: str, cache: str, out: str) -> N
         started = time.time()
         try:
             maps, closing, fighting = [], [], []
-            count = subject.few if method in ON_FEW else None
+            count = None if method in subject.on_all else subject.few
             for x, target in zip(subject.samples[:count], subject.targets[:count], strict=True):
                 found = function(x, target)  # relevance of every pixel or token; the sum it claims, if it claims one
                 relevance, parts, whole = found if isinstance(found, tuple) else (found, found, None)
