@@ -10,6 +10,7 @@ from torch.nn import functional
 import termwise as tw
 from termwise.predictions import contrast, over_depth
 from termwise.predictions.rules import EpsilonGammaBox
+from termwise.predictions.rules.splitting import gamma
 
 from .subjects import Subject
 
@@ -63,8 +64,10 @@ def _transformer(subject: Subject, model, read, explain) -> dict[str, Row]:  # t
         relevance, parts, whole = read(tw.decompx(model, x, target=target, max_memory="4GB"))
         return spread(relevance, x), parts, whole
 
+    on_pictures = {"gamma in linear layers": explain({"linear": gamma(0.25)})} if subject.kind == "image" else {}
     return {
         "shapley": shapley,
+        **on_pictures,
         "attnlrp": explain("attnlrp"),
         "cp-lrp": explain("cp-lrp"),
         "attnlrp, against the rest": explain("attnlrp", "probabilities"),
