@@ -40,7 +40,7 @@ from termwise.predictions.perturbation_curves import perturbation_curves
 from termwise.zoo.assets import cache_folder
 
 SAME = {f"zennit: {c}": f"ours: {c}" for c in ("EpsilonPlus", "EpsilonPlusFlat", "EpsilonAlpha2Beta1", "EpsilonGammaBox")}
-SAME["lxt: AttnLRP"] = "ours: attnlrp"
+SAME |= {f"lxt: {row}": "ours: attnlrp" for row in ("AttnLRP", "AttnLRP, length held")}
 """Rows that state the same rules: how far apart they are, over the largest entry, is measured."""
 
 CHOSEN = {
