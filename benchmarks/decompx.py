@@ -23,7 +23,7 @@ from rich.table import Table
 import termwise as tw
 from termwise.core.capture import capture
 from termwise.predictions.propagate import propagate
-from termwise.predictions.targets import Entry, Seen
+from termwise.predictions.starts import Entry, Seen
 from termwise.testing.architectures import build
 
 

@@ -24,7 +24,8 @@ from torch import nn
 
 from termwise.core.capture import Call, capture, explained
 from termwise.predictions.propagate import propagate
-from termwise.predictions.targets import Entry, Scored, Seen
+from termwise.predictions.starts import Entry, Seen
+from termwise.predictions.targets import Scored
 from termwise.testing.architectures import ARCHITECTURES, Subject, build
 
 BATCH, SIZE = 4, 8

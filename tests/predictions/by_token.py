@@ -5,7 +5,7 @@ import torch
 import termwise as tw
 from termwise.core.capture import Call, capture
 from termwise.predictions.propagate import Pass
-from termwise.predictions.targets import Entry, Seen
+from termwise.predictions.starts import Entry, Seen
 from termwise.predictions.token_sharing import BIASES
 
 LAYERS = {

@@ -6,7 +6,7 @@ from torch import nn
 
 from termwise import predictions
 from termwise.core import CaptureError
-from termwise.predictions import explain
+from termwise.predictions import chefer, decompx, explain, gradient_x_input, integrated_gradients, smoothgrad
 
 X = torch.randn(2, 4)
 
@@ -309,6 +309,20 @@ def test_rules_of_no_kind(rules):
 def test_a_target_of_no_kind(target):
     with pytest.raises(TypeError, match="target must be an integer class index"):
         explain(net(), X, target=target)
+
+
+@pytest.mark.parametrize("method", [chefer, decompx, gradient_x_input, integrated_gradients, smoothgrad])
+def test_names_of_classes_are_checked_by_every_method(method):
+    head = Custom(lambda inner, x: inner(nn.functional.scaled_dot_product_attention(x, x, x)[:, 0]), nn.Linear(4, 3))
+    x = torch.randn(2, 5, 4)
+    with pytest.raises(ValueError, match="classes has 1 names, and class 2 is explained"):
+        method(head, x, target=2, classes=["cat"])
+    with pytest.raises(TypeError, match="classes is a list of names, got the string 'abc'"):
+        method(head, x, classes="abc")
+    assert method(head, x, target=2, classes=("cat", "dog", "eel")).label() == "eel"
+    if method is decompx:  # every class at once
+        with pytest.raises(ValueError, match="classes has 2 names, and class 2 is explained"):
+            method(head, x, classes=["cat", "dog"])
 
 
 def test_names_and_classes():

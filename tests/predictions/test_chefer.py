@@ -22,7 +22,8 @@ from termwise.predictions.attention_maps import NoAttention, attentions
 from termwise.predictions.chefer import RULES
 from termwise.predictions.relevance_form import Carried
 from termwise.predictions.rollout import patches
-from termwise.predictions.targets import Seen, asked
+from termwise.predictions.starts import Seen
+from termwise.predictions.targets import asked
 from termwise.predictions.unfused import inlined, unfused
 from termwise.testing.architectures import build
 from termwise.testing.trained import SmallViT

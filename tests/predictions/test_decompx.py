@@ -12,9 +12,11 @@ from torch import nn
 
 import termwise as tw
 from termwise.core.capture import capture
+from termwise.predictions.enlarge import enlarged
 from termwise.predictions.token_sharing import ACTIVATIONS, ALONE, BIASES, fractions
 from termwise.report.tokens import words
 from termwise.testing.architectures import build
+from termwise.testing.trained import SmallViT
 
 
 @functools.cache  # recorded once
@@ -352,6 +354,29 @@ def test_a_quotient_of_two_parts_gives_half_to_each():
     )
     whole_a, whole_b = (x[:, :2] * 3)[..., None], (x[:, 1:3].exp() + 2 * x[:, :2])[..., None]
     torch.testing.assert_close(why.inputs["x"], (a / whole_b + whole_a * b / whole_b**2) / 2, rtol=1e-10, atol=1e-12)
+
+
+def test_a_grid_of_patches_is_a_heatmap():
+    torch.manual_seed(0)
+    model = SmallViT((2, 3), width=16, depth=1, heads=4, classes=5).double().eval()
+    x = torch.randn(2, 1, 4, 6, dtype=torch.float64)
+    every = tw.decompx(model, x)
+    one = every.of_class()
+    (grid,) = one.inputs.values()
+    assert grid.shape == (2, 2, 3)
+    for why in (every, one, tw.decompx(model, x, target=one.target)):
+        for sample in range(2):
+            drawn = why.heatmap(sample=sample)
+            assert drawn.shape == (4, 6)
+            torch.testing.assert_close(drawn, enlarged(grid[sample], (4, 6)))
+            torch.testing.assert_close(drawn.sum(), grid[sample].sum())
+    assert every[1:].heatmap("pixels").shape == (4, 6)
+    with pytest.raises(ValueError, match=r"2 targets are explained here"):
+        tw.decompx(model, x, target=[0, 1]).heatmap()
+    with pytest.raises(ValueError, match=r"no input image was read in patches"):
+        every.heatmap("image")
+    with pytest.raises(ValueError, match=r"was read in patches of an image: parts are"):
+        tw.decompx(bert(), IDS).heatmap()
 
 
 def test_half_precision_is_computed_in_single():

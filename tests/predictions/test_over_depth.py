@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from termwise.core.capture import capture
-from termwise.predictions import contrast, explain, over_depth, spread
+from termwise.core.capture import CaptureError, capture
+from termwise.predictions import contrast, explain, node, over_depth, spread
 from termwise.predictions.over_depth import DIAGONAL, _DepthPass, _moved
 
 
@@ -152,6 +152,66 @@ def test_no_relevance_at_all_is_zero_and_not_nan():
     assert (why.inputs["input"] == 0).all()
     assert torch.equal(why.whole, model[3].bias[0].detach().expand(2))
     torch.testing.assert_close(why.check(1e-12).biases["3"].sum(1), why.whole)  # every depth counts the same, and none is lost
+
+
+class Answers(nn.Module):
+    """A model that answers with a mapping, of scores that are not its first value."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, scale):
+        z = self.model(x)
+        return {"twice": 2 * z, "logits": z * scale}
+
+
+def test_a_mapping_is_answered_and_an_input_by_name(network):
+    model, x = network
+    scale = torch.tensor(1.5, dtype=torch.float64)
+    ours = over_depth(Answers(model).eval(), x, kwargs={"scale": scale}).check(1e-12)
+    z = 1.5 * model(x)
+    assert torch.equal(ours.target, z.argmax(1))
+    torch.testing.assert_close(ours.whole, z.max(1).values - (z.softmax(1) * z).sum(1))
+    named = over_depth(Answers(model).eval(), x, kwargs={"scale": scale}, target=("twice", 2))
+    torch.testing.assert_close(named.whole, 2 * model(x)[:, 2])
+
+
+def test_targets_and_classes_are_read_as_explain_reads_them(network):
+    model, x = network
+    last = over_depth(model, x, target=-1, classes=list("abcde"))
+    assert last.target.tolist() == [4, 4, 4]
+    assert last.label() == "e against probabilities"
+    torch.testing.assert_close(last.whole, over_depth(model, x, target=4).whole)
+    for bad, error, words in [
+        ({"target": [0, 1]}, ValueError, "explains one target"),
+        ({"target": node(0)}, ValueError, "explains one target"),
+        ({"target": 9}, ValueError, "target 9 is out of range: the output has 5 classes"),
+        ({"target": 0.5}, TypeError, "target must be an integer class index"),
+        ({"classes": "abcde"}, TypeError, "classes is a list of names"),
+        ({"classes": ["a", "b"], "target": 4}, ValueError, "classes has 2 names, and class 4 is explained"),
+        ({"rules": "dynamiclrp"}, ValueError, "the depths are read from ratios"),
+    ]:
+        with pytest.raises(error, match=words):
+            over_depth(model, x, **bad)
+    one = nn.Sequential(nn.Conv2d(3, 1, 3), nn.Flatten(), nn.Linear(13 * 16, 1), nn.Flatten(0)).double().eval()
+    number = over_depth(one, x).check(1e-12)
+    assert number.target is None
+    torch.testing.assert_close(number.whole, one(x))
+
+
+def test_bad_pictures_are_refused_in_words(network):
+    model, x = network
+    hole = x.clone()
+    hole[1, 0, 2, 2] = torch.nan
+    for image, error, words in [
+        (hole, ValueError, "1 values that are NaN or infinite"),
+        (x[:0], ValueError, "is empty, and there is nothing to explain"),
+        (x.float(), CaptureError, "Residual itself raises RuntimeError"),
+        ([x], ValueError, "takes images .* got list"),
+    ]:
+        with pytest.raises(error, match=words):
+            over_depth(model, image)
 
 
 def test_what_is_no_picture_is_refused(network):

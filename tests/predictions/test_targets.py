@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from termwise.predictions import continuation, contrast, explain, next_token, node, weighting
-from termwise.predictions.targets import Entry, Seen
+from termwise.predictions.starts import Entry, Seen
 from termwise.testing.architectures import build
 
 

@@ -54,7 +54,8 @@ from .patch_maxima import published_abpc
 from .rules import RULE_SETS, RULES, rule
 from .shapley import shapley
 from .smoothgrad import smoothgrad
-from .targets import Start, continuation, contrast, next_token, node, weighting
+from .starts import Start
+from .targets import continuation, contrast, next_token, node, weighting
 
 __all__ = [
     "METHODS",

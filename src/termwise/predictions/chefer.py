@@ -32,9 +32,11 @@ from termwise.core.capture import arguments
 from termwise.core.program import Program
 
 from .attention_maps import attentions, by_path, heads, in_windows, weights_and_gradients
-from .explain import _batched, _Call, _finite_inputs, _finite_result, _names
+from .call import PredictionCall
 from .explanation import Explanation
+from .labels import class_names, token_names
 from .propagate import Result
+from .refusals import batched, finite_inputs, finite_result
 from .relevance_form import Carried, Place, Rule, guarded, halved, times
 from .rollout import NoRollout, Tokens, last_layer, name, patches, read_rows, rollout
 from .rules.maps import AFFINE
@@ -203,13 +205,13 @@ class _Measured:
         rules: Mapping[str, Rule] | None,
     ) -> None:
         model, args, keywords = arguments(model, inputs, kwargs)
-        _finite_inputs(args, keywords)
+        finite_inputs(args, keywords)
         wanted = asked(target)
         if wanted.several or wanted.starts[0].alone:
             raise ValueError(
                 f"target {target!r} asks for several explanations, or for one without samples: ask for one a sample here"
             )
-        call = _Call(model, args, keywords, wanted, "default", None, None)
+        call = PredictionCall(model, args, keywords, wanted)
         recorded, self.tensors, (self.chosen,) = call.prepare(slice(0, call.batch))
         self.call, self.batch = call, call.batch
         self.program = program = unfused(recorded)
@@ -220,8 +222,8 @@ class _Measured:
         if rules is not None:
             watch: dict[str, Callable[[Tensor], None]] = {a.node: _keeper(relevance, a.node) for a in self.found}
             self.result = _carried(program, rules).run(self.tensors, self.chosen, watch=watch)
-            _finite_result(self.result, model)
-            _batched(self.result.parts, self.batch)
+            finite_result(self.result, model)
+            batched(self.result.parts, self.batch)
         images = [t for t in self.tensors if t.ndim == 4 and t.is_floating_point()]
         self.size = list(images[0].shape[2:]) if images else None
         self.weights, self.gradients = self._laid_out(maps), self._laid_out(gradients)
@@ -338,8 +340,8 @@ def chefer(
         parts=result.parts,
         target=measured.call.index[0],
         rules="chefer",
-        names=_names(names, measured.batch),
-        classes=None if classes is None else list(classes),
+        names=token_names(names, measured.batch),
+        classes=class_names(classes, measured.call.index[0]),
         tokens=tokens,
         attention_relevance=by_path(measured.found, weighed),
         attention_weights=by_path(measured.found, measured.weights),

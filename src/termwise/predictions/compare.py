@@ -21,12 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from .decompx import decompx
-from .explain import _names, explain
+from .explain import explain
 from .explanation import Explanation
 from .gradcam import gradcam
 from .gradient_x_input import gradient_x_input
 from .groups import Groups
 from .integrated_gradients import integrated_gradients
+from .labels import class_names, token_names
 from .metric import Metric
 from .occlusion import occlusion
 from .over_depth import over_depth
@@ -230,7 +231,7 @@ def compare(
         "baseline": fill, "score": score, "steps": steps, "patch": patch, "feature_mask": feature_mask, "keep": keep,
         "batch_size": batch_size,
     }  # fmt: skip
-    told = {"names": _names(names, len(tensor)), "classes": None if classes is None else list(classes)}
+    told = {"names": token_names(names, len(tensor)), "classes": class_names(classes, gradient.target)}
     rows = []
     for place, (name, method) in enumerate(chosen):
         if progress is not None:

@@ -26,17 +26,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, fx, nn
 
 from termwise.core.capture import arguments, capture
 from termwise.core.decomposition import Decomposition
 from termwise.core.program import Program, info, op_name
 
-from .explain import _finite_inputs, _names, _one_sample_each
+from .enlarge import enlarged
 from .explanation import Explanation
-from .groups import Groups, Mask, _fitted
+from .groups import Groups, Mask, fitted
+from .labels import class_names, token_names
 from .memory import as_bytes
-from .targets import Asked, Entry, Seen, Start, Target, _last, asked
+from .refusals import finite_inputs, one_sample_each
+from .starts import Entry, Seen, Start, last_position
+from .targets import Asked, Target, asked
 from .token_parts import BIAS, CONSTANT, FIRST, Parts
 from .token_run import Plan, Run, Sources, plan
 from .token_sharing import ACTIVATIONS, BIASES
@@ -99,7 +103,7 @@ def decompx(
     _known("biases", biases, BIASES)
     _known("activation", activation, ACTIVATIONS)
     model, args, keywords = arguments(model, inputs, kwargs)
-    _finite_inputs(args, keywords)
+    finite_inputs(args, keywords)
     wanted = asked(target)
     if wanted.starts[0].alone:
         raise ValueError(
@@ -108,7 +112,7 @@ def decompx(
     program = capture(model, *args, kwargs=keywords, select=wanted.select)
     tensors = [t.detach() for t in program.tensors(*args, kwargs=keywords)]  # rows are written in place
     batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 1
-    _one_sample_each(program, batch)
+    one_sample_each(program, batch)
     by_name = dict(zip((p.name for p in program.placeholders.values() if p.kind == "input"), tensors, strict=True))
     sources, names = _sources(program, by_name, batch, feature_mask, names)
     run = Run(program, _planned(program, program.output), tensors, sources, biases, activation)
@@ -125,9 +129,10 @@ def decompx(
         parts=_named(scored, run),
         target=index,
         rules="decompx",
-        names=_names(names, batch),
-        classes=None if classes is None else list(classes),
+        names=token_names(names, batch),
+        classes=class_names(classes, index, scored.value.shape[1] if target is None else 0),
         asked=texts if any(text != "{}" for text in texts) else None,
+        picture=next((list(t.shape[2:]) for t in tensors if t.ndim == 4 and t.is_floating_point()), None),
         biases=biases,
         activation=activation,
     )
@@ -196,6 +201,24 @@ class TokenDecomposition(Explanation):
             object.__setattr__(result, "_run", run)
         return result
 
+    def heatmap(self, name: str | None = None, sample: int = 0) -> Float[Tensor, "height width"]:
+        """Relevance of the patches of one image, spread over its pixels as `Explanation.heatmap` spreads it.
+
+        Args:
+            name: the image input; the first when not given.
+            sample: which sample; of every class the largest is shown.
+
+        Raises:
+            ValueError: when no input was read in patches, or several targets are explained.
+        """
+        if self.target is not None or self.asked is not None:
+            self._one_target("heatmap")
+        grids = {n: p for n, p in self.of_class().inputs.items() if p.ndim == 3}
+        if self.picture is None or not grids or (name is not None and name not in grids):
+            shapes = {n: tuple(p.shape) for n, p in self.inputs.items()}
+            raise ValueError(f"no input {name or ''} was read in patches of an image: parts are {shapes}")
+        return enlarged(grids[name or next(iter(grids))][sample], self.picture)
+
     def show(self) -> None:
         """Print the tokens in colours, and the parts, for each sample's largest class."""
         super(TokenDecomposition, self.of_class()).show()
@@ -240,7 +263,7 @@ def _scored(found: Parts, wanted: Asked, seen: Seen, *, every: bool) -> tuple[Pa
         if output.ndim == 2:
             return found, None
         rows = torch.arange(seen.batch, device=output.device)
-        last = _last(output, seen)
+        last = last_position(output, seen)
         return Parts(output[rows, last], found.rows[:, rows, last]), None
     values, lines, index = zip(*(_weighed(found, start, seen) for start in wanted.starts), strict=True)
     if not wanted.several:
@@ -302,7 +325,7 @@ def _sources(program: Program, given: Mapping[str, Tensor], batch: int, mask: Ma
             )
         if name in masks:
             chosen = masks[name]
-            label = _fitted(chosen.mask if isinstance(chosen, Groups) else chosen, value, 1, name).reshape(value.shape)
+            label = fitted(chosen.mask if isinstance(chosen, Groups) else chosen, value, 1, name).reshape(value.shape)
             shape: tuple[int, ...] = (int(label.max()) + 1,)
             names = chosen.names * (batch // len(chosen.names)) if isinstance(chosen, Groups) else None
         else:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from termwise.core.capture import Call, arguments, capture
-from termwise.core.program import Program, info
-from termwise.core.samples import SampleAxis
+from termwise.core.capture import Call, arguments
 
-from .cuts import channel_axis, only_outlet
+from .call import PredictionCall
 from .explanation import Explanation
 from .groups import Mask
+from .labels import class_names, token_names
 from .memory import Meter, as_bytes, pieces, shown
-from .propagate import Pass, Result, propagate
+from .propagate import Result
+from .refusals import batched, finite_inputs, finite_result
 from .rules import Rules
-from .targets import Asked, Seen, Start, Target, asked
+from .targets import Target, asked
 
 __all__ = ["explain"]
 
@@ -98,8 +97,10 @@ def explain(
         ['at:0', 'bias:2']
     """
     model, args, keywords = arguments(model, inputs, kwargs)
-    _finite_inputs(args, keywords)
-    call = _Call(model, args, keywords, asked(target), rules, at, _through(through), _policy(biases))
+    finite_inputs(args, keywords)
+    call = PredictionCall(
+        model, args, keywords, asked(target), rules=rules, at=at, through=_through(through), biases=_policy(biases)
+    )
     found = _Found(call)
     try:
         if max_memory is None:
@@ -117,121 +118,18 @@ def explain(
         parts=found.parts,
         target=found.target,
         rules=rules if isinstance(rules, str) else "custom",
-        names=_names(names, call.batch),
-        classes=_classes(classes, found.target),
+        names=token_names(names, call.batch),
+        classes=class_names(classes, found.target),
         asked=call.questions(),
         picture=call.picture() if at is not None else None,
     )
     return why if feature_mask is None else why.grouped(feature_mask)
 
 
-class _Call:
-    """One call of `explain`, which can be done for some of its samples at a time."""
-
-    def __init__(
-        self,
-        model: Any,
-        args: tuple[Any, ...],
-        keywords: dict[str, Any],
-        wanted: Asked,
-        rules: Rules,
-        at: str | None,
-        through: tuple[str, int | Tensor] | None,
-        biases: str = "parts",
-    ) -> None:
-        self.model, self.args, self.keywords, self.wanted = model, args, keywords, wanted
-        self.rules, self.biases, self.at, self.through = rules, biases, at, through
-        self.tensors = [leaf for leaf in pytree.tree_leaves((args, keywords)) if isinstance(leaf, Tensor)]
-        self.alone = wanted.starts[0].alone
-        self.batch = 1 if self.alone or not self.tensors or not self.tensors[0].ndim else self.tensors[0].shape[0]
-
-    def results(self, rows: slice) -> Iterator[Result]:
-        """The result of every start in turn, for these samples."""
-        program, tensors, wholes = self.prepare(rows)
-        if self.through is None:
-            yield from self.passes(program)[0].each(tensors, wholes, alone=self.alone)
-            return
-        path, unit = self.through
-        name = only_outlet(program, path)
-        after, before = self.passes(program)
-        # what arrives at the module starts the second pass, held
-        arrived = [r.ratios[f"at:{path}"] for r in after.each(tensors, wholes, complete=False, alone=self.alone)]
-        batch = rows.stop - rows.start
-
-        def flow(ratio: Tensor) -> Callable[[Tensor], Tensor]:
-            def whole(output: Tensor) -> Tensor:
-                mask = _unit(unit, output, channel_axis(program, name), path)
-                return before.by_sample(output * (ratio * mask), name, batch, alone=self.alone).reshape(batch, -1).sum(1)
-
-            return whole
-
-        yield from before.each(tensors, list(map(flow, arrived)), alone=self.alone)
-
-    def passes(self, program: Program) -> list[Pass]:
-        """One pass, or two: down to the module that relevance flows through, and on from there."""
-        if self.through is None:
-            return [propagate(program, self.rules, biases=self.biases, at=self.at)]
-        path = self.through[0]
-        ends = ({"at": path}, {"at": self.at, "to": path})
-        return [propagate(program, self.rules, biases=self.biases, **end) for end in ends]
-
-    def prepare(self, rows: slice) -> tuple[Program, list[Tensor], list[Callable[[Tensor], Tensor]]]:
-        """The recording, its inputs and the starts, for these samples."""
-        args, keywords = self._take(rows)
-        program = capture(self.model, *args, kwargs=keywords, select=self.wanted.select)
-        tensors = program.tensors(*args, kwargs=keywords)
-        if not any(info(n).active for n in program.graph.nodes if "info" in n.meta):
-            raise ValueError(
-                f"{type(self.model).__name__} has no input to explain: none is floating, and no integer input is looked up in "
-                "an embedding. Explain a part of the model whose input is continuous"
-            )
-        batch = rows.stop - rows.start
-        if not info(program.output).active:
-            raise ValueError(
-                f"the output of {type(self.model).__name__} depends on no input that can be explained: it is constant"
-            )
-        _one_sample_each(program, batch)
-        by_name = dict(zip((p.name for p in program.placeholders.values() if p.kind == "input"), tensors, strict=True))
-        seen = Seen.of(by_name, batch, rows, self.batch)
-        self.index: list[Tensor | None] = [None] * len(self.wanted.starts)
-
-        def scalar(t: int, start: Start) -> Callable[[Tensor], Tensor]:
-            def whole(output: Tensor) -> Tensor:
-                value, self.index[t] = start.of(output, seen)
-                return value
-
-            return whole
-
-        return program, tensors, [scalar(t, start) for t, start in enumerate(self.wanted.starts)]
-
-    def _take(self, rows: slice) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with these samples only."""
-        if self.alone or (rows.start, rows.stop) == (0, self.batch):
-            return self.args, self.keywords
-
-        def take(leaf: Any) -> Any:
-            return leaf[rows] if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == self.batch else leaf
-
-        taken: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(take, (self.args, self.keywords))
-        return taken
-
-    def questions(self) -> list[str] | None:
-        """What each start asks, in words; None where it is a class and no more."""
-        path, unit = self.through or ("", 0)
-        what = f" through {'a mask' if isinstance(unit, Tensor) else f'unit {unit}'} of {path}" if path else ""
-        texts = [start.template + what for start in self.wanted.starts]
-        return texts if any(text != "{}" for text in texts) else None
-
-    def picture(self) -> list[int] | None:
-        """Height and width of the image among the inputs."""
-        images = [t for t in self.tensors if t.is_floating_point() and t.ndim == 4]
-        return list(images[0].shape[2:]) if images else None
-
-
 class _Found:
     """Results as they come in, of some samples and one target at a time, put in their place."""
 
-    def __init__(self, call: _Call) -> None:
+    def __init__(self, call: PredictionCall) -> None:
         self.call, self.targets = call, len(call.wanted.starts)
         self._whole: Tensor | None = None
         self._parts: dict[str, Tensor] = {}
@@ -248,8 +146,8 @@ class _Found:
     def add(self, rows: slice, t: int, result: Result) -> None:
         """Check one result and keep it."""
         batch, n = self.call.batch, rows.stop - rows.start
-        _finite_result(result, self.call.model)
-        _batched(result.parts, n)
+        finite_result(result, self.call.model)
+        batched(result.parts, n)
         if self._whole is None:
             self._whole = result.whole.new_zeros(batch, self.targets)
         self._whole[rows, t] = result.whole
@@ -299,7 +197,7 @@ class _Found:
         return torch.stack(found, 1) if self.call.wanted.several else found[0]
 
 
-def _within(limit: int, call: _Call, found: _Found) -> None:
+def _within(limit: int, call: PredictionCall, found: _Found) -> None:
     """Explain the first sample, measure what it takes, and do as many of the others at a time as the limit holds."""
     first = slice(0, 1)
     program, tensors, _ = call.prepare(first)
@@ -349,108 +247,3 @@ def _through(through: Any) -> tuple[str, int | Tensor] | None:
     if not isinstance(unit, Tensor) and not hasattr(unit, "__index__"):
         raise TypeError(f"a unit is the number of a channel or feature, or a tensor that weighs the output; got {unit!r}")
     return path, unit
-
-
-def _unit(unit: int | Tensor, value: Tensor, axis: int, path: str) -> Tensor:
-    """Weights of a module's output that leave one unit, broadcasting against it."""
-    if isinstance(unit, Tensor):
-        shape = (1,) * (value.ndim - unit.ndim) + tuple(unit.shape)
-        if len(shape) != value.ndim or any(m not in (1, n) for m, n in zip(shape, value.shape, strict=True)):
-            raise ValueError(f"the mask through {path!r} has shape {tuple(unit.shape)}, the module's output {tuple(value.shape)}")
-        return unit.detach().to(value).reshape(shape)
-    n = value.shape[axis]
-    if not -n <= unit < n:
-        raise ValueError(f"{path!r} has no unit {unit}: its output {tuple(value.shape)} has {n} along axis {axis}")
-    mask = value.new_zeros(n)
-    mask[unit] = 1
-    return mask.reshape(-1, *[1] * (value.ndim - 1 - axis))
-
-
-def _one_sample_each(program: Program, batch: int) -> None:
-    """Refuse a batch whose samples influence each other (contrastive models, statistics over the batch)."""
-    output = program.output.meta.get("val")
-    if batch < 2 or not isinstance(output, Tensor) or output.ndim == 0:
-        return
-    axis = program.axes.get(program.output.name)
-    if axis is not None and axis != SampleAxis(0) and axis.dim != 0:
-        raise ValueError(f"the output has its samples along axis {axis.dim}: give the model its batch first (batch_first=True)")
-    if axis is None:
-        raise ValueError(
-            f"in {type(program.model).__name__} the samples of a batch influence each other's output (or it was recorded "
-            f"for fixed sizes, {program.how}): explain one sample at a time"
-        )
-
-
-def _batched(parts: dict[str, Tensor], batch: int) -> None:
-    for name, part in parts.items():
-        if batch == 1 and name.startswith("input:") and (part.ndim == 0 or part.shape[0] != 1):  # given without a batch axis
-            parts[name] = part = part.unsqueeze(0)
-        if part.ndim == 0 or part.shape[0] != batch:
-            raise ValueError(
-                f"{name} has shape {tuple(part.shape)} for {batch} samples: every explained input needs the batch as its "
-                "first axis (expand a shared one)"
-            )
-
-
-def _finite_inputs(args: Any, keywords: Mapping[str, Any]) -> None:
-    """Refuse a call without tensors, and tensors without values: on the meta device, sparse, empty, NaN or infinite."""
-    leaves = pytree.tree_flatten_with_path((args, dict(keywords)))[0]
-    if not any(isinstance(leaf, Tensor) for _, leaf in leaves):
-        given = ", ".join(type(leaf).__name__ for _, leaf in leaves) or "nothing"
-        raise TypeError(f"no tensor among the inputs, got {given}: pass tensors, as torch.as_tensor(...) or a tokenizer makes")
-    for path, leaf in leaves:
-        if not isinstance(leaf, Tensor):
-            continue
-        name = f"input{pytree.keystr(path[1:])}"
-        if leaf.is_meta:
-            raise ValueError(f"{name} is on the meta device, where tensors have no values: move it to where the model is")
-        if leaf.layout != torch.strided:
-            raise ValueError(f"{name} is sparse ({leaf.layout}): pass {name}.to_dense()")
-        if leaf.numel() == 0:
-            raise ValueError(f"{name} has shape {tuple(leaf.shape)}: it is empty, and there is nothing to explain")
-        if leaf.is_floating_point() and not leaf.isfinite().all():
-            if (leaf.isneginf() | (leaf == 0)).all():  # an additive mask of attention
-                continue
-            bad = int((~leaf.isfinite()).sum())
-            raise ValueError(
-                f"input{pytree.keystr(path[1:])} has {bad} values that are NaN or infinite: nothing can be explained by them"
-            )
-
-
-def _finite_result(result: Result, model: Any) -> None:
-    if result.whole.isfinite().all() and all(p.isfinite().all() for p in result.parts.values()):
-        return
-    if isinstance(model, nn.Module):
-        for name, weight in model.named_parameters():
-            if not weight.isfinite().all():
-                raise ValueError(f"the weight {name} has NaN or infinite values: nothing can be explained through it")
-    if not result.whole.isfinite().all():
-        raise ValueError(
-            f"the explained output is {result.whole.tolist()}: nothing can be explained by an infinite or undefined one"
-        )
-    part = next(n for n, p in result.parts.items() if not p.isfinite().all())
-    raise ValueError(
-        f"the relevance of {part!r} is not finite: some ratio f(x)/x overflows there. Try float64, or rules='epsilon'"
-    )
-
-
-def _classes(classes: Sequence[str] | None, target: Tensor | None) -> list[str] | None:
-    if classes is None:
-        return None
-    if isinstance(classes, str):
-        raise TypeError(f"classes is a list of names, got the string {classes!r}")
-    last = -1 if target is None else int(target[..., -1].max() if target.ndim > 1 else target.max())
-    if last >= len(classes):
-        raise ValueError(f"classes has {len(classes)} names, and class {last} is explained: name every class of the output")
-    return list(classes)
-
-
-def _names(names: Sequence[Any] | None, batch: int) -> list[list[str]] | None:
-    if names is None:
-        return None
-    if isinstance(names, str):
-        raise TypeError(f"names is a list of tokens for each sample, got the string {names!r}: split it into tokens")
-    rows = [list(names)] if names and isinstance(names[0], str) else [list(row) for row in names]
-    if len(rows) != batch:
-        raise ValueError(f"names has {len(rows)} lists of tokens for {batch} samples")
-    return rows

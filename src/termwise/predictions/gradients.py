@@ -22,9 +22,11 @@ from termwise.core.capture import arguments, explained
 from termwise.core.interpret import interpret
 from termwise.core.program import info
 
-from .explain import _Call, _finite_inputs, _names
+from .call import PredictionCall
 from .explanation import Explanation
 from .fill_ins import filled
+from .labels import class_names, token_names
+from .refusals import finite_inputs
 from .targets import asked
 
 __all__ = ["Differentiated", "Leaf"]
@@ -62,8 +64,8 @@ class Differentiated:
             ValueError: as `explain`.
         """
         model, args, keywords = arguments(model, inputs, kwargs)
-        _finite_inputs(args, keywords)
-        self.call = _Call(model, args, keywords, asked(target), "zero", None, None)
+        finite_inputs(args, keywords)
+        self.call = PredictionCall(model, args, keywords, asked(target))
         self.batch = self.call.batch
         if self.call.wanted.several or self.call.alone:
             raise ValueError("this method explains one target of a batch of samples: a list of targets or a node is for explain")
@@ -179,8 +181,8 @@ class Differentiated:
             parts=parts,
             target=self.call.index[0],
             rules=method,
-            names=_names(names, self.batch),
-            classes=None if classes is None else list(classes),
+            names=token_names(names, self.batch),
+            classes=class_names(classes, self.call.index[0]),
             asked=self.call.questions(),
         )
 

@@ -19,7 +19,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .explanation import Explanation
 
-__all__ = ["Groups", "grouped", "patches", "words"]
+__all__ = ["Groups", "fitted", "grouped", "patches", "words"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ def grouped(why: Explanation, mask: Mask) -> Explanation:
         ids = given.mask if isinstance(given, Groups) else given
         part = parts[full]
         tokens = part.ndim == why.whole.ndim + 1
-        parts[full] = _sums(part, _fitted(ids, part, why.whole.ndim, full), why.whole.ndim)
+        parts[full] = _sums(part, fitted(ids, part, why.whole.ndim, full), why.whole.ndim)
         if tokens and why.names is not None:
             names = given.names if isinstance(given, Groups) else None
             names = names * len(why) if names is not None and len(names) == 1 else names
@@ -132,7 +132,7 @@ def _shape_of(ids: Tensor, part: Tensor, lead: int) -> tuple[int, ...] | None:
     return shape if fits and shape[-1] == wanted[-1] else None
 
 
-def _fitted(ids: Tensor, part: Tensor, lead: int, name: str) -> Int[Tensor, "batch entries"]:
+def fitted(ids: Tensor, part: Tensor, lead: int, name: str) -> Int[Tensor, "batch entries"]:
     """The group of every entry, one row per sample.
 
     Raises:

@@ -21,7 +21,8 @@ is negative; FullGrad (Srinivas & Fleuret 2019, arXiv 1905.00780) adds biases of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,15 +30,20 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from termwise.core.capture import arguments
 from termwise.core.program import Program, info, op_name
 from termwise.core.rewrite import rewrite
 
-from .explain import _Call
+from .call import PredictionCall
 from .explanation import Explanation
+from .labels import class_names
 from .ledger import Ledger, Site
 from .propagate import Pass, Result
+from .refusals import finite_inputs, finite_result
 from .rules import Rules
-from .targets import Target, asked, contrast
+from .rules.sets import IN_ITS_FORM
+from .starts import Contrast, Entry
+from .targets import Asked, Target, asked
 
 __all__ = ["depths", "over_depth", "spread"]
 
@@ -52,7 +58,7 @@ def over_depth(
     target: Target = None,
     rules: Rules = "default",
     shift: int = 0,
-    classes: list[str] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Explanation:
     """Say which places of a picture made the output: relevance averaged over the depths of the network, adding up.
 
@@ -72,39 +78,46 @@ def over_depth(
         place was explained and not a colour. Biases, constants and losses are parts as of `explain`.
 
     Raises:
-        ValueError: when no feature map carries all relevance, for a shift that leaves the picture; as `explain`.
+        ValueError: when no feature map carries all relevance, for a shift that leaves the picture, several targets; as
+            `explain`.
 
     Cost: one gradient pass, with a shift four. Memory: O(graph of one pass + result).
 
     Example:
-        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(5))
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(784, 5))
         >>> why = tw.predictions.over_depth(model.eval(), torch.randn(2, 3, 16, 16)).check()
         >>> why.inputs["input"].shape
         torch.Size([2, 3, 16, 16])
     """
-    if image.ndim != 4 or not image.is_floating_point():
-        raise ValueError(f"over_depth takes images (batch, channels, height, width), got {image.dtype} {tuple(image.shape)}")
+    model, args, keywords = arguments(model, (image,), kwargs)
+    if not isinstance(image, Tensor) or image.ndim != 4 or not image.is_floating_point():
+        given = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        raise ValueError(f"over_depth takes images (batch, channels, height, width), got {given}")
+    finite_inputs(args, keywords)
     if not 0 <= shift < min(image.shape[2:]):
         raise ValueError(f"shift must lie in 0..{min(image.shape[2:]) - 1} for pictures {tuple(image.shape[2:])}, got {shift}")
-    index = _class(model, image, kwargs or {}, target)
-    start = target if index is None else contrast(index, "probabilities")
+    if isinstance(rules, str) and rules in IN_ITS_FORM:
+        raise ValueError(f"rules={rules!r} carries relevance itself, and the depths are read from ratios: use another set")
+    image, wanted = image.detach(), _set_apart(model, image.detach(), keywords, asked(target))
     places = [_moved(image, dy * shift, dx * shift) for dy, dx in DIAGONAL] if shift else [_moved(image, 0, 0)]
     ready: _DepthPass | None = None
     whole, parts = image.new_zeros(len(image)), {}
     for place in places:
-        call = _Call(model, (image.flatten(2)[..., place].view_as(image),), dict(kwargs or {}), asked(start), rules, None, None)
+        call = PredictionCall(model, (image.flatten(2)[..., place].view_as(image),), keywords, wanted, rules=rules)
         program, tensors, wholes = call.prepare(slice(0, len(image)))
         if ready is None or ready.recorded.graph is not program.graph:
             ready = _DepthPass(program, rules)
         (result,) = ready.each(tensors, wholes)
+        finite_result(result, model)
         for name, part in _mean(result, ready.depths, image).items():
             if name.startswith("input:"):  # to the pixels that were copied
                 part = torch.zeros_like(part.flatten(1)).index_add(1, place, part.flatten(1))
                 part = (part / image.shape[1]).view(len(image), 1, *image.shape[2:]).expand_as(image)
             parts[name] = parts[name] + part / len(places) if name in parts else part / len(places)
         whole = whole + result.whole / len(places)
+    index = call.index[0]
     return Explanation(
-        whole, parts, target=index, rules=rules if isinstance(rules, str) else "custom", classes=classes,
+        whole, parts, target=index, rules=rules if isinstance(rules, str) else "custom", classes=class_names(classes, index),
         asked=call.questions(),
     )  # fmt: skip
 
@@ -229,14 +242,21 @@ def _mean(result: Result, count: int, image: Tensor) -> dict[str, Tensor]:
     return parts  # type: ignore[return-value]
 
 
-def _class(model: Any, image: Tensor, kwargs: Mapping[str, Any], target: Target) -> Tensor | None:
-    """The class that is explained, the same in all copies; None where the target says itself what it is."""
-    if target is not None and not isinstance(target, (int, Tensor)):
-        return None
-    if target is None:
-        with torch.no_grad():
-            target = model(image, **kwargs).argmax(-1)
-    return torch.as_tensor(target, device=image.device).expand(len(image))
+def _set_apart(model: Any, image: Tensor, keywords: dict[str, Any], wanted: Asked) -> Asked:
+    """A class against what the model says; the largest is chosen on the picture itself, and is the same in all copies."""
+    if wanted.several or wanted.starts[0].alone:
+        raise ValueError("over_depth explains one target of a batch of pictures: a list of targets or a node is for explain")
+    (start,) = wanted.starts
+    if not isinstance(start, Entry) or isinstance(start.target, tuple) or callable(wanted.select):
+        return wanted
+    if start.target is None:
+        call = PredictionCall(model, (image,), keywords, wanted)
+        program, _, (whole,) = call.prepare(slice(0, len(image)))
+        whole(program(image, kwargs=keywords))
+        if call.index[0] is None:  # one number per picture
+            return wanted
+        start = Entry(call.index[0])
+    return replace(wanted, starts=(Contrast(start, "probabilities"),))
 
 
 def _moved(image: Tensor, dy: int, dx: int) -> Tensor:

@@ -36,7 +36,7 @@ from .rules.sets import IN_ITS_FORM
 if TYPE_CHECKING:
     from .relevance_form import Carried
 
-__all__ = ["Pass", "propagate"]
+__all__ = ["Pass", "Result", "begun_at_rows", "propagate"]
 
 HALF = {torch.bfloat16, torch.float16}
 
@@ -96,7 +96,7 @@ class Pass:
             if info(node).role == "cut" and node.name in self.leaves:
                 self.sites[node.name] = Site(_leaf(self.leaves[node.name]), node.target)  # type: ignore[arg-type]
             elif info(node).role == "cut":
-                self.sites[node.name] = Site(_cut(program, node), node.target)  # type: ignore[arg-type]
+                self.sites[node.name] = Site(begun_at_rows(program, node), node.target)  # type: ignore[arg-type]
             elif node.name in chosen and info(node).active:
                 measured = measure_all or given_away or chosen[node.name] in LOSSY or self._rounds(node)
                 if measured or node is program.output or not _is_own(chosen[node.name], node, self.weights):
@@ -303,7 +303,7 @@ def _in_its_form(program: Program, rules: Rules, biases: str, at: str | None, to
     return Pass(program, rules, biases=biases, at=at, to=to)
 
 
-def _cut(program: Program, node: fx.Node) -> Callable[..., Any]:
+def begun_at_rows(program: Program, node: fx.Node) -> Callable[..., Any]:
     """An embedding of explained ids: what was looked up becomes a leaf, and its part has the shape of the ids."""
     name, views = f"input:{info(node).origin}", views_of_ids(node)
 

@@ -38,7 +38,7 @@ from termwise.core.samples import SampleAxis, per_sample
 
 from .ledger import Ledger
 from .memory import graph_size
-from .propagate import Result, _cut
+from .propagate import Result, begun_at_rows
 from .rules.attention import LOGARITHMIC, SOFTMAX
 from .rules.elementwise import ELEMENTWISE
 from .rules.linear import HOMOGENEOUS, MOVES, SUMS, WINNERS, bias_axis
@@ -317,7 +317,7 @@ class Carried:
             if info(node).role == "cut":
                 if op_name(node).endswith("embedding_bag"):  # sums while it looks up
                     raise ValueError(f"no rule for {describe(node)} in relevance form: rules='attnlrp' knows it in ratio form")
-                self.sites[node.name] = Cut(_cut(program, node), node.target)
+                self.sites[node.name] = Cut(begun_at_rows(program, node), node.target)
             elif info(node).active:
                 rule = table.get(op_name(node)) or TABLE.get(op_name(node), unchanged)
                 _refuse(node, rule)

@@ -18,7 +18,7 @@ from ..decompx import decompx
 from ..gradient_x_input import gradient_x_input
 from ..propagate import Pass, propagate
 from ..rationales import MaskedText, masked_text
-from ..targets import Entry, Seen
+from ..starts import Entry, Seen
 from ..token_sharing import BIASES
 from .film_sentences import FIRST, FOLLOWING, compared, masked
 
