@@ -183,7 +183,7 @@ def main() -> None:
     cache = cache_folder() / "peers"
     cache.mkdir(parents=True, exist_ok=True)
     say = Console(width=170)
-    compared = agreement(cache) if options.part == "report" and "zennit" in (options.peer or PINS) else None
+    compared = agreement(cache) if options.part == "report" and not options.peer else None
     for name in options.subjects:
         known = json.loads(OUT.read_text()) if OUT.exists() else {"subjects": {}}
         peers = options.peer or list(PINS)
