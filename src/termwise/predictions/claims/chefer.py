@@ -159,15 +159,18 @@ def _tests(seed: int) -> dict[str, dict[str, float]]:
     predicted = model(pictures).argmax(1)
     mask = masks[torch.arange(len(masks)), (predicted == digits[:, 1]).long()]
     tenths = [k / 10 for k in range(1, 10)]
-    found = {}
+    maps = {}
     for method in (chefer, attention_rollout, raw_attention, partial_lrp, attention_gradcam, gradient_rollout):
         readout = method(model, pictures, target=predicted)
-        maps = torch.stack([readout.heatmap(sample=i) for i in range(len(pictures))])
-        test = segmentation(maps, mask)
+        maps[method.__name__] = torch.stack([readout.heatmap(sample=i) for i in range(len(pictures))])
+    maps["another picture's"] = maps["chefer"].roll(1, 0)
+    found = {}
+    for name, of_method in maps.items():
+        test = segmentation(of_method, mask)
         curves = perturbation_curves(
-            model, pictures, maps, predicted, baseline="zeros", score="accuracy", fractions=tenths, patch=1, batch_size=2000,
+            model, pictures, of_method, predicted, baseline="zeros", score="accuracy", fractions=tenths, patch=1, batch_size=2000,
         )  # fmt: skip
-        found[method.__name__] = {
+        found[name] = {
             "pixel accuracy": test.pixel_accuracy.mean,
             "mAP": test.map.mean,
             "mIoU": test.miou.mean,
@@ -191,11 +194,11 @@ SEGMENTATION = ("pixel accuracy", "mAP", "mIoU")
     "chefer",
     statement="the map of the predicted class segments better than attention rollout, by pixel accuracy, mAP and mIoU",
     published="ImageNet-segmentation: 79.7 / 86.0 / 62.0 against rollout's 73.5 / 84.8 / 55.4",
-    note="ink of the predicted digit of a pair, 2 seeds; control: rollout against itself does not win",
+    note="ink of the predicted digit of a pair, 2 seeds; control: its map of another picture does not win",
 )
 def segments_better_than_rollout() -> tuple[str, bool]:
     wins = all(_tests(s)["chefer"][r] > _tests(s)["attention_rollout"][r] for s in SEEDS for r in SEGMENTATION)
-    control = any(_tests(s)["attention_rollout"][r] > _tests(s)["attention_rollout"][r] for s in SEEDS for r in SEGMENTATION)
+    control = all(_tests(s)["another picture's"][r] > _tests(s)["attention_rollout"][r] for s in SEEDS for r in SEGMENTATION)
     return _table(SEGMENTATION), wins and not control
 
 
