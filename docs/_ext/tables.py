@@ -1,8 +1,8 @@
 """Pages and tables that are written from the code when the documentation is built.
 
-The rules and rule sets come from their table, the reproduction page from the claims. Measuring takes minutes, so
-results are read from `docs/reproduction.json` where it is (`termwise verify --all --json > docs/reproduction.json`); without
-it the claims stand there with what was published, and are marked as not measured.
+The rules and rule sets come from their table, the reproduction page from the claims. Measuring takes minutes, so results are
+read from `docs/reproduction.json` where it is (`termwise verify --all --slow --json > docs/reproduction.json`); a claim that is
+not in it stands there with what was published, and is marked as not measured.
 
 The comparison of methods is read from `docs/data/relevance_peers.json` where it is: {"environment": {...}, "rows":
 [{"subject", "method", "samples", "abpc", "abpc_low", "abpc_high", "behind", "behind_interval", "error", "cancellation",
