@@ -136,6 +136,10 @@ class AttentionExplanation(Explanation):
         """The rollout map of the first stream of tokens (an encoder's, where there is one)."""
         return _first(self.tokens, self.why_not)
 
+    def ranking(self, name: str | None = None) -> Tensor:
+        """The rollout map, of an image by pixels: what the method says is most relevant is its index, not its relevance."""
+        return _ranking(self.tokens, self.picture, name, self.why_not)
+
     def heatmap(self, name: str | None = None, sample: int = 0) -> Float[Tensor, "height width"]:
         """The rollout map of one image, its patches interpolated to the image's size.
 
@@ -170,6 +174,10 @@ class AttentionReadout:
         """The map of the first stream of tokens."""
         return _first(self.tokens)
 
+    def ranking(self, name: str | None = None) -> Tensor:
+        """The map of the tokens of an input, or of the pixels of an image; see `Explanation.ranking`."""
+        return _ranking(self.tokens, self.size, name)
+
     def heatmap(self, name: str | None = None, sample: int = 0) -> Float[Tensor, "height width"]:
         """The map of one image, its patches interpolated to the image's size; arguments as of `AttentionExplanation`."""
         return _heatmap(self.tokens, self.size, name, sample)
@@ -179,6 +187,13 @@ def _first(tokens: Mapping[str, Tensor], why_not: str = "") -> Tensor:
     if not tokens:
         raise ValueError(why_not or "no tokens are reached")
     return next(iter(tokens.values()))
+
+
+def _ranking(tokens: Mapping[str, Tensor], size: Any, name: str | None, why_not: str = "") -> Tensor:
+    """The map of the stream that an input is part of."""
+    own = [values for stream, values in tokens.items() if name in stream.split("+")]
+    values = own[0] if own else _first(tokens, why_not)
+    return values if size is None else patches(values, *size)
 
 
 def _heatmap(tokens: Mapping[str, Tensor], size: Any, name: str | None, sample: int, why_not: str = "") -> Tensor:

@@ -1,9 +1,10 @@
 """`compare`: several methods on the same inputs, side by side: faithfulness, closing error, cancellation, seconds.
 
 Faithfulness is measured alike for all: the same fill-in, the same features, the same order among ties, the same samples, so
-that differences are paired. "error" is the closing error, the remainder over the whole, and "cancels" the sum of |parts| over the
-whole, each of the worst sample. "passes" is the time in gradient passes: the least of two runs, after the model was
-recorded, over gradient x input of the same batch, timed in between.
+that differences are paired. Ranked is what `ranking` of a result gives: its relevance, or the map that the method has
+beside it. "error" is the closing error, the remainder over the whole, and "cancels" the sum of |parts| over the
+whole, each of the worst sample; an index of tokens has neither. "passes" is the time in gradient passes: the least of two runs,
+after the model was recorded, over gradient x input of the same batch, timed in between.
 
 Which method is best depends on the fill-in and on the score; a table for one input says how these methods do on this
 input, and has no interval.
@@ -11,6 +12,7 @@ input, and has no interval.
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +22,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from termwise.core.capture import capture
+from termwise.core.decomposition import Decomposition
+from termwise.core.program import info
+
+from .chefer import (
+    AttentionReadout,
+    attention_gradcam,
+    attention_rollout,
+    chefer,
+    gradient_rollout,
+    partial_lrp,
+    raw_attention,
+)
 from .decompx import decompx
 from .explain import explain
 from .explanation import Explanation
@@ -31,19 +46,28 @@ from .labels import class_names, token_names
 from .metric import Metric
 from .occlusion import occlusion
 from .over_depth import over_depth
+from .perturbation import Features
 from .perturbation_curves import perturbation_curves
 from .rules import RULE_SETS
 from .rules.selection import nearest
 from .rules.sets import IN_ITS_FORM
+from .scoring import Inquiry
 from .shapley import shapley
 from .smoothgrad import smoothgrad
+from .starts import Contrast, Entry, NextToken
+from .targets import Target, asked
 
 if TYPE_CHECKING:
     import pandas
 
 __all__ = ["METHODS", "Compared", "Comparison", "compare"]
 
-METHODS: dict[str, Callable[..., Explanation]] = {
+Said = Explanation | AttentionReadout
+"""What a method says: anything with a `ranking`; see `Explanation.ranking`."""
+
+Method = Callable[..., Said]
+
+METHODS: dict[str, Method] = {
     "gradient_x_input": gradient_x_input,
     "integrated_gradients": integrated_gradients,
     "smoothgrad": smoothgrad,
@@ -52,11 +76,20 @@ METHODS: dict[str, Callable[..., Explanation]] = {
     "decompx": decompx,
     "over_depth": over_depth,
     "shapley": shapley,
+    "chefer": chefer,
+    "gradient_rollout": gradient_rollout,
+    "attention_rollout": attention_rollout,
+    "raw_attention": raw_attention,
+    "attention_gradcam": attention_gradcam,
+    "partial_lrp": partial_lrp,
 }
 """Name -> method, called as ``method(model, *inputs, kwargs=..., target=...)``. Names of rule sets are methods too."""
 
 METRICS = ("abpc", "aopc", "deletion", "insertion", "comprehensiveness", "sufficiency")
 """What is read from the perturbation curves."""
+
+REPLACING = ("baseline", "patch", "feature_mask", "keep")
+"""A method with all these arguments replaces features, and is given what the curves replace."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,17 +99,19 @@ class Compared:
     Attributes:
         name: of the method.
         explanation: what it said; None where it could not run.
-        metrics: name -> `Metric`.
-        seconds: of one run on the batch.
-        passes: seconds over those of a gradient pass.
-        problem: why it could not run, in its own words; "" where it could.
+        metrics: name -> `Metric`; none where it could not run.
+        seconds: of one run on the batch; NaN where it could not run.
+        passes: seconds over those of a gradient pass; NaN where one of the two could not run.
+        map: what features were ranked by, one number per entry of the input; None where it could not run.
+        problem: why it could not run: the kind of error and its words; "" where it could.
     """
 
     name: str
-    explanation: Explanation | None
+    explanation: Said | None
     metrics: Mapping[str, Metric]
-    seconds: float
-    passes: float
+    seconds: float = float("nan")
+    passes: float = float("nan")
+    map: Tensor | None = None
     problem: str = ""
 
 
@@ -86,13 +121,17 @@ class Comparison:
 
     Attributes:
         rows: one for each method, in the order asked.
+        metrics: names of what was measured.
         clusters: of the samples, for the intervals; None where each is its own.
         picture: what the model saw, (height, width, 3), 0 to 255, where it is known.
+        names: the tokens of each sample; None where there are none.
     """
 
     rows: Sequence[Compared]
+    metrics: Sequence[str]
     clusters: Sequence[int] | Tensor | None = None
     picture: Any = None
+    names: list[list[str]] | None = None
 
     def __getitem__(self, name: str) -> Compared:
         """The row of a method."""
@@ -102,17 +141,19 @@ class Comparison:
         raise KeyError(f"{name!r} was not compared: {', '.join(row.name for row in self.rows)} were")
 
     def table(self) -> list[dict[str, Any]]:
-        """The numbers: one mapping per method, metrics with the ends of their intervals."""
+        """The numbers: one mapping per method, metrics with the ends of their intervals; NaN where there is none."""
+        nan = float("nan")
         found = []
         for row in self.rows:
-            why = row.explanation
             line: dict[str, Any] = {"method": row.name}
-            for name, metric in row.metrics.items():
-                low, high = metric.interval(clusters=self.clusters)
-                line |= {name: metric.mean, f"{name}_low": low, f"{name}_high": high}
+            for name in self.metrics:
+                metric = row.metrics.get(name)
+                low, high = (nan, nan) if metric is None else metric.interval(clusters=self.clusters)
+                line |= {name: nan if metric is None else metric.mean, f"{name}_low": low, f"{name}_high": high}
+            why = row.explanation if isinstance(row.explanation, Decomposition) else None
             line |= {
-                "error": float("nan") if why is None else why.error(),
-                "cancellation": float("nan") if why is None else why.cancellation(),
+                "error": nan if why is None else why.error(),
+                "cancellation": nan if why is None else why.cancellation(),
                 "seconds": row.seconds,
                 "passes": row.passes,
                 "problem": row.problem,
@@ -127,7 +168,14 @@ class Comparison:
         return pandas.DataFrame(self.table())
 
     def difference(self, better: str, worse: str, metric: str = "abpc") -> tuple[float, float]:
-        """The paired interval of a metric's difference between two methods; above 0 throughout, the first is better."""
+        """The paired interval of a metric's difference between two methods; above 0 throughout, the first is better.
+
+        Raises:
+            KeyError: a method that was not compared or could not run, a metric that was not measured.
+        """
+        for row in (self[better], self[worse]):
+            if metric not in row.metrics:
+                raise KeyError(f"{metric!r} of {row.name!r} is not there: {row.problem or 'it was not measured'}")
         a, b = self[better].metrics[metric], self[worse].metrics[metric]
         return (a - b).interval(clusters=self.clusters)
 
@@ -152,7 +200,14 @@ class Comparison:
         return page(self.table(), self._explained(), picture=self.picture, title=title, lead=lead)
 
     def _explained(self) -> list[tuple[str, Explanation]]:
-        return [(row.name, row.explanation) for row in self.rows if row.explanation is not None]
+        """The maps, as explanations that can be drawn."""
+        found = []
+        for row in self.rows:
+            if row.map is not None:
+                drawn = row.map if row.map.ndim == 2 else row.map[:, None] if row.map.ndim == 3 else row.map
+                whole = drawn.flatten(1).sum(1)
+                found.append((row.name, Explanation(whole, {"input:map": drawn}, names=self.names)))
+        return found
 
     def __repr__(self) -> str:
         """One line."""
@@ -162,10 +217,10 @@ class Comparison:
 def compare(
     model: nn.Module | Callable[..., Any],
     x: Tensor | Mapping[str, Any],
-    methods: Sequence[str | Callable[..., Explanation]] = ("default", "gradient_x_input", "integrated_gradients", "smoothgrad"),
+    methods: str | Method | Sequence[str | Method] = ("default", "gradient_x_input", "integrated_gradients", "smoothgrad"),
     *,
-    target: Any = None,
-    metrics: Sequence[str] = ("abpc",),
+    target: Target = None,
+    metrics: str | Sequence[str] = ("abpc",),
     baseline: Any = None,
     score: str = "probability",
     steps: int = 20,
@@ -183,17 +238,19 @@ def compare(
 
     Args:
         model: in eval mode.
-        x: one tensor, batch first, or a mapping of keyword inputs.
+        x: one tensor, batch first, or a mapping of keyword inputs, of which the first that can be explained is measured.
         methods: names (of rule sets, or of `METHODS`), or functions called as ``method(model, x, target=...)`` that return
-            an `Explanation`.
-        target: class, or one per sample; the model's own answer when not given.
+            an `Explanation`, or anything with a `ranking`; one of these, or several. Those that replace features
+            themselves, with `baseline`, `patch`, `feature_mask` and `keep` among their arguments, are given these.
+        target: as of `termwise.explain`, one of each sample; the model's own answer when not given.
         metrics: of the perturbation curves: "abpc", "aopc", "deletion", "insertion", "comprehensiveness", "sufficiency".
-        baseline: the fill-in. None: "blur" for images, "remove" for token ids (say what stays, `keep`), 0 for numbers.
-        score: "probability", "logit" or "accuracy"; a model with a single output has a logit only.
+        baseline: the fill-in. None: "blur" for images, "remove" for token ids, 0 for numbers.
+        score: "probability", "logit" or "accuracy"; a single output, a function or a contrast has a logit only.
         steps: points of the curves.
         patch: side of the square of pixels that counts as one feature of an image.
         feature_mask: instead, the number of the group of each position.
-        keep: tokens never taken.
+        keep: tokens never taken. None: where tokens are removed, the first one, padding, and in the text that a target has a
+            place in, what stands from that place on; so that a sequence is never emptied and its question stays.
         clusters: for each sample the number of its cluster, for the intervals.
         batch_size: inputs per forward pass.
         picture: what the model saw, for the figure.
@@ -215,77 +272,116 @@ def compare(
         >>> found["zero"].explanation.error() < 1e-4 < found["gradient_x_input"].explanation.error()
         True
     """
-    chosen = [_method(m) for m in methods]
+    chosen = [_method(m) for m in ([methods] if isinstance(methods, str) or callable(methods) else methods)]
     if not chosen:
         raise ValueError("methods is empty: there is nothing to compare")
-    for name in metrics:
-        if name not in METRICS:
-            raise ValueError(f"unknown metric {name!r}{nearest(name, list(METRICS))}")
-    gradient = gradient_x_input(model, x, target=target)  # records the model, finds the class
-    explained = gradient.target if isinstance(gradient.target, Tensor) and gradient.target.ndim == 1 else target
-    relevance = next(iter(gradient.inputs.values()))
-    tensor = x if isinstance(x, Tensor) else next(v for v in x.values() if v.shape == relevance.shape)
+    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+    for metric in metrics:
+        if metric not in METRICS:
+            raise ValueError(f"unknown metric {metric!r}{nearest(metric, list(METRICS))}")
+    name = _explained(model, x, target)
+    tensor: Tensor = x if isinstance(x, Tensor) else x[name]  # type: ignore[index]
     ids = not tensor.is_floating_point()
     fill: Any = baseline if baseline is not None else "remove" if ids else "blur" if tensor.ndim == 4 else 0.0
-    options = {
-        "baseline": fill, "score": score, "steps": steps, "patch": patch, "feature_mask": feature_mask, "keep": keep,
-        "batch_size": batch_size,
-    }  # fmt: skip
-    told = {"names": token_names(names, len(tensor)), "classes": class_names(classes, gradient.target)}
+    if keep is None and isinstance(fill, str) and fill == "remove":
+        keep = _kept(x, name, target)
+    replacing = {"baseline": fill, "patch": patch, "feature_mask": feature_mask, "keep": keep, "name": name}
+    inquiry = Inquiry(model, Features(x, **replacing), target, batch_size=batch_size)
+    inquiry.whole.of(score)  # complains before the work
+    explained = inquiry.index if target is None else target  # the model's own answer is one of all methods
+    told = {"names": token_names(names, len(tensor)), "classes": class_names(classes, inquiry.index)}
     rows = []
-    for place, (name, method) in enumerate(chosen):
+    for place, (title, method) in enumerate(chosen):
         if progress is not None:
-            progress(name, place / len(chosen))
-        if method is METHODS["occlusion"]:  # what it replaces is what the curves replace
-            method = partial(occlusion, baseline=fill, patch=patch, feature_mask=feature_mask, keep=keep)
-        rows.append(_row(name, method, model, x, explained, target, metrics, options, told, tensor.shape))
+            progress(title, place / len(chosen))
+        try:
+            why, seconds, passes = _timed(_alike(method, replacing, batch_size), model, x, explained)
+            relevance = why.ranking(name).detach()
+            curves = perturbation_curves(
+                model, x, relevance, explained, score=score, steps=steps, batch_size=batch_size, **replacing
+            )
+            measured = {m: getattr(curves, m) for m in metrics}
+            why = replace(why, **told) if isinstance(why, Explanation) else why
+            rows.append(Compared(title, why, measured, seconds, passes, relevance))
+        except Exception as problem:  # whatever it is, it is this method's own
+            said = (str(problem).strip().splitlines() or ["no message"])[0]
+            rows.append(Compared(title, None, {}, problem=f"{type(problem).__name__}: {said}"))
     if progress is not None:
         progress("done", 1.0)
-    return Comparison(rows, clusters, picture)
+    return Comparison(rows, metrics, clusters, picture, told["names"])
 
 
-def _row(
-    name: str, method: Callable[..., Explanation], model: Any, x: Any, explained: Any, target: Any,
-    metrics: Sequence[str], options: dict[str, Any], told: dict[str, Any], shape: torch.Size,
-) -> Compared:  # fmt: skip
-    seconds, passes = [], []
-    try:
-        for _ in range(2):  # the first may rewrite and warm up
-            why, took = _timed(method, model, x, explained)
-            _, unit = _timed(gradient_x_input, model, x, explained)
-            seconds.append(took)
-            passes.append(unit)
-            if took > 100 * unit:  # the second time would say the same, slowly
-                break
-    except (ValueError, TypeError, NotImplementedError) as problem:
-        return Compared(name, None, {}, float("nan"), float("nan"), str(problem).partition("\n")[0])
-    why = replace(why, **told)
-    relevance = next(iter(why.inputs.values()))
-    if relevance.shape != shape and relevance.shape != (shape[0], *shape[2:]):
-        problem = f"its map has shape {tuple(relevance.shape)}, and the input {tuple(shape)}"
-        return Compared(name, None, {}, float("nan"), float("nan"), problem)
-    curves = perturbation_curves(model, x, relevance, _asked(explained, target), **options)
-    return Compared(name, why, {m: getattr(curves, m) for m in metrics}, min(seconds), min(seconds) / min(passes))
+def _timed(method: Method, model: Any, x: Any, target: Any) -> tuple[Said, float, float]:
+    """What a method says, the seconds it takes, and these over those of gradient x input."""
+    seconds, unit = [], []
+    for _ in range(2):  # the first may rewrite and warm up
+        why, took = _clocked(method, model, x, target)
+        seconds.append(took)
+        try:
+            unit.append(_clocked(gradient_x_input, model, x, target)[1])
+        except Exception:  # a model that has no gradient pass may still be explained
+            unit.append(float("nan"))
+        if took > 100 * unit[-1]:  # the second time would say the same, slowly
+            break
+    return why, min(seconds), min(seconds) / min(unit)
 
 
-def _timed(method: Callable[..., Explanation], model: Any, x: Any, target: Any) -> tuple[Explanation, float]:
+def _clocked(method: Method, model: Any, x: Any, target: Any) -> tuple[Said, float]:
     started = time.perf_counter()
     why = method(model, x, target=target)
-    if why.whole.is_cuda:
-        torch.cuda.synchronize(why.whole.device)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return why, time.perf_counter() - started
 
 
-def _asked(explained: Any, target: Any) -> Any:
-    """The target for a perturbed output: a class, or the user's function."""
-    if explained is None or isinstance(explained, (int, Tensor)) or (callable(explained) and not isinstance(explained, type)):
-        return explained
-    raise ValueError(f"compare scores one class or a function of the output, got target={target!r}")
+def _alike(method: Method, replacing: Mapping[str, Any], batch_size: int) -> Method:
+    """A method that replaces features, with what the curves replace; but for what was bound already."""
+    try:
+        known = inspect.signature(method).parameters
+    except ValueError:  # a builtin
+        return method
+    if not known.keys() >= set(REPLACING):
+        return method
+    bound = getattr(method, "keywords", {})
+    given = {**replacing, "batch_size": batch_size}
+    return partial(method, **{k: v for k, v in given.items() if k in known and k not in bound})
 
 
-def _method(given: str | Callable[..., Explanation]) -> tuple[str, Callable[..., Explanation]]:
+def _explained(model: Any, x: Any, target: Any) -> str | None:
+    """The name of the input that is measured: the first of a mapping that can be explained."""
+    if not isinstance(x, Mapping):
+        return None
+    program = capture(model, x, select=asked(target).select)
+    active = [n for n in program.graph.nodes if "info" in n.meta and info(n).active]
+    origins = {info(n).origin for n in active if n.op == "placeholder" or info(n).role == "cut"}
+    for name in x:
+        if name in origins:
+            return str(name)
+    raise ValueError(f"none of {', '.join(x)} can be explained: none is floating, and none is looked up in an embedding")
+
+
+def _kept(x: Any, name: str | None, target: Any) -> Tensor:
+    """Tokens that stay where others are removed."""
+    ids: Tensor = x if name is None else x[name]
+    decoder = name is not None and name.startswith("decoder_")
+    mask = None if name is None else x.get("decoder_attention_mask" if decoder else "attention_mask")
+    text = mask != 0 if isinstance(mask, Tensor) and mask.shape == ids.shape else torch.ones_like(ids, dtype=torch.bool)
+    keep = ~text
+    keep.scatter_(1, text.to(torch.int8).argmax(1, keepdim=True), True)
+    start = asked(target).starts[0]
+    entry = start.entry if isinstance(start, Contrast) else start
+    other = name is not None and not decoder and any(k.startswith("decoder_input") for k in x)  # it asks of another text
+    if isinstance(entry, NextToken) and not other:
+        keep[:, entry.position - 1 :] = True
+    elif isinstance(entry, Entry) and isinstance(entry.target, tuple) and len(entry.target) == 2 and not other:
+        keep[:, int(entry.target[0]) :] = True
+    return keep
+
+
+def _method(given: str | Method) -> tuple[str, Method]:
     if callable(given):
-        return getattr(given, "__name__", type(given).__name__), given
+        named = getattr(given, "func", given)  # of a partial
+        return getattr(named, "__name__", type(named).__name__), given
     name = given.strip()
     if name == "default" or name in RULE_SETS or name in IN_ITS_FORM:
         return name, partial(explain, rules=name)

@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from .groups import Groups
 from .perturbation import Features
 from .perturbation_curves import walk
-from .scoring import Inquiry, Target
+from .scoring import Inquiry
+from .targets import Target
 
 if TYPE_CHECKING:
     from jaxtyping import Float

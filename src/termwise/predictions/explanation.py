@@ -135,6 +135,23 @@ class Explanation(Decomposition):
         found = tuple(self.inputs.values())
         return found[0] if len(found) == 1 else found
 
+    def ranking(self, name: str | None = None) -> Tensor:
+        """The map that features of an input are ranked by, one number per entry: what `termwise.compare` measures.
+
+        Of an explanation it is the relevance of that input. A method that has a map of its own beside what adds up
+        (`termwise.chefer`), or nothing that adds up, gives that map; any result with this method can be compared.
+
+        Args:
+            name: of the input; the first when not given.
+
+        Raises:
+            ValueError: when there is no such input.
+        """
+        inputs = self.inputs
+        if not inputs or (name is not None and name not in inputs):
+            raise ValueError(f"no relevance of input {name or ''}: there is {', '.join(self.parts) or 'none at all'}")
+        return inputs[name or next(iter(inputs))]
+
     @property
     def biases(self) -> dict[str, Tensor]:
         """Relevance of every bias by module path, (batch, *bias shape)."""

@@ -18,7 +18,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
-from termwise.core.capture import arguments, explained
+from termwise.core.capture import arguments
 from termwise.core.interpret import interpret
 from termwise.core.program import info
 
@@ -71,7 +71,6 @@ class Differentiated:
             raise ValueError("this method explains one target of a batch of samples: a list of targets or a node is for explain")
         self.program, given, (pick,) = self.call.prepare(slice(0, self.batch))
         self.tensors = [_ordinary(tensor) for tensor in given]
-        self.pick = target if self.call.wanted.select is not None else None
         self.leaves: list[Leaf] = []
         output = self._run(self.tensors, self._found)
         with torch.enable_grad():
@@ -89,26 +88,12 @@ class Differentiated:
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
-    def scalar(self, output: Tensor, samples: Tensor | None = None) -> Tensor:
-        """The explained scalar of an output, (rows,); row i belongs to sample `samples[i]`, or to i modulo the batch."""
+    def scalar(self, output: Tensor) -> Tensor:
+        """The explained scalar of an output, (copies * batch,)."""
         weights = self.weights
-        if samples is not None:
-            weights = weights[samples.to(weights.device)]
-        elif len(output) != len(weights):
+        if len(output) != len(weights):
             weights = weights.repeat(len(output) // len(weights), *[1] * (weights.ndim - 1))
-        if weights.shape != output.shape:
-            raise ValueError(
-                f"the output became {tuple(output.shape)} where it was {tuple(weights.shape)}: replace what changes its length "
-                "by a token instead of removing it"
-            )
         return (output * weights).reshape(len(output), -1).sum(1)
-
-    def of_output(self, output: Any, samples: Tensor) -> Tensor:
-        """The same from what the model itself returns."""
-        if self.pick is not None and callable(self.pick):
-            value: Tensor = self.pick(output)
-            return value
-        return self.scalar((self.call.wanted.select or explained)(output), samples)
 
     @torch.inference_mode(False)
     def values(self, points: Sequence[Tensor]) -> Tensor:

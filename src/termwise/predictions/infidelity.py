@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from .fill_ins import filled
 from .metric import Metric
 from .perturbation import Features
-from .scoring import Inquiry, Target
+from .scoring import Inquiry
+from .targets import Target
 
 __all__ = ["infidelity"]
 
@@ -88,9 +89,8 @@ def infidelity(
         change = torch.where(away == 0, torch.zeros_like(change), change / torch.where(away == 0, torch.ones_like(away), away))
     predicted = (change * phi.repeat_interleave(samples, 0)).flatten(1).sum(1).view(-1, samples)
     inquiry = Inquiry(model, Features(x, baseline=0.0), target, batch_size=batch_size)
-    index = inquiry.index if inquiry.pick is None else None
-    told = target if index is None else index.repeat_interleave(samples)
-    after = Inquiry(model, Features(changed, baseline=0.0), told, batch_size=batch_size).whole.of(score)
+    batches = ((rows, changed[rows.to(changed.device)]) for rows in torch.arange(len(changed)).split(batch_size))
+    after = inquiry.of(batches, torch.arange(len(x)).repeat_interleave(samples)).of(score)
     happened = inquiry.whole.of(score)[:, None] - after.view(-1, samples)
     if normalize:
         size = predicted.square().mean(1, keepdim=True)

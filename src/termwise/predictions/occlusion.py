@@ -4,9 +4,9 @@
 
 Exact where f is a sum over features; the remainder is what features do only together, and features that stand in for each
 other make it negative. A feature is a patch of pixels, a token, a number, or a group of one's own; its effect is shared
-evenly by its positions, so that the part has the input's shape.
+evenly by its positions and channels, so that the part has the input's shape.
 
-Cost: features + 2 forward passes per sample, in batches; memory: one batch.
+Cost: features + 3 forward passes per sample, in batches; memory: one batch.
 Source: Zeiler & Fergus 2014, arXiv 1311.2901, section 4.2 (images); Li et al. 2016, arXiv 1612.08220 (erasure, texts).
 """
 
@@ -22,6 +22,7 @@ from .explanation import Explanation
 from .gradients import Differentiated
 from .groups import Groups
 from .perturbation import Features
+from .scoring import Inquiry
 
 __all__ = ["Replacing", "occlusion"]
 
@@ -35,6 +36,7 @@ def occlusion(
     patch: int = 16,
     feature_mask: Tensor | Groups | None = None,
     keep: Tensor | None = None,
+    name: str | None = None,
     batch_size: int = 32,
     names: Sequence[Any] | None = None,
     classes: Sequence[str] | None = None,
@@ -50,6 +52,8 @@ def occlusion(
         patch: side of the square of pixels that counts as one feature of an image.
         feature_mask: instead, the number of the group of each position; -1 where nothing is replaced.
         keep: tokens or features never replaced, True.
+        name: of several inputs, the one whose features are replaced; the first that can be explained when not given. The
+            others stay as they are, and get no part.
         batch_size: rows of a pass.
         names: the tokens, for pictures.
         classes: names of the classes.
@@ -59,14 +63,17 @@ def occlusion(
         there where tokens are removed: nothing would be left to ask about).
 
     Raises:
-        ValueError: as `explain` and `perturbation_curves`; several positional inputs.
+        ValueError: as `explain` and `perturbation_curves`; several positional inputs, an unknown name.
 
     Example:
         >>> f = torch.nn.Linear(3, 2, dtype=torch.float64).eval()       # a sum over its features
         >>> list(occlusion(f, torch.randn(4, 3, dtype=torch.float64), target=0).check().parts)
         ['input:input', 'constant:baseline']
     """
-    asked = Replacing(Differentiated(model, inputs, kwargs, target), baseline, patch, feature_mask, keep)
+    asked = Replacing(
+        model, inputs, kwargs, target, baseline=baseline, name=name, batch_size=batch_size,
+        patch=patch, feature_mask=feature_mask, keep=keep,
+    )  # fmt: skip
     f, features, removing = asked.f, asked.features, asked.features.fill is None
     n = features.n
     rows = torch.arange(features.batch * (n + (not removing)))  # one feature each, then all of them
@@ -75,7 +82,7 @@ def occlusion(
     def replaced(chosen: Tensor) -> Tensor:
         return (which[chosen, None] == torch.arange(n)) | (which[chosen, None] == n)
 
-    found = asked.answers(samples, replaced, batch_size).view(-1, features.batch)
+    found = asked.answers(samples, replaced).view(-1, features.batch)
     constants = {} if removing else {"baseline": found[n]}
     return f.explanation([asked.shared((f.whole - found[:n]).T)], "occlusion", constants=constants, names=names, classes=classes)
 
@@ -83,29 +90,27 @@ def occlusion(
 class Replacing:
     """One call, asked with features of its input replaced."""
 
-    def __init__(self, f: Differentiated, baseline: Any, patch: int, mask: Tensor | Groups | None, keep: Tensor | None) -> None:
+    def __init__(
+        self, model: Any, inputs: tuple[Any, ...], kwargs: Any, target: Any, *, baseline: Any, name: str | None,
+        batch_size: int, **options: Any,
+    ) -> None:  # fmt: skip
         """Arguments as of `occlusion`."""
-        if len(f.leaves) != 1:
-            several = ", ".join(leaf.name for leaf in f.leaves)
-            raise ValueError(f"features of one input are replaced, this call has {len(f.leaves)}: {several}")
-        (leaf,), named = f.leaves, f.call.keywords
-        if len(f.call.args) + bool(named) != 1:
+        self.f = f = Differentiated(model, inputs, kwargs, target)
+        args, named = f.call.args, f.call.keywords
+        if len(args) + bool(named) != 1:
             raise ValueError("give one tensor, or keyword inputs only: pass the others by name")
-        given: Any = f.call.args[0] if f.call.args else {k: v for k, v in named.items() if isinstance(v, Tensor)}
-        self.f, self.fixed = f, {k: v for k, v in named.items() if not isinstance(v, Tensor)}
-        baseline = baseline if baseline is not None else "remove" if leaf.look_up is not None else 0.0
-        name = leaf.name if named else None
-        self.features = Features(given, baseline=baseline, patch=patch, feature_mask=mask, keep=keep, name=name)
+        known = [leaf.name for leaf in f.leaves]
+        if name is not None and name not in known:
+            raise ValueError(f"there is no input {name!r} to explain: there are {', '.join(known)}")
+        name = next(k for k in named if k in known) if name is None and named else name
+        f.leaves = [leaf for leaf in f.leaves if name in (None, leaf.name)][:1]  # the part of the answer; others stay as they are
+        baseline = baseline if baseline is not None else "remove" if f.leaves[0].look_up is not None else 0.0
+        self.features = Features(args[0] if args else named, baseline=baseline, name=name if named else None, **options)
+        self.inquiry = Inquiry(f.call.model, self.features, target, batch_size=batch_size)
 
-    def answers(self, samples: Tensor, replaced: Callable[[Tensor], Tensor], size: int) -> Tensor:
+    def answers(self, samples: Tensor, replaced: Callable[[Tensor], Tensor]) -> Tensor:
         """The explained scalar of each row, (rows,); arguments as of `Features.batches`."""
-        f = self.f
-        found = f.whole.new_zeros(len(samples))
-        for some, batch in self.features.batches(samples, replaced, size):
-            with torch.no_grad():
-                output = f.call.model(**batch, **self.fixed) if isinstance(batch, Mapping) else f.call.model(batch)
-                found[some.to(found.device)] = f.of_output(output, samples[some]).to(found)
-        return found
+        return self.inquiry.scores(samples, replaced).logit.to(self.f.whole)
 
     def shared(self, effects: Tensor) -> Tensor:
         """Effects (batch, n) of the features, each shared evenly by its positions: of the input's shape."""
@@ -115,4 +120,5 @@ class Replacing:
         sizes = sizes.scatter_add(1, features.cells + 1, torch.ones(features.cells.shape)).to(effects)
         even = torch.cat([effects.new_zeros(features.batch, 1), effects], 1) / sizes.clamp(min=1)
         spread = even.gather(1, features.cells + 1).to(self.f.whole.device).view(features.batch, *features.positions)
-        return (spread / features.x.shape[1])[:, None].expand_as(features.x) if features.image else spread
+        axis = features.channels
+        return spread if axis is None else (spread / features.x.shape[axis]).unsqueeze(axis).expand_as(features.x)

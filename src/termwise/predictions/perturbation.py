@@ -1,5 +1,8 @@
 """An input seen as features that can be replaced: patches of pixels, tokens, plain numbers, or groups of one's own.
 
+    images (batch, channels, height, width)     a patch         ids (batch, tokens)         a token
+    sequences (batch, tokens, features)         a token         numbers (batch, features)   a number
+
 The mechanism of every method that asks a model about changed inputs: which features there are, how relevant each is,
 in which order they go, and the batches of inputs in which given ones are replaced by a fill-in or taken out of the sequence.
 """
@@ -44,12 +47,14 @@ class Features:
         self.inputs = inputs
         self.name = _explained(inputs, relevance, name) if isinstance(inputs, Mapping) else None
         x: Tensor = inputs if self.name is None else inputs[self.name]
-        if x.ndim not in (2, 4):
+        if x.ndim not in (2, 3, 4):
             raise ValueError(
-                f"inputs must be images (batch, channels, height, width) or rows (batch, features), got {tuple(x.shape)}"
+                "inputs must be images (batch, channels, height, width), sequences (batch, tokens, features) or rows (batch, "
+                f"features), got {tuple(x.shape)}"
             )
         self.x, self.batch, self.image = x.detach(), len(x), x.ndim == 4
-        self.positions = tuple(x.shape[2:] if self.image else x.shape[1:])
+        self.channels = {2: None, 3: 2, 4: 1}[x.ndim]  # the axis whose entries go together
+        self.positions = tuple(x.shape[2:] if self.image else x.shape[1:2])
         self.fill = filled(self.x, baseline)
         ids = not x.is_floating_point()
         if feature_mask is not None:
@@ -57,7 +62,10 @@ class Features:
         elif self.image:
             self.cells, self.what = self._patches(patch), f"{patch}x{patch} patches"
         else:
-            self.cells, self.what = torch.arange(self.positions[0]).expand(self.batch, -1), "tokens" if ids else "features"
+            self.cells, self.what = (
+                torch.arange(self.positions[0]).expand(self.batch, -1),
+                "tokens" if ids or x.ndim == 3 else "features",
+            )
         if keep is not None:
             self._keep(keep)
         self.n = int(self.cells.max()) + 1 if self.cells.numel() else 0
@@ -105,8 +113,8 @@ class Features:
     def scores(self, relevance: Tensor) -> Tensor:
         """Relevance of every feature, the sum over its positions and channels, (batch, n)."""
         x, shape = self.x, tuple(relevance.shape)
-        if self.image and relevance.ndim == 4:
-            relevance = relevance.sum(1)
+        if self.channels is not None and relevance.ndim == x.ndim:
+            relevance = relevance.sum(self.channels)
         if tuple(relevance.shape) != (self.batch, *self.positions):
             raise ValueError(
                 f"relevance has shape {shape} for an input {tuple(x.shape)}: expected {(self.batch, *self.positions)}"
@@ -182,6 +190,10 @@ class Features:
             for rows in (lengths == length).nonzero()[:, 0].split(size):
                 yield rows, self._shortened(samples[rows], stay[rows])
 
+    def given(self, samples: Tensor) -> Any:
+        """The inputs of these samples as they are."""
+        return self._with(samples, self.x[samples.to(self.x.device)])
+
     def _spread(self, samples: Tensor, replaced: Tensor) -> Tensor:
         """From features to positions, (rows, positions)."""
         never = torch.zeros(len(replaced), 1, dtype=torch.bool)
@@ -193,13 +205,15 @@ class Features:
         assert value is not None
         value = value[samples] if value.shape == self.x.shape else value
         mask = self._spread(samples.cpu(), replaced).to(x.device).view(len(samples), *self.positions)
-        return torch.where(mask[:, None] if self.image else mask, value, x)
+        return torch.where(mask if self.channels is None else mask.unsqueeze(self.channels), value, x)
 
     def _with(self, samples: Tensor, x: Tensor) -> Any:
-        if self.name is None:
-            return x
-        rows = {k: v[samples.to(v.device)] for k, v in self.inputs.items() if k != self.name}
-        return {**rows, self.name: x}
+        return x if self.name is None else {k: self._taken(v, samples) for k, v in self.inputs.items()} | {self.name: x}
+
+    def _taken(self, value: Any, samples: Tensor) -> Any:
+        """Some samples of another input; all of one that has none."""
+        own = isinstance(value, Tensor) and value.ndim and len(value) == self.batch
+        return value[samples.to(value.device)] if own else value
 
     def _shortened(self, samples: Tensor, stay: Tensor) -> Any:
         def shorten(value: Tensor) -> Tensor:
@@ -207,19 +221,26 @@ class Features:
 
         if self.name is None:
             return shorten(self.x)
-        return {k: shorten(v) if v.shape == self.x.shape else v[samples.to(v.device)] for k, v in self.inputs.items()}
+        decoder = self.name.startswith("decoder_")  # whose text is another one
+        return {
+            k: shorten(v)
+            if isinstance(v, Tensor) and v.shape == self.x.shape and k.startswith("decoder_") == decoder
+            else self._taken(v, samples)
+            for k, v in self.inputs.items()
+        }
 
 
-def _explained(inputs: Mapping[str, Tensor], relevance: Tensor | None, chosen: str | None) -> str:
+def _explained(inputs: Mapping[str, Any], relevance: Tensor | None, chosen: str | None) -> str:
     """The name of the input that `relevance` is about: the chosen one, or the first of its shape."""
     if chosen is not None:
         if chosen not in inputs:
             raise ValueError(f"there is no input {chosen!r}: there are {', '.join(inputs)}")
         return chosen
+    tensors = {k: v for k, v in inputs.items() if isinstance(v, Tensor)}
     if relevance is None:
-        return next(iter(inputs))
-    for name, value in inputs.items():
-        if value.shape == relevance.shape or (value.ndim == 4 and relevance.shape == (len(value), *value.shape[2:])):
+        return next(iter(tensors))
+    for name, value in tensors.items():
+        if relevance.shape in (value.shape, value.shape[:1] + value.shape[2:] if value.ndim == 4 else value.shape[:2]):
             return name
-    shapes = {k: tuple(v.shape) for k, v in inputs.items()}
+    shapes = {k: tuple(v.shape) for k, v in tensors.items()}
     raise ValueError(f"relevance has shape {tuple(relevance.shape)}, and no input has it: {shapes}")

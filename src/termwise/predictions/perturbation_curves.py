@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from .groups import Groups
 from .metric import Metric
 from .perturbation import Features
-from .scoring import Answers, Inquiry, Target
+from .scoring import Answers, Inquiry
+from .targets import Target
 
 __all__ = ["PerturbationCurves", "perturbation_curves", "pixel_flipping", "walk"]
 
@@ -136,17 +137,19 @@ def perturbation_curves(
     """Take features away in the order of their relevance, from either end, and watch the score of the explained class.
 
     Args:
-        model: in eval mode; gives logits (batch, classes), alone or as a `logits` field, or what a callable target takes.
-        inputs: images (batch, channels, height, width), token ids (batch, tokens), numbers (batch, features); or a
-            mapping of keyword inputs, one of which has the shape of `relevance`.
-        relevance: one number per position, of the input's shape; for images also (batch, height, width). What belongs to
-            one feature is summed.
-        target: class index, or one per sample (batch,); None: the class the model gives to the whole input. A callable:
-            from the model's output to one score per sample.
+        model: in eval mode, as `termwise.explain` takes it.
+        inputs: images (batch, channels, height, width), token ids (batch, tokens), sequences (batch, tokens, features),
+            numbers (batch, features); or a mapping of keyword inputs, one of which has the shape of `relevance`.
+        relevance: one number per position, of the input's shape, or that without channels. What belongs to one feature
+            (of a sequence: a token) is summed.
+        target: as of `termwise.explain`, one of each sample. None: the class the model gives to the whole input, of a
+            sequence of outputs at its last place. A place in a text that tokens are removed from needs what stands from
+            there on kept.
         baseline: what stands in for what is gone: "zeros", "mean" (of each channel), "blur"; a number, a tensor that
             broadcasts to one sample or has the inputs' shape (`sampled`); the id of a mask token; "remove" takes tokens
             out of the sequence.
-        score: "probability", "logit", or "accuracy" (1 while the class is still the answer).
+        score: "probability", "logit", or "accuracy" (1 while the class is still the answer). Of a single output, a
+            function or a contrast there is a logit only.
         steps: number of equal steps from nothing to everything gone.
         fractions: instead of `steps`, the fractions to measure at; 0 is always measured.
         patch: side of the square of pixels that counts as one feature of an image.
@@ -162,8 +165,8 @@ def perturbation_curves(
         `PerturbationCurves`: both curves of every sample; its metrics have intervals.
 
     Raises:
-        ValueError: for shapes that do not match, a target out of range, a fill-in or fractions that make no sense, a
-            model in training mode.
+        ValueError: for shapes that do not match, NaN or infinity in the map, a target out of range, a fill-in or
+            fractions that make no sense, a model in training mode.
 
     Example:
         >>> model = torch.nn.Linear(3, 2, dtype=torch.float64).eval()

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from .metric import Metric
 from .perturbation import Features
 from .perturbation_curves import walk
-from .scoring import Answers, Inquiry, Target
+from .scoring import Answers, Inquiry
+from .targets import Target
 
 __all__ = ["ERASER", "TENTHS", "MaskedText", "comprehensiveness_eraser", "masked_text", "sufficiency_eraser"]
 

@@ -4,26 +4,32 @@
     probability softmax(z)_t
     accuracy   1 where t is the largest of z, else 0
 
-The class t is the one that the model gives to the whole input, or a given one, and stays what it is. Every method that
-perturbs goes through `Inquiry.scores`: one batched forward pass per chunk, whatever samples its rows belong to.
+The class t is the one that the model gives to the whole input, or a given one, and stays what it is. Targets are those of
+`termwise.explain`, read by the same `Start`; of a sequence of outputs the row of scores at its place. Every method that perturbs
+goes through `Inquiry.scores`: one batched forward pass per chunk, whatever samples its rows belong to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from termwise.core.capture import explained
+
 from .perturbation import Features
+from .starts import Choice, Contrast, Entry, Seen, Start
+from .targets import Target, asked
 
-__all__ = ["SCORES", "Answers", "Inquiry", "Target", "evaluated"]
-
-Target = int | Tensor | Callable[[Any], Tensor] | None
+__all__ = ["SCORES", "Answers", "Inquiry"]
 
 SCORES = ("probability", "logit", "accuracy")
-"""What can be read of an answer; a target that is a function gives a score of its own, which counts as a logit."""
+"""What can be read of an answer; of what is no class of several (a function, a contrast) a logit only."""
+
+Parts = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class Answers:
@@ -43,12 +49,18 @@ class Answers:
             raise ValueError(f"score must be one of {', '.join(SCORES)}, got {kind!r}")
         found: Tensor | None = getattr(self, kind)
         if found is None:
-            raise ValueError(f"score={kind!r} needs an output of several classes: take score='logit'")
+            raise ValueError(f"score={kind!r} needs one class of several as its target: take score='logit'")
         return found
 
 
 class Inquiry:
-    """A model, the class that is asked about, and the answer to the whole input (`whole`)."""
+    """A model, what is asked of it, and the answer to the whole input (`whole`).
+
+    Attributes:
+        start: the question, what it left to the whole input named; see `Start.held`.
+        index: the class or entry that is asked about, one per sample; None where there is none.
+        whole: the answer to the whole input.
+    """
 
     def __init__(
         self,
@@ -62,92 +74,122 @@ class Inquiry:
         """Ask about the whole input.
 
         Raises:
-            ValueError: a model in training mode, a target out of range, an output without classes.
+            ValueError: a model in training mode, a target that does not fit the output or is no single one.
         """
         if isinstance(model, nn.Module) and any(m.training for m in model.modules()):
             raise ValueError("the model is in training mode, where its answer is random: call model.eval() first")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.model, self.features, self.batch_size, self.progress = model, features, batch_size, progress
-        self.pick = target if callable(target) else None
-        self.index = None if self.pick is not None or target is None else _classes(target, features.batch)
-        self.whole: Answers
-        samples = torch.arange(features.batch)
-        self.progress, told = None, self.progress
-        self.whole = self.scores(samples, lambda rows: torch.zeros(len(rows), features.n, dtype=torch.bool))
-        self.progress = told
+        wanted = asked(target)
+        self.start: Start = wanted.starts[0]
+        if wanted.several or self.start.alone:
+            raise ValueError("one number of every sample is scored: a list of targets or a node is for termwise.explain")
+        self.model, self.features, self.batch_size = model, features, batch_size
+        self.select = wanted.select or explained
+        self.index: Tensor | None = None
+        self._shape: torch.Size | None = None  # of one sample's output, once it is known
+        self.progress: Callable[[int, int], None] | None = None
+        self.whole = self._first()
+        self.progress = progress
 
     def scores(self, samples: Tensor, replaced: Callable[[Tensor], Tensor]) -> Answers:
         """Scores of every row; arguments as of `Features.batches`."""
-        logits: Tensor | None = None
-        others: list[Tensor | None] = [None, None]
-        found = self.index.clone() if self.index is not None else torch.zeros(self.features.batch, dtype=torch.long)
+        return self.of(self.features.batches(samples, replaced, self.batch_size), samples)
+
+    def of(self, batches: Iterable[tuple[Tensor, Any]], samples: Tensor) -> Answers:
+        """Scores of inputs.
+
+        Args:
+            batches: (rows, the inputs of these rows).
+            samples: the sample that each row is a form of, (rows,).
+        """
+        found: list[Tensor | None] = [None, None, None]
         done = 0
-        for rows, given in self.features.batches(samples, replaced, self.batch_size):
-            with torch.no_grad():
-                output = self.model(**given) if isinstance(given, Mapping) else self.model(given)
-            if self.pick is None and self.index is None:  # of the whole input: the class the model gives
-                found[samples[rows]] = _classified(output).argmax(1).cpu()
-            parts = self._read(output, found[samples[rows]])
-            if logits is None:
-                logits = parts[0].new_empty(len(samples))
-                others = [None if p is None else torch.empty_like(logits) for p in parts[1:]]
-            logits[rows] = parts[0]
-            for kept, part in zip(others, parts[1:], strict=True):
-                if kept is not None and part is not None:
-                    kept[rows] = part
+        for rows, given in batches:
+            output, seen = self._answer(given, samples[rows])
+            for i, part in enumerate(self._read(output, seen)):
+                if part is not None:
+                    kept = found[i] = part.new_empty(len(samples)) if done == 0 else found[i]
+                    assert kept is not None
+                    kept[rows.to(kept.device)] = part
             done += len(rows)
             if self.progress is not None:
                 self.progress(done, len(samples))
-        self.index = found
-        assert logits is not None
-        return Answers(logits, others[0], others[1])
+        logit, probability, accuracy = found
+        assert logit is not None
+        return Answers(logit, probability, accuracy)
 
-    def _read(self, output: Any, index: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        if self.pick is not None:
-            value = self.pick(output)
-            if value.ndim != 1 or len(value) != len(index):
-                raise ValueError(f"target must give one score per sample, shape (batch,); it gave {tuple(value.shape)}")
+    # -- the whole input ----------------------------------------------------------------------------------------------
+
+    def _first(self) -> Answers:
+        """Ask about the whole input, and hold what the question left to it."""
+        found: list[Parts] = []
+        index: list[Tensor] = []
+        chosen: list[tuple[Tensor, Tensor]] = []
+        for rows in torch.arange(self.features.batch).split(self.batch_size):
+            output, seen = self._answer(self.features.given(rows), rows)
+            found.append(self._read(output, seen))
+            index += [i for i in self.start.of(output, seen)[1:] if i is not None]
+            chosen += [s for s in [self.start.scores(output, seen)] if s is not None]
+        if chosen:
+            row, place = zip(*chosen, strict=True)
+            self.start = self.start.held(torch.cat(row), torch.cat(place))
+        self.index = torch.cat(index) if index else None
+        self.start = self._from_the_end(output, seen)
+        self._shape = output.shape[1:]
+        logit, probability, accuracy = (None if p[0] is None else torch.cat(p) for p in zip(*found, strict=True))  # type: ignore[arg-type]
+        assert logit is not None
+        return Answers(logit, probability, accuracy)
+
+    def _from_the_end(self, output: Tensor, seen: Seen) -> Start:
+        """The question, its place in a text that tokens are removed from counted from where none is.
+
+        Raises:
+            ValueError: when tokens from that place on are removed too.
+        """
+        entry, features = self._entry, self.features
+        if features.fill is not None or entry is None or not isinstance(entry.target, tuple) or seen.ids is None:
+            return self.start
+        if output.ndim != 3 or seen.ids.shape[1] != output.shape[1] or not torch.equal(seen.ids, features.x[seen.rows]):
+            return self.start
+        n = output.shape[1]
+        place = int(entry.target[0]) % n
+        if bool((features.cells[:, place:] >= 0).any()):
+            raise ValueError(
+                f"the target is at place {place} of {n}, and tokens from there on are removed, so that it moves: keep them "
+                "(keep=), or give the id of a mask token as baseline"
+            )
+        moved = Entry((place - n, *entry.target[1:]))
+        return replace(self.start, entry=moved) if isinstance(self.start, Contrast) else moved
+
+    @property
+    def _entry(self) -> Entry | None:
+        """The entry of the output that is asked about, alone or against others."""
+        entry = self.start.entry if isinstance(self.start, Contrast) else self.start
+        return entry if isinstance(entry, Entry) else None
+
+    # -- one answer ---------------------------------------------------------------------------------------------------
+
+    def _answer(self, given: Any, samples: Tensor) -> tuple[Tensor, Seen]:
+        """The scored tensor of the model's output, and what belongs to it."""
+        with torch.no_grad():
+            output = self.select(self.model(**given) if isinstance(given, Mapping) else self.model(given))
+        named = given if isinstance(given, Mapping) else {"input": given}
+        tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+        return output, Seen.of(tensors, len(samples), samples, self.features.batch)
+
+    def _read(self, output: Tensor, seen: Seen) -> Parts:
+        if self._shape is not None and output.shape[1:] != self._shape:
+            entry = self._entry  # a class at the last position, or a place counted from the end, is found again
+            if entry is None or (isinstance(entry.target, tuple) and int(entry.target[0]) >= 0):
+                raise ValueError(
+                    f"of one sample the output became {tuple(output.shape[1:])} where it was {tuple(self._shape)}: replace what "
+                    "changes its length by a token instead of removing it"
+                )
+        value, _ = self.start.of(output, seen)
+        scores = self.start.scores(output, seen) if isinstance(self.start, Choice) else None
+        if scores is None or scores[0].shape[1] == 1:
             return value, None, None
-        logits = _classified(output)
-        n, index = logits.shape[1], index.to(logits.device)
-        if bool((index < -n).any() | (index >= n).any()):
-            raise ValueError(f"target {index.tolist()[0]} is out of range: the output has {n} classes, 0 to {n - 1}")
-        index = index % n
-        rows = torch.arange(len(logits), device=logits.device)
-        if n == 1:
-            return logits[rows, index], None, None
-        return logits[rows, index], logits.softmax(1)[rows, index], (logits.argmax(1) == index).to(logits.dtype)
-
-
-def evaluated(output: Any) -> Tensor:
-    """The logits of an output: itself, its `logits`, or its first tensor."""
-    if isinstance(output, Tensor):
-        return output
-    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if found is None and isinstance(output, tuple) and output and isinstance(output[0], Tensor):
-        found = output[0]
-    if not isinstance(found, Tensor):
-        raise TypeError(
-            f"found no logits in a {type(output).__name__}: pass target=<function from the output to one score per sample>"
-        )
-    return found
-
-
-def _classified(output: Any) -> Tensor:
-    logits = evaluated(output)
-    if logits.ndim != 2:
-        raise ValueError(
-            f"the output has shape {tuple(logits.shape)}, not (batch, classes): pass target=<function from the output "
-            "to one score per sample>"
-        )
-    return logits
-
-
-def _classes(target: Any, batch: int) -> Tensor:
-    index = torch.as_tensor(target)
-    if index.is_floating_point() or index.dtype == torch.bool:
-        raise TypeError(f"target must be an integer class index, got {target!r}")
-    if index.ndim > 1 or (index.ndim == 1 and len(index) != batch):
-        raise ValueError(f"target has shape {tuple(index.shape)} for {batch} samples: one index each, or one for all")
-    return index.cpu().expand(batch)
+        row, index = scores
+        rows = torch.arange(len(row), device=row.device)
+        return value, row.softmax(1)[rows, index], (row.argmax(1) == index).to(row.dtype)

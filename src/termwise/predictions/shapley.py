@@ -10,7 +10,7 @@ what went early goes late: where only pairs of features interact, the two togeth
 It asks the model, and no derivative: dearer than `explain`, and for anything that can be called. `occlusion` is the first
 step of every order alone, and does not add up.
 
-Cost: orders * (features - 1) + 2 forward passes per sample, in batches; memory: one batch.
+Cost: orders * (features - 1) + 3 forward passes per sample, in batches; memory: one batch.
 Source: Shapley 1953; sampled orders: Castro et al. 2009, doi 10.1016/j.cor.2008.04.004; with their reverses: Mitchell et al.
 2022, arXiv 2104.12199.
 """
@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from .explanation import Explanation
-from .gradients import Differentiated
 from .groups import Groups
 from .occlusion import Replacing
 
@@ -41,6 +40,7 @@ def shapley(
     patch: int = 16,
     feature_mask: Tensor | Groups | None = None,
     keep: Tensor | None = None,
+    name: str | None = None,
     generator: torch.Generator | None = None,
     batch_size: int = 32,
     names: Sequence[Any] | None = None,
@@ -58,6 +58,8 @@ def shapley(
         patch: side of the square of pixels that counts as one feature of an image.
         feature_mask: instead, the number of the group of each position; -1 where nothing is replaced.
         keep: tokens or features never replaced, True.
+        name: of several inputs, the one whose features are replaced; the first that can be explained when not given. The
+            others stay as they are, and get no part.
         generator: of the orders, the same for every sample; seeded with 0 when not given.
         batch_size: rows of a pass.
         names: the tokens, for pictures.
@@ -76,7 +78,10 @@ def shapley(
     """
     if orders < 2 or orders % 2:
         raise ValueError(f"orders must be even and at least 2, an order and its reverse; got {orders}")
-    asked = Replacing(Differentiated(model, inputs, kwargs, target), baseline, patch, feature_mask, keep)
+    asked = Replacing(
+        model, inputs, kwargs, target, baseline=baseline, name=name, batch_size=batch_size,
+        patch=patch, feature_mask=feature_mask, keep=keep,
+    )  # fmt: skip
     f, features = asked.f, asked.features
     n, batch = features.n, features.batch
     generator = torch.Generator().manual_seed(0) if generator is None else generator
@@ -92,7 +97,7 @@ def shapley(
     def replaced(chosen: Tensor) -> Tensor:
         return places[order[chosen], samples[chosen]] < gone[chosen, None]
 
-    found = asked.answers(samples, replaced, batch_size).view(-1, batch)
+    found = asked.answers(samples, replaced).view(-1, batch)
     steps = found[1:].view(orders, n - 1, batch)
     ends = f.whole.expand(orders, 1, batch), found[:1].expand(orders, 1, batch)
     costs = -torch.cat([ends[0], steps, ends[1]], 1).diff(dim=1).mT.cpu()  # (orders, batch, n) by place

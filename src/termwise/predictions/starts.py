@@ -28,20 +28,20 @@ class Seen:
 
     Attributes:
         batch: how many samples the output has.
-        rows: which of all samples they are: everything, unless a call is done in pieces.
+        rows: which of all samples they are, a slice or their numbers: everything, unless a call is done in pieces.
         total: how many there are in all; `batch` when None.
         ids: the tokens that the output belongs to, (batch, tokens): those of the decoder where there are two.
         mask: which of them are text, (batch, tokens).
     """
 
     batch: int
-    rows: slice = field(default_factory=lambda: slice(None))
+    rows: slice | Tensor = field(default_factory=lambda: slice(None))
     total: int | None = None
     ids: Tensor | None = None
     mask: Tensor | None = None
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], batch: int, rows: slice, total: int) -> Seen:
+    def of(cls, tensors: Mapping[str, Tensor], batch: int, rows: slice | Tensor, total: int) -> Seen:
         """From the tensors of a call by argument name."""
         decoder = any(name.startswith("decoder_input") for name in tensors)
         prefix = "decoder_" if decoder else ""
@@ -63,6 +63,14 @@ class Start:
         """The scalars, shape (batch,), and the index of the class or entry, where there is one."""
         raise NotImplementedError
 
+    def scores(self, output: Tensor, seen: Seen) -> tuple[Tensor, Tensor] | None:
+        """The row of scores (batch, classes) that it chooses from, and the place in it; None where it chooses none."""
+        return None
+
+    def held(self, row: Tensor, index: Tensor) -> Start:
+        """The same question about changed inputs: what was left to this output is named, from its `scores`."""
+        return self
+
 
 class Choice(Start):
     """A start that picks one entry: of a row of scores per sample, the one at an index."""
@@ -75,6 +83,11 @@ class Choice(Start):
         """The entry."""
         row, index, entry = self.place(output, seen)
         return (row[:, 0] if index is None else row[torch.arange(len(row), device=row.device), index]), entry
+
+    def scores(self, output: Tensor, seen: Seen) -> tuple[Tensor, Tensor] | None:
+        """The row and the place in it."""
+        row, index, _ = self.place(output, seen)
+        return None if index is None else (row, index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +116,10 @@ class Entry(Choice):
             )
         index = _classes(self.target, output, seen)
         return output, index, index
+
+    def held(self, row: Tensor, index: Tensor) -> Start:
+        """The class that was the largest."""
+        return Entry(index) if self.target is None else self
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +150,10 @@ class NextToken(Choice):
         if bool((ids[:, t] >= output.shape[2]).any()):
             raise ValueError(f"next_token({t}): an id there is beyond the {output.shape[2]} that the model scores")
         return output[:, t - 1 if t > 0 else n + t - 1], ids[:, t], ids[:, t]
+
+    def held(self, row: Tensor, index: Tensor) -> Start:
+        """The token that stood there, whatever stands there now."""
+        return Entry((self.position - 1, index))
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,9 +212,21 @@ class Contrast(Start):
         value = row[rows, index]
         if isinstance(self.against, str):
             return value - (row.detach().softmax(1) * row).sum(1), entry
+        if isinstance(self.against, Tensor) and self.against.is_floating_point():  # probabilities of another output
+            return value - (self.against[seen.rows] * row).sum(1), entry
         if self.against is None:
             return value - (row.sum(1) - value) / (n - 1), entry
         return value - row[rows, _classes(self.against, row, seen)], entry
+
+    def scores(self, output: Tensor, seen: Seen) -> tuple[Tensor, Tensor] | None:
+        """Those of the entry."""
+        return self.entry.scores(output, seen)
+
+    def held(self, row: Tensor, index: Tensor) -> Start:
+        """The entry, and the probabilities that it is set against."""
+        entry = self.entry.held(row, index)
+        assert isinstance(entry, Choice)
+        return Contrast(entry, row.detach().softmax(1) if isinstance(self.against, str) else self.against)
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,13 +47,13 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
         for name in metrics:
             low, high = row[f"{name}_low"], row[f"{name}_high"]
             line.append(f"{row[name]:.3f}" + ("" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]"))
-        line += [
-            f"{row['error']:.0e}" if row["error"] else "0",
-            f"{row['cancellation']:.3g}x",
-            f"{row['passes']:.1f}",
-            f"{row['seconds']:.3g}",
-        ]
-        found.append(line)
+        said = {
+            "error": f"{row['error']:.0e}" if row["error"] else "0",
+            "cancellation": f"{row['cancellation']:.3g}x",
+            "passes": f"{row['passes']:.1f}",
+            "seconds": f"{row['seconds']:.3g}",
+        }
+        found.append([*line, *("" if math.isnan(row[name]) else said[name] for name in HEADS)])
     return heads, found
 
 
