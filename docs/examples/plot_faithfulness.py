@@ -58,12 +58,16 @@ print(curves.abpc - theirs.abpc)
 
 # %%
 # The ranking depends on the fill-in, so look at several. This map is measured from black: a black pixel has no relevance. The
-# mean picture paints black pixels grey, which is evidence of another kind, and the order of the two methods turns round.
+# mean picture paints black pixels grey, which is evidence of another kind, and there the order of the two methods turns round:
+# the interval of the paired difference is above 0 for black and for blur, below 0 for the mean.
 
 fill_ins = {"zeros": "zeros", "mean": mean[0], "blur": "blur"}
 ours, others = (pixel_flipping(model, test, r, fill_ins=fill_ins) for r in (relevance, other))
 for name in fill_ins:
-    print(f"{name:6} {ours[name].abpc.mean:.2f}, SmoothGrad {others[name].abpc.mean:.2f}")
+    low, high = (ours[name].abpc - others[name].abpc).interval()
+    means = f"{ours[name].abpc.mean:.2f}, SmoothGrad {others[name].abpc.mean:.2f}"
+    print(f"{name:6} {means}: difference {low:.2f} to {high:.2f}")
+    assert low > 0 if name != "mean" else high < 0  # or the sentence above is wrong here
 
 # %%
 # One answer beside random orders.

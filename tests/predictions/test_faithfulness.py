@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from termwise.predictions.faithfulness import abpc, blurred, deletion
+from termwise.predictions.faithfulness import abpc, blurred, deletion, insertion, perturbation_curves
 
 DOUBLE = torch.float64
 
@@ -36,8 +36,8 @@ def ranking(order: tuple[int, ...]) -> torch.Tensor:
 def test_contributions_of_a_linear_model_are_the_best_of_all_orders(n, seed):
     model, x = linear(n, seed)
     options = {"baseline": 0.0, "steps": n, "random_orders": 1}
-    contributions = deletion(model, x, x * model.weight[0], 0, **options).area
-    every = [deletion(model, x, ranking(o), 0, **options).area for o in itertools.permutations(range(n))]
+    contributions = deletion(model, x, x * model.weight[0], 0, **options).area.values
+    every = [deletion(model, x, ranking(o), 0, **options).area.values for o in itertools.permutations(range(n))]
     assert len(every) == math.factorial(n)
     assert contributions <= min(every) + 1e-12
 
@@ -52,8 +52,8 @@ def test_the_curve_is_its_definition():
         changed[0, feature] = 0.7
         probabilities.append(model(changed).softmax(1)[0, 2])
     y = torch.stack(probabilities)
-    torch.testing.assert_close(curve.probabilities[0], y)
-    torch.testing.assert_close(curve.area[0], sum((y[i] + y[i + 1]) / 12 for i in range(6)))
+    torch.testing.assert_close(curve.scores[0], y)
+    torch.testing.assert_close(curve.area.values[0], sum((y[i] + y[i + 1]) / 12 for i in range(6)))
     torch.testing.assert_close(curve.drop(1 / 6)[0], y[0] - y[1])
     torch.testing.assert_close(curve.drop(0.25)[0], y[0] - (y[1] + y[2]) / 2)
 
@@ -68,7 +68,7 @@ def test_abpc_changes_sign_with_the_map(seed):
         curves = [
             deletion(model, x, sign * relevance, 1, baseline=0.0, order=o, random_orders=1) for o in ("ascending", "descending")
         ]
-        return abpc(*curves)
+        return abpc(*curves).values
 
     torch.testing.assert_close(area(-1), -area(1), rtol=0, atol=1e-14)
 
@@ -80,7 +80,7 @@ def test_abpc_of_random_maps_is_nothing():
     many = x.expand(60, -1)
     values = abpc(
         *(deletion(model, many, maps, 0, baseline=0.0, order=o, steps=8, random_orders=1) for o in ("ascending", "descending"))
-    )
+    ).values
     assert abs(values.mean()) < 3 * values.std() / 60**0.5
     assert values.std() > 1e-3  # so the bound above could have been missed
 
@@ -89,17 +89,17 @@ def test_a_useless_map_does_as_well_as_chance_and_a_right_one_better():
     model, x = linear(40, 7)
     right = deletion(model, x, x * model.weight[0], 0, baseline=0.0, random_orders=40)
     mean, spread = right.random_area
-    assert (mean - right.area) / spread > 4
+    assert (mean - right.area.values) / spread > 4
     chance = deletion(model, x, torch.zeros_like(x), 0, baseline=0.0, random_orders=40)  # nothing but ties
     mean, spread = chance.random_area
-    assert (mean - chance.area).abs() / spread < 3.5
+    assert (mean - chance.area.values).abs() / spread < 3.5
 
 
 def test_abpc_of_contributions_is_positive_and_its_definition():
     model, x = linear(20, 4)
     least, most = (deletion(model, x, x * model.weight[0], 0, baseline=0.0, order=o) for o in ("ascending", "descending"))
-    assert abpc(least, most).item() == pytest.approx(least.area.item() - most.area.item())
-    assert abpc(least, most).item() > 0
+    assert abpc(least, most).mean == pytest.approx(least.area.mean - most.area.mean)
+    assert abpc(least, most).mean > 0
 
 
 def test_ties_are_broken_by_the_seed():
@@ -107,7 +107,7 @@ def test_ties_are_broken_by_the_seed():
     zero = torch.zeros_like(x)
 
     def curve(seed):
-        return deletion(model, x, zero, 0, baseline=0.0, generator=torch.Generator().manual_seed(seed)).logits
+        return deletion(model, x, zero, 0, baseline=0.0, generator=torch.Generator().manual_seed(seed)).scores
 
     assert torch.equal(curve(1), curve(1))
     assert not torch.equal(curve(1), curve(2))
@@ -123,22 +123,22 @@ def test_patches_of_an_image_are_summed_over_channels_and_pixels():
     curve = deletion(lambda x: x.sum((1, 2, 3)), image, image, lambda y: y, baseline=0.0, patch=2, steps=12, random_orders=2)
     assert curve.features == 12
     assert curve.what == "2x2 patches"
-    assert curve.probabilities is None
+    assert curve.score == "logit"
     for sample in range(2):
         sums = [image[sample, :, i : i + 2, j : j + 2].sum() for i in range(0, 5, 2) for j in range(0, 7, 2)]
         left = torch.stack(sums).sort(descending=True).values.cumsum(0)
-        torch.testing.assert_close(curve.logits[sample, 1:], image[sample].sum() - left)
+        torch.testing.assert_close(curve.scores[sample, 1:], image[sample].sum() - left)
     same = deletion(
         lambda x: x.sum((1, 2, 3)), image, image.sum(1), lambda y: y, baseline=0.0, patch=2, steps=12, random_orders=2
     )
-    assert torch.equal(same.logits, curve.logits)
+    assert torch.equal(same.scores, curve.scores)
 
 
 def test_an_image_baseline_may_be_a_channel_mean_or_a_picture():
     image = torch.rand(1, 3, 4, 4, dtype=DOUBLE)
     for baseline in (torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1), torch.full((3, 4, 4), 2.0)):
-        curve = deletion(lambda x: x.mean((2, 3)), image, image, 1, baseline=baseline, patch=2, random_orders=1)
-        assert curve.logits[0, -1] == 2.0
+        curve = deletion(lambda x: x.mean((2, 3)), image, image, 1, baseline=baseline, patch=2, random_orders=1, score="logit")
+        assert curve.scores[0, -1] == 2.0
 
 
 def test_blurred_pictures_keep_what_has_no_detail():
@@ -156,8 +156,8 @@ def test_blurred_pictures_keep_what_has_no_detail():
 def test_each_sample_may_have_its_own_baseline():
     image = torch.rand(2, 3, 4, 4, dtype=DOUBLE)
     own = torch.stack([torch.zeros(3, 4, 4, dtype=DOUBLE), torch.ones(3, 4, 4, dtype=DOUBLE)])
-    curve = deletion(lambda x: x.mean((2, 3)), image, image, 1, baseline=own, patch=2, random_orders=1)
-    assert curve.logits[:, -1].tolist() == [0.0, 1.0]
+    curve = deletion(lambda x: x.mean((2, 3)), image, image, 1, baseline=own, patch=2, random_orders=1, score="logit")
+    assert curve.scores[:, -1].tolist() == [0.0, 1.0]
 
 
 class Bag(nn.Module):
@@ -179,21 +179,21 @@ def test_tokens_are_removed_or_masked_and_some_are_kept(baseline):
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     relevance = torch.tensor([[9.0, 1.0, 3.0, 2.0], [9.0, 3.0, 2.0, 1.0]])
     keep = torch.tensor([True, False, False, False])
-    curve = deletion(model, inputs, relevance, 1, baseline=baseline, keep=keep, steps=3, random_orders=3)
+    curve = deletion(model, inputs, relevance, 1, baseline=baseline, keep=keep, steps=3, random_orders=3, score="logit")
     assert curve.what == "tokens"
     assert curve.features == 3
     assert curve.fractions.tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
     left = {"remove": [[7, 3, 5], [7, 6, 1]], 0: [[7, 3, 0, 5], [7, 0, 6, 1]]}[baseline]
     expected = torch.stack([model.table(torch.tensor(row)).mean(0)[1] for row in left])
-    torch.testing.assert_close(curve.logits[:, 1], expected)
-    assert torch.allclose(curve.logits[:, -1:], curve.random_logits[:, :, -1])  # all orders end alike
+    torch.testing.assert_close(curve.scores[:, 1], expected)
+    assert torch.allclose(curve.scores[:, -1:], curve.random_scores[:, :, -1])  # all orders end alike
 
 
 def test_target_defaults_to_what_the_model_says_of_the_whole_input():
     model, x = linear(5, 21, classes=4)
     chosen = int(model(x).argmax())
     a, b = (deletion(model, x, x, t, baseline=0.0, random_orders=1) for t in (None, chosen))
-    assert torch.equal(a.logits, b.logits)
+    assert torch.equal(a.scores, b.scores)
 
 
 def test_progress_reaches_the_end():
@@ -240,3 +240,21 @@ def test_training_mode_and_output_without_classes_are_refused():
     a = deletion(model, x, x, 0, baseline=0.0)
     with pytest.raises(ValueError, match="ascending"):
         abpc(a, a)
+    with pytest.raises(ValueError, match="different fractions or scores"):
+        abpc(deletion(model, x, x, 0, baseline=0.0, order="ascending", steps=2), a)
+
+
+def test_its_areas_are_the_metrics_of_the_perturbation_curves():
+    model, x = linear(7, 3, classes=3)
+    many = x.expand(6, -1) + torch.randn(6, 7, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    relevance = many * model.weight[1]
+    for score in ("probability", "logit", "accuracy"):
+        curves = perturbation_curves(model, many, relevance, 1, baseline=0.0, score=score)
+        options = {"baseline": 0.0, "score": score, "random_orders": 1}
+        most, least = (deletion(model, many, relevance, 1, order=o, **options) for o in ("descending", "ascending"))
+        shown = insertion(model, many, relevance, 1, **options)
+        pairs = [(most.area, curves.deletion), (least.area, curves.insertion), (shown.area, curves.insertion)]
+        for ours, theirs in [*pairs, (abpc(least, most), curves.abpc)]:
+            assert (ours.name, ours.higher_is_better) == (theirs.name, theirs.higher_is_better)
+            torch.testing.assert_close(ours.values, theirs.values)
+            assert ours.interval() == pytest.approx(theirs.interval())

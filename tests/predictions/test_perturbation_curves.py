@@ -79,9 +79,9 @@ def test_batched_curves_are_those_of_deletion_one_by_one(seed):
     for i in range(3):
         one = slice(i, i + 1)
         for order, name in (("descending", "most_first"), ("ascending", "least_first")):
-            alone = deletion(model, x[one], relevance[one], None, order=order, random_orders=1, **options)
-            torch.testing.assert_close(alone.probabilities, getattr(curves, name)[one])
-            torch.testing.assert_close(alone.logits, getattr(logits, name)[one])
+            for kind, batched in (("probability", curves), ("logit", logits)):
+                alone = deletion(model, x[one], relevance[one], None, order=order, random_orders=1, score=kind, **options)
+                torch.testing.assert_close(alone.scores, getattr(batched, name)[one])
 
 
 def test_aopc_counts_the_zeroth_point():
@@ -112,12 +112,13 @@ def test_random_maps_have_no_area_and_a_good_one_has():
 def test_insertion_is_the_other_curve_read_backwards():
     model, x = network(8, 5)
     relevance = torch.randn(x.shape, generator=torch.Generator().manual_seed(5), dtype=DOUBLE)
-    shown = insertion(model, x, relevance, 1, baseline=0.2, steps=8, random_orders=2)
-    least = deletion(model, x, relevance, 1, baseline=0.2, steps=8, order="ascending", random_orders=2)
-    torch.testing.assert_close(shown.logits, least.logits.flip(1))
-    torch.testing.assert_close(shown.area, least.area)
-    torch.testing.assert_close(shown.area, perturbation_curves(model, x, relevance, 1, baseline=0.2, steps=8).insertion.values)
-    torch.testing.assert_close(shown.random_logits[:, :, -1], model(x)[:, 1, None].expand(-1, 2))
+    shown = insertion(model, x, relevance, 1, baseline=0.2, steps=8, random_orders=2, score="logit")
+    least = deletion(model, x, relevance, 1, baseline=0.2, steps=8, order="ascending", random_orders=2, score="logit")
+    torch.testing.assert_close(shown.scores, least.scores.flip(1))
+    torch.testing.assert_close(shown.area.values, least.area.values)
+    curves = perturbation_curves(model, x, relevance, 1, baseline=0.2, steps=8, score="logit")
+    torch.testing.assert_close(shown.area.values, curves.insertion.values)
+    torch.testing.assert_close(shown.random_scores[:, :, -1], model(x)[:, 1, None].expand(-1, 2))
     assert shown.order == "inserted"
 
 

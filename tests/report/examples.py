@@ -6,6 +6,7 @@ import torch
 
 from termwise.core.decomposition import Decomposition
 from termwise.predictions.explanation import Explanation
+from termwise.predictions.metric import Metric
 
 EVIL = "<script>alert('x')</script>"
 """What a user, a file name or a vocabulary may contain."""
@@ -42,13 +43,13 @@ class Curve:
     fractions: torch.Tensor
     scores: torch.Tensor
     random_scores: torch.Tensor
-    probabilities: torch.Tensor | None
+    score: str
     what: str = "8x8 patches"
     order: str = "descending"
 
     @property
-    def area(self) -> torch.Tensor:
-        return torch.trapezoid(self.scores, self.fractions)
+    def area(self) -> Metric:
+        return Metric("deletion", torch.trapezoid(self.scores, self.fractions))
 
     @property
     def random_area(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,4 +68,4 @@ def curve(what: str = "8x8 patches", *, classes: bool = True) -> Curve:
     x = torch.tensor([0, 0.1, 0.5, 1.0])
     y = torch.tensor([[0.9, 0.4, 0.2, 0.1]])
     random = torch.tensor([[[0.9, 0.85, 0.5, 0.1], [0.9, 0.75, 0.4, 0.1]]])
-    return Curve(x, y, random, y if classes else None, what)
+    return Curve(x, y, random, "probability" if classes else "logit", what)

@@ -9,6 +9,8 @@ AUC = sum_k (f_{k+1} - f_k) (y_k + y_{k+1}) / 2, and
 
     ABPC = AUC(LeRF) - AUC(MoRF),    in [-1, 1] for probabilities; 0 on average for random orders; higher is better.
 
+The areas are the metrics of `perturbation_curves`, which measures both orders and no random ones; one engine runs both.
+
 A relevance that adds up may still be wrong about the model; this is the test that can tell. The same curve for random
 orders, with its spread, is measured beside it. Removing is no neutral act: the replaced input is one the model never
 saw, so compare curves of one baseline only. Small grey squares scattered over a picture break most image networks
@@ -29,8 +31,9 @@ import torch
 from torch import Tensor, nn
 
 from .groups import Groups
+from .metric import Metric
 from .perturbation import Features
-from .perturbation_curves import walk
+from .perturbation_curves import along, between, deleted, inserted
 from .scoring import Inquiry
 from .targets import Target
 
@@ -46,38 +49,26 @@ class DeletionCurve:
 
     Attributes:
         fractions: of the features that were replaced (of order "inserted": shown), from 0, shape (points,).
-        logits: score of the explained class along the order, (batch, points).
-        random_logits: the same for random orders, (batch, orders, points).
-        probabilities: softmax probability of that class, (batch, points); None where the score is no class.
-        random_probabilities: the same for random orders; None where the score is no class.
+        scores: of the explained class along the order, (batch, points).
+        random_scores: the same for random orders, (batch, orders, points).
+        score: "probability", "logit" or "accuracy".
         order: "descending" (MoRF), "ascending" (LeRF), or "inserted" (most relevant inserted first).
         features: number of features ranked in each sample (the most, where samples differ).
         what: name of a feature in the plural, as "8x8 patches" or "tokens".
     """
 
     fractions: Float[Tensor, " points"]
-    logits: Float[Tensor, "batch points"]
-    random_logits: Float[Tensor, "batch orders points"]
-    probabilities: Float[Tensor, "batch points"] | None
-    random_probabilities: Float[Tensor, "batch orders points"] | None
+    scores: Float[Tensor, "batch points"]
+    random_scores: Float[Tensor, "batch orders points"]
+    score: str
     order: str
     features: int
     what: str
 
     @property
-    def scores(self) -> Float[Tensor, "batch points"]:
-        """The probabilities where there are classes, the logits otherwise."""
-        return self.logits if self.probabilities is None else self.probabilities
-
-    @property
-    def random_scores(self) -> Float[Tensor, "batch orders points"]:
-        """As `scores`, for the random orders."""
-        return self.random_logits if self.random_probabilities is None else self.random_probabilities
-
-    @property
-    def area(self) -> Float[Tensor, " batch"]:
-        """Area under `scores` (AUC)."""
-        return torch.trapezoid(self.scores, self.fractions)
+    def area(self) -> Metric:
+        """Area under `scores` (AUC): deletion along MoRF, insertion along LeRF and where features are shown."""
+        return (deleted if self.order == "descending" else inserted)(self.scores, self.fractions)
 
     @property
     def random_areas(self) -> Float[Tensor, "batch orders"]:
@@ -101,8 +92,8 @@ class DeletionCurve:
         return _mean_spread(self.random_scores[..., 0] - _interpolate(self.fractions, self.random_scores, fraction))
 
 
-def abpc(least_first: DeletionCurve, most_first: DeletionCurve) -> Float[Tensor, " batch"]:
-    """Area between perturbation curves, AUC(LeRF) - AUC(MoRF), per sample.
+def abpc(least_first: DeletionCurve, most_first: DeletionCurve) -> Metric:
+    """Area between perturbation curves, AUC(LeRF) - AUC(MoRF): that of `perturbation_curves`, from two curves.
 
     Args:
         least_first: the curve of order "ascending".
@@ -116,9 +107,9 @@ def abpc(least_first: DeletionCurve, most_first: DeletionCurve) -> Float[Tensor,
             f"abpc takes an 'ascending' and a 'descending' curve, in this order; got {least_first.order!r} and "
             f"{most_first.order!r}"
         )
-    if not torch.equal(least_first.fractions, most_first.fractions):
-        raise ValueError("the two curves have different fractions: measure both with the same steps")
-    return least_first.area - most_first.area
+    if not torch.equal(least_first.fractions, most_first.fractions) or least_first.score != most_first.score:
+        raise ValueError("the two curves have different fractions or scores: measure both with the same steps and score")
+    return between(least_first.scores, most_first.scores, least_first.fractions)
 
 
 def deletion(
@@ -128,6 +119,7 @@ def deletion(
     target: Target = None,
     *,
     baseline: Tensor | float | int | str,
+    score: str | None = None,
     steps: int = 20,
     fractions: Sequence[float] | None = None,
     order: str = "descending",
@@ -143,15 +135,14 @@ def deletion(
     """Replace an input's features in the order of their relevance, and watch the score of the explained class.
 
     Args:
-        model: in eval mode; gives logits (batch, classes), alone or as a `logits` field, or what a callable target takes.
-        inputs: images (batch, channels, height, width), token ids (batch, tokens), numbers (batch, features); or a
-            mapping of keyword inputs, one of which has the shape of `relevance`.
-        relevance: one number per feature, of the input's shape; for images also (batch, height, width).
-        target: class index, or one per sample (batch,); None: the class the model gives to the whole input. A callable:
-            from the model's output to one score per sample.
+        model: in eval mode, as `termwise.explain` takes it.
+        inputs: as of `perturbation_curves`, like `relevance` and `target`.
+        relevance: what orders the features.
+        target: what is scored.
         baseline: what replaces a feature: "zeros", "mean" (of each channel), "blur"; a number, a tensor that broadcasts
             to one sample or has the inputs' shape (`sampled`), the id of a mask token; or "remove", which takes tokens out
             of the sequence.
+        score: "probability", "logit" or "accuracy". None: probability where there are classes, logit otherwise.
         steps: number of equal steps from nothing to everything replaced.
         fractions: instead of `steps`, the fractions to measure at; 0 is always measured.
         order: "descending" replaces the most relevant features first.
@@ -173,7 +164,7 @@ def deletion(
         >>> model = torch.nn.Linear(3, 2, dtype=torch.float64).eval()
         >>> x = torch.randn(1, 3, dtype=torch.float64)
         >>> curve = deletion(model, x, x * model.weight[1], 1, baseline=0.0, steps=3)
-        >>> torch.allclose(curve.logits[0, -1], model.bias[1])
+        >>> torch.allclose(curve.scores[0, -1], model.bias.softmax(0)[1])
         True
     """
     if order not in ("descending", "ascending"):
@@ -181,7 +172,9 @@ def deletion(
     features = Features(
         inputs, baseline=baseline, patch=patch, keep=keep, name=name, feature_mask=feature_mask, relevance=relevance
     )
-    return _measured(model, features, relevance, target, order, steps, fractions, random_orders, generator, batch_size, progress)
+    return _measured(
+        model, features, relevance, target, order, score, steps, fractions, random_orders, generator, batch_size, progress
+    )
 
 
 def insertion(
@@ -191,6 +184,7 @@ def insertion(
     target: Target = None,
     *,
     baseline: Tensor | float | int | str = "blur",
+    score: str | None = None,
     steps: int = 20,
     fractions: Sequence[float] | None = None,
     patch: int = 8,
@@ -214,40 +208,31 @@ def insertion(
         >>> model = torch.nn.Linear(3, 2, dtype=torch.float64).eval()
         >>> x = torch.randn(1, 3, dtype=torch.float64)
         >>> curve = insertion(model, x, x * model.weight[1], 1, baseline=0.0, steps=3)
-        >>> torch.allclose(curve.logits[0, -1], model(x)[0, 1])
+        >>> torch.allclose(curve.scores[0, -1], model(x).softmax(1)[0, 1])
         True
     """
     features = Features(
         inputs, baseline=baseline, patch=patch, keep=keep, name=name, feature_mask=feature_mask, relevance=relevance
     )
     return _measured(
-        model, features, relevance, target, "inserted", steps, fractions, random_orders, generator, batch_size, progress
+        model, features, relevance, target, "inserted", score, steps, fractions, random_orders, generator, batch_size, progress
     )
 
 
 def _measured(
-    model: Any, features: Features, relevance: Tensor, target: Target, order: str, steps: int, fractions: Any,
-    random_orders: int, generator: torch.Generator | None, batch_size: int, progress: Any,
+    model: Any, features: Features, relevance: Tensor, target: Target, order: str, score: str | None, steps: int,
+    fractions: Any, random_orders: int, generator: torch.Generator | None, batch_size: int, progress: Any,
 ) -> DeletionCurve:  # fmt: skip
     if random_orders < 1:
-        raise ValueError(f"random_orders and batch_size must be at least 1, got {random_orders} and {batch_size}")
+        raise ValueError(f"random_orders must be at least 1, got {random_orders}")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     found, numbers = features.numbers(steps, fractions)
     ranks = [features.ranks(features.scores(relevance), descending=order != "ascending", generator=generator)]
     ranks += [features.random_ranks(generator) for _ in range(random_orders)]
     inquiry = Inquiry(model, features, target, batch_size=batch_size, progress=progress)
-    answers = walk(inquiry, torch.stack(ranks, 1), numbers, shown=order == "inserted")
-    logits, probabilities = answers.logit, answers.probability
-    return DeletionCurve(
-        fractions=found.to(logits),
-        logits=logits[:, 0],
-        random_logits=logits[:, 1:],
-        probabilities=None if probabilities is None else probabilities[:, 0],
-        random_probabilities=None if probabilities is None else probabilities[:, 1:],
-        order=order,
-        features=features.n,
-        what=features.what,
-    )
+    score = score or ("logit" if inquiry.whole.probability is None else "probability")
+    scores = along(inquiry, ranks, numbers, score, shown=order == "inserted")
+    return DeletionCurve(found.to(scores), scores[:, 0], scores[:, 1:], score, order, features.n, features.what)
 
 
 def _interpolate(x: Tensor, y: Tensor, at: float) -> Tensor:

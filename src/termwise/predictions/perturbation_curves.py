@@ -58,17 +58,17 @@ class PerturbationCurves:
     @property
     def deletion(self) -> Metric:
         """AUC(MoRF)."""
-        return Metric("deletion", self._area(self.most_first), higher_is_better=False)
+        return deleted(self.most_first, self.fractions)
 
     @property
     def insertion(self) -> Metric:
         """AUC(LeRF), which is that of inserting the most relevant features first into the fill-in."""
-        return Metric("insertion", self._area(self.least_first))
+        return inserted(self.least_first, self.fractions)
 
     @property
     def abpc(self) -> Metric:
         """Area between the curves, LeRF - MoRF; also called SRG."""
-        return Metric("ABPC", self._area(self.least_first) - self._area(self.most_first))
+        return between(self.least_first, self.most_first, self.fractions)
 
     @property
     def aopc(self) -> Metric:
@@ -83,12 +83,12 @@ class PerturbationCurves:
     @property
     def comprehensiveness(self) -> Metric:
         """Area that is lost along MoRF."""
-        return Metric("comprehensiveness", self._whole() - self._area(self.most_first))
+        return Metric("comprehensiveness", self._whole() - self.deletion.values)
 
     @property
     def sufficiency(self) -> Metric:
         """Area that is lost along LeRF."""
-        return Metric("sufficiency", self._whole() - self._area(self.least_first), higher_is_better=False)
+        return Metric("sufficiency", self._whole() - self.insertion.values, higher_is_better=False)
 
     @property
     def positive(self) -> Metric:
@@ -109,11 +109,27 @@ class PerturbationCurves:
     def _repr_png_(self) -> bytes:
         return self.figure(repr(self.abpc))
 
-    def _area(self, scores: Tensor) -> Tensor:
-        return torch.trapezoid(scores, self.fractions.to(scores))
-
     def _whole(self) -> Tensor:
-        return self._area(self.most_first[:, :1].expand_as(self.most_first))
+        return _area(self.most_first[:, :1].expand_as(self.most_first), self.fractions)
+
+
+def deleted(scores: Tensor, fractions: Tensor) -> Metric:
+    """AUC(MoRF) of scores (batch, points)."""
+    return Metric("deletion", _area(scores, fractions), higher_is_better=False)
+
+
+def inserted(scores: Tensor, fractions: Tensor) -> Metric:
+    """AUC(LeRF), or of the curve along which features are shown, which is LeRF backwards."""
+    return Metric("insertion", _area(scores, fractions))
+
+
+def between(least_first: Tensor, most_first: Tensor, fractions: Tensor) -> Metric:
+    """AUC(LeRF) - AUC(MoRF)."""
+    return Metric("ABPC", _area(least_first, fractions) - _area(most_first, fractions))
+
+
+def _area(scores: Tensor, fractions: Tensor) -> Tensor:
+    return torch.trapezoid(scores, fractions.to(scores))
 
 
 def perturbation_curves(
@@ -185,8 +201,7 @@ def perturbation_curves(
     most = features.ranks(scores, descending=True, generator=generator)
     least = features.ranks(scores, descending=False, generator=generator)
     inquiry = Inquiry(model, features, target, batch_size=batch_size, progress=progress)
-    inquiry.whole.of(score)  # complains before the work
-    curves = walk(inquiry, torch.stack([most, least], 1), numbers).of(score)
+    curves = along(inquiry, [most, least], numbers, score)
     return PerturbationCurves(found.to(curves), curves[:, 0], curves[:, 1], score, features.what)
 
 
@@ -221,6 +236,12 @@ def pixel_flipping(
         name: perturbation_curves(model, inputs, relevance, target, baseline=value, patch=patch, **options)
         for name, value in chosen.items()
     }
+
+
+def along(inquiry: Inquiry, ranks: Sequence[Tensor], numbers: Tensor, score: str, *, shown: bool = False) -> Tensor:
+    """One score along several orders, (batch, orders, points); arguments as of `walk`, the ranks of each order (batch, n)."""
+    inquiry.whole.of(score)  # complains before the work
+    return walk(inquiry, torch.stack(list(ranks), 1), numbers, shown=shown).of(score)
 
 
 def walk(inquiry: Inquiry, ranks: Tensor, numbers: Tensor, *, shown: bool = False) -> Answers:

@@ -16,6 +16,13 @@ from .colour import COOL, NEUTRAL, WARM
 __all__ = ["Curve", "Lines", "between", "figure", "half_gone", "lines", "steps", "verdict"]
 
 
+class Area(Protocol):
+    """One area per sample."""
+
+    @property
+    def values(self) -> Tensor: ...
+
+
 class Curve(Protocol):
     """Scores while more and more of an input is replaced: `termwise.predictions.DeletionCurve` is one."""
 
@@ -26,13 +33,13 @@ class Curve(Protocol):
     @property
     def random_scores(self) -> Tensor: ...
     @property
-    def probabilities(self) -> Tensor | None: ...
+    def score(self) -> str: ...
     @property
     def what(self) -> str: ...
     @property
     def order(self) -> str: ...
     @property
-    def area(self) -> Tensor: ...
+    def area(self) -> Area: ...
     @property
     def random_area(self) -> tuple[Tensor, Tensor]: ...
     def drop(self, fraction: float = 0.1) -> Tensor: ...
@@ -59,7 +66,7 @@ def lines(curve: Curve, sample: int = 0) -> Lines:
     mean = random.mean(0)
     spread = random.std(0) if len(random) > 1 else mean * 0
     low, high = mean - spread, mean + spread
-    percent = curve.probabilities is not None
+    percent = curve.score == "probability"
     if percent:
         low, high = low.clamp(0, 1), high.clamp(0, 1)
     every = [*scores.tolist(), *low.tolist(), *high.tolist()]
@@ -74,8 +81,8 @@ def verdict(curve: Curve, sample: int = 0, fraction: float = 0.1) -> str:
     """In words: what the most relevant tenth is worth beside a random tenth, when half is gone, and the areas."""
     fraction = min(fraction, float(curve.fractions[-1]))
     drop, (random, _) = float(curve.drop(fraction)[sample]), curve.random_drop(fraction)
-    area, (mean, spread) = float(curve.area[sample]), curve.random_area
-    if curve.probabilities is None:
+    area, (mean, spread) = float(curve.area.values[sample]), curve.random_area
+    if curve.score != "probability":
         start = float(curve.scores[sample, 0])
         costs, chance = f"{drop:.3g} of {start:.3g}", f"{float(random[sample]):.3g}"
     else:
