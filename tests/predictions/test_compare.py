@@ -194,15 +194,15 @@ class Attending(nn.Module):
         return self.head((x + nn.functional.scaled_dot_product_attention(q, k, v)).tanh().mean(1))
 
 
-ROLLOUTS = ["chefer", "gradient_rollout", "attention_rollout", "raw_attention", "attention_gradcam", "partial_lrp"]
+OWN = ["decompx", "chefer", "gradient_rollout", "attention_rollout", "raw_attention", "attention_gradcam", "partial_lrp"]
 
 
 def test_a_method_with_a_map_of_its_own_is_ranked_by_that():
     torch.manual_seed(1)
     model, x = Attending().double().eval(), torch.randn(2, 3, 16, 16, dtype=DOUBLE)
-    found = tw.compare(model, x, [*ROLLOUTS, "default"], target=0, patch=4, steps=4)
+    found = tw.compare(model, x, [*OWN, "default"], target=0, patch=4, steps=4)
     assert not any(row.problem for row in found.rows)
-    for name in ROLLOUTS:
+    for name in OWN:
         why = getattr(predictions, name)(model, x, target=0)
         heat = torch.stack([why.heatmap(sample=i) for i in range(2)])
         curves = perturbation_curves(model, x, heat, 0, baseline="blur", patch=4, steps=4)

@@ -201,6 +201,12 @@ class TokenDecomposition(Explanation):
             object.__setattr__(result, "_run", run)
         return result
 
+    def ranking(self, name: str | None = None) -> Tensor:
+        """Relevance of every token, of patches of an image spread over its pixels; see `Explanation.ranking`."""
+        relevance = super().ranking(name)
+        patches = relevance.ndim == 3 and self.picture is not None
+        return enlarged(relevance, self.picture) if patches else relevance
+
     def heatmap(self, name: str | None = None, sample: int = 0) -> Float[Tensor, "height width"]:
         """Relevance of the patches of one image, spread over its pixels as `Explanation.heatmap` spreads it.
 
