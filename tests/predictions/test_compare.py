@@ -1,6 +1,7 @@
 """`compare`: every row alike, what each says, what cannot run, tables and pictures."""
 
 import math
+import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -68,6 +69,16 @@ def test_a_slow_method_costs_more_passes():
     row = tw.compare(*dense(), [slow])["slow"]
     assert row.seconds > 0.3
     assert row.passes > 2  # a pass of this model takes milliseconds
+
+
+def test_no_method_pays_for_recording_the_model():
+    def first(model, x, target=None):
+        known.append(model in sys.modules["termwise.core.capture"]._cache)
+        return gradient_x_input(model, x, target=target)
+
+    known: list[bool] = []
+    assert tw.compare(*dense(), first)["first"].problem == ""
+    assert all(known)
 
 
 def test_clusters_widen_the_intervals():

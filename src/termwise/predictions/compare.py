@@ -348,10 +348,10 @@ def _alike(method: Method, replacing: Mapping[str, Any], batch_size: int) -> Met
 
 
 def _explained(model: Any, x: Any, target: Any) -> str | None:
-    """The name of the input that is measured: the first of a mapping that can be explained."""
+    """The name of the input that is measured: the first of a mapping that can be explained. Records the model."""
+    program = capture(model, x, select=asked(target).select)
     if not isinstance(x, Mapping):
         return None
-    program = capture(model, x, select=asked(target).select)
     active = [n for n in program.graph.nodes if "info" in n.meta and info(n).active]
     origins = {info(n).origin for n in active if n.op == "placeholder" or info(n).role == "cut"}
     for name in x:
