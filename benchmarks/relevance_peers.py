@@ -153,8 +153,8 @@ def table(name: str, rows: dict[str, dict], samples: str) -> Table:
 def flat(subjects: dict[str, dict[str, dict]]) -> list[dict]:
     """One row per subject and method, as the documentation reads them."""
     rows = []
-    for subject, methods in subjects.items():
-        for key, row in sorted(methods.items(), key=lambda item: -item[1].get("ABPC", -9)):
+    for subject in (name for name in SUBJECTS if name in subjects):
+        for key, row in sorted(subjects[subject].items(), key=lambda item: -item[1].get("ABPC", -9)):
             if "error" in row:
                 rows.append({"subject": subject, "method": key, "problem": row["error"]})
                 continue

@@ -140,7 +140,10 @@ def methods(results: Path) -> Iterator[str]:
         chosen = [row for row in rows if row["subject"] == subject]
         for row in sorted(chosen, key=lambda row: -row.get("abpc", float("-inf"))):
             if row.get("problem"):
-                yield f"| {_cell(row['method'])} | | does not run: {_cell(row['problem'])} | | | | | |"
+                problem = row["problem"]
+                ours = problem.startswith("NotTried: ")  # our words; otherwise what the peer says
+                problem = f"not tried: {problem[10:]}" if ours else f"does not run: {problem}"
+                yield f"| {_cell(row['method'])} | | {_cell(problem)} | | | | | |"
                 continue
             area = f"{row['abpc']:.2f}" if "abpc" in row else ""
             area += f" ({row['abpc_low']:.2f} to {row['abpc_high']:.2f})" if "abpc_low" in row else ""
