@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from termwise.core import CaptureError, Program, capture
 from termwise.core import capture as capture_function
-from termwise.core.capture import Call, explained
+from termwise.core.capture import KEPT, Call, explained
 from termwise.core.composite import Composite
 from termwise.core.interpret import evaluate, interpret
-from termwise.core.program import describe, info, op_name
+from termwise.core.meaning import meaning
+from termwise.core.program import DERIVED, describe, info, op_name
 from termwise.core.rewrite import rewrite
 from termwise.core.samples import SampleAxis, per_sample
 
@@ -426,6 +427,79 @@ def test_the_same_call_is_recorded_once(monkeypatch):
     capture(nn.Linear(4, 2).eval(), x)
     assert len(recordings) == 4
     assert capture_function is capture
+
+
+def test_recordings_and_what_is_made_of_them_are_bounded():
+    model = Lambda(lambda m, x, n: m.lin(x) * n, lin=LIN()).eval()
+    x = X()
+    kept = [weakref.ref(capture(model, x, n).graph) for n in range(KEPT)]
+    assert capture(model, x, 0).graph is kept[0]()  # read again, and so not the first to go
+    capture(model, x, KEPT)
+    gc.collect()
+    assert [graph() is None for graph in kept] == [False, True, *[False] * (KEPT - 2)]
+    assert capture(model, x, 0).graph is kept[0]()
+    program = capture(model, x, 0)
+    for i in range(3 * DERIVED):
+        program.derived[i] = i
+    assert len(program.derived) == DERIVED
+    assert program.of(model).derived is program.derived
+
+
+def test_one_tensor_given_twice_is_two_arguments():
+    """Recorded as one, the program would be another for arguments that differ."""
+
+    def difference(a, b):
+        return (3 * a - b).sum(1)
+
+    x = torch.randn(2, 4)
+    program = capture(difference, x, x)
+    assert [p.name for p in program.placeholders.values()] == ["a", "b"]
+    same_bits(program, difference, x, x)
+    same_bits(capture(difference, torch.randn(2, 4), x), difference, torch.randn(2, 4), x)
+    a, b = torch.randn(2, 4), torch.randn(2, 4)
+    again = capture(difference, a, b)
+    assert again.graph is program.graph
+    assert torch.equal(again(a, b), difference(a, b))
+
+
+LEVEL, TABLE = 1, [0, 1]
+
+
+def inner(z):
+    return z[:, LEVEL]
+
+
+def test_functions_are_the_same_when_code_and_what_is_around_are(monkeypatch):
+    def pick(k, c=0):
+        return lambda z: z[:, k] + c
+
+    assert meaning(pick(1)) == meaning(pick(1))
+    assert hash(meaning(pick(1))) == hash(meaning(pick(1)))
+    different = [
+        pick(1),
+        pick(2),
+        pick(True),
+        pick(1.0),
+        pick(1, 1),
+        lambda z: z[:, 1],
+        lambda z: z[:, 2],
+        lambda z, k=1: z[:, k],
+    ]
+    assert len({meaning(f) for f in different}) == len(different)
+    reading = lambda: (lambda z: z[:, TABLE[0]], lambda z: (lambda: z[:, TABLE[0]])())
+    for f, g in zip(reading(), reading(), strict=True):  # a list may change between two calls
+        assert meaning(f) is f
+        assert meaning(f) != meaning(g)
+
+    def reads(of):
+        return lambda z: of(z) + LEVEL
+
+    before, through = meaning(lambda z: z[:, LEVEL]), meaning(reads(inner))
+    assert meaning(reads(inner)) == through
+    monkeypatch.setitem(globals(), "LEVEL", 2)
+    assert meaning(lambda z: z[:, LEVEL]) != before
+    assert meaning(reads(inner)) != through
+    assert meaning(torch.relu) is torch.relu
 
 
 def test_an_argument_that_is_no_tensor_is_part_of_the_key():

@@ -325,6 +325,28 @@ def test_names_of_classes_are_checked_by_every_method(method):
             method(head, x, classes=["cat", "dog"])
 
 
+@pytest.mark.parametrize("rules", ["zero", "cp-lrp", "gamma-vit"])
+def test_a_head_that_is_held_says_so(rules):
+    """Softmax is constant under these rules, and an output that is one would explain nothing."""
+    message = r"Sequential ends in aten\.softmax at 1 .*explain the logits before it.*rules='attnlrp'"
+    for target in (1, lambda p: p[:, 0], lambda p: p[:, 0] - p[:, 1]):
+        with pytest.raises(ValueError, match=message):
+            explain(net(nn.Linear(4, 3), nn.Softmax(-1)), X, rules=rules, target=target)
+    explain(net(nn.Linear(4, 3), nn.Softmax(-1)), X, rules="attnlrp").check()
+    explain(net(nn.Linear(4, 3), nn.Sigmoid()), X, rules=rules).check()
+    explain(net(nn.Linear(4, 3), nn.Softmax(-1)), X, rules="zero", at="1").check()
+    with pytest.raises(ValueError, match=r"no part .* arrives .* The model ends in aten\.softmax at 1 .*: decompose the logits"):
+        decompx(net(nn.Linear(4, 3), nn.Softmax(-1)), X)
+
+
+def test_an_input_that_rules_hold_is_not_said_to_be_unused():
+    attend = Custom(lambda inner, q, v: (q.softmax(-1) * v).sum(1))
+    with pytest.warns(UserWarning, match=r"does not depend on 'input:q' by these rules, which give nothing to what it goes into"):
+        explain(lambda q, v: attend(q, v), X, X, rules="zero")  # one tensor twice is two inputs
+    with pytest.warns(UserWarning, match=r"does not depend on 'input:b': its relevance"):
+        explain(lambda a, b: a.sum(1), X, X)
+
+
 def test_names_and_classes():
     with pytest.raises(TypeError, match="names is a list of tokens for each sample, got the string 'hello'"):
         explain(net(), X, names="hello")

@@ -241,6 +241,38 @@ class TestCoverage:
         assert found.missing[0].startswith("aten.relu")
         assert "no rule for aten.relu" in str(found)
 
+    @pytest.mark.parametrize("reduce", ["prod", "sum"])
+    def test_what_explain_refuses_is_not_covered(self, reduce):
+        index = torch.tensor([[0, 1, 0, 1]])
+        model = lambda x: x.cos().scatter_reduce(1, index.expand(len(x), -1), x, reduce).relu()
+        found = coverage(model, torch.randn(2, 4))
+        if reduce == "sum":
+            assert (found.nodes, found.covered) == (3, 3)
+            return
+        assert (found.nodes, found.covered) == (3, 2)
+        assert found.missing[0].startswith("aten.scatter_reduce")
+        assert found.rules["scatter_reduce"] == ""
+        with pytest.raises(ValueError, match=r"scatter_reduce.* has no rule for that"):
+            explain(model, torch.randn(2, 4))
+
+    def test_each_set_is_counted_by_itself(self):
+        subject = build("lstm")
+        assert coverage(subject.model, *subject.inputs).fraction == 1
+        found = coverage(subject.model, *subject.inputs, rules="dynamiclrp")
+        assert [where.partition(" ")[0] for where in found.missing] == ["aten.lstm"]
+        model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(8, 2)).eval()
+        x = torch.randn(1, 1, 4, 4)
+        assert dict(coverage(model, x).rules)["conv2d"].startswith("gamma(0.25")
+        assert dict(coverage(model, x, rules="dynamiclrp").rules)["sigmoid"] == "unchanged"
+        shared = coverage(model, x, rules={"sigmoid": "abs"})  # shares by size are for sums
+        assert [where.partition(" ")[0] for where in shared.missing] == ["aten.sigmoid"]
+        with pytest.raises(ValueError, match="unknown rules 'zeros'"):
+            coverage(model, x, rules="zeros")
+        bag = nn.Sequential(nn.EmbeddingBag(5, 3), nn.ReLU()).eval()
+        assert coverage(bag, torch.tensor([[1, 2], [3, 4]])).fraction == 1
+        found = coverage(bag, torch.tensor([[1, 2], [3, 4]]), rules="dynamiclrp")
+        assert [where.partition(" ")[0] for where in found.missing] == ["aten.embedding_bag"]
+
     @pytest.mark.slow
     def test_every_architecture(self):
         assert len(ARCHITECTURES) >= 25

@@ -1,5 +1,6 @@
 """What can be asked: every start is its definition, a list is its members, and none needs the model recorded anew."""
 
+import gc
 import sys
 
 import pytest
@@ -8,8 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from termwise.core.capture import capture
+from termwise.core.program import DERIVED
 from termwise.predictions import continuation, contrast, explain, next_token, node, weighting
+from termwise.predictions.picked import picked
+from termwise.predictions.propagate import propagate
+from termwise.predictions.rules import gamma
 from termwise.predictions.starts import Entry, Seen
+from termwise.predictions.targets import Scored
 from termwise.testing.architectures import build
 
 
@@ -396,3 +403,102 @@ def test_pictures_of_several_targets_and_of_inner_modules(capsys):
     convolutional = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 2)).double().eval()
     there = explain(convolutional, torch.randn(1, 1, 6, 6, dtype=torch.float64), target=1, at="0")
     assert "relevance of every pixel" in fragment(there)
+
+
+# -- functions of the output ------------------------------------------------------------------------------------------
+
+
+class Answer(dict):
+    """Scores, the second of which are explained."""
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 3), nn.Linear(4, 5)
+
+    def forward(self, x):
+        h = x.tanh()
+        return Answer(aux=self.one(h), logits=self.two(h))
+
+
+PICKS = {
+    "a class": lambda out: out["logits"][:, 3],
+    "of a list of labels": lambda out: out["logits"][range(3), LABELS],
+    "the winner": lambda out: out["logits"].max(1).values,
+    "moved about": lambda out: out["logits"].T.unsqueeze(0)[0, -1],
+}
+MORE = {
+    "a sum": lambda out: out["logits"][:, 3] + out["logits"][:, 1],
+    "another output": lambda out: out["aux"][:, 1],
+    "two outputs": lambda out: out["logits"][:, 3] * out["aux"][:, 1],
+    "a function": lambda out: out["logits"][:, 3].exp(),
+    "another dtype": lambda out: out["logits"][:, 3].float(),
+    "of another sample": lambda out: out["logits"][[1, 1, 1], 3],
+    "a constant": lambda out: torch.ones(3),
+}
+
+
+@pytest.mark.parametrize("name", [*PICKS, *MORE])
+def test_only_a_function_that_picks_an_entry_is_a_start(name):
+    torch.manual_seed(0)
+    model = Two().double().eval()
+    pick = {**PICKS, **MORE}[name]
+    found = picked(model, (X,), {}, pick, {id(X)})
+    assert (found is not None) == (name in PICKS)
+    assert not X.requires_grad
+    if found is None:
+        return
+    recorded = propagate(capture(model, X, select=Scored(pick)), "zero").run([X], lambda z: z)
+    why = explain(model, X, target=pick, rules="zero").check(1e-12)
+    assert (why.target, why.label()) == (None, "output")
+    torch.testing.assert_close(why.whole, pick(model(X)).detach())
+    assert list(why.parts) == list(recorded.parts)
+    for part, value in recorded.parts.items():
+        torch.testing.assert_close(why.parts[part], value, rtol=0, atol=1e-12)
+
+
+def test_a_model_that_gives_back_its_input_is_left_alone():
+    x = X.clone()
+    assert picked(lambda x: x, (x,), {}, lambda z: z[:, 0], {id(x)}) is None
+    why = explain(lambda x: x, x, target=lambda z: z[:, 1]).check()
+    torch.testing.assert_close(why.whole, x[:, 1])
+    assert not x.requires_grad
+
+
+def test_fresh_functions_neither_record_nor_pile_up(monkeypatch):
+    module = sys.modules["termwise.core.capture"]
+    recordings, record = [], module._record
+    monkeypatch.setattr(module, "_record", lambda call: recordings.append(call) or record(call))
+    model = dense()
+    graphs = lambda: sum(type(o) is torch.fx.Graph for o in gc.get_objects())
+    explain(model, X)
+    for k in range(5):  # an entry each
+        why = explain(model, X, target=lambda z: z[:, k]).check()
+        torch.testing.assert_close(why.whole, model(X)[:, k].detach())
+    assert len(recordings) == 1
+    explain(model, X, target=lambda z: z[:, 0] - z[:, 1])
+    gc.collect()
+    before = graphs()
+    for _ in range(8):  # the same sum each time
+        explain(model, X, target=lambda z: z[:, 0] * 2 - z[:, 1]).check()
+    assert len(recordings) == 3
+    gc.collect()
+    assert graphs() <= before + 2  # one recording and its pass
+    for k in range(DERIVED + 8):
+        explain(model, X, rules={"linear": gamma(0.1 + k)})
+    for k in range(module.KEPT + 2):  # as many that differ
+        explain(model, X, target=lambda z: z[:, 0] * k)
+    gc.collect()
+    assert len(recordings) == 5 + module.KEPT
+    assert graphs() <= before + 2 * module.KEPT + 2 * DERIVED
+
+
+@pytest.mark.parametrize("rows", ["2KB", None])
+def test_a_picking_function_with_a_limit_on_memory(rows):
+    model = dense()
+    why = explain(model, X, target=lambda z: z[:, 2], max_memory=rows)
+    same(why, explain(model, X, target=lambda z: z[:, 2]))
+    listed = explain(model, X, target=[lambda z: z[:, 2], lambda z: z[:, 0]])
+    torch.testing.assert_close(listed.whole[:, 0], why.whole)
+    torch.testing.assert_close(listed.parts["input:input"][:, 0], why.inputs["input"])

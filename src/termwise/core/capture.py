@@ -30,7 +30,10 @@ __all__ = ["CaptureError", "capture"]
 
 log = logging.getLogger(__name__)
 
-# model -> what it was made of, and the programs recorded of it as such
+KEPT = 8
+"""How many recordings of a model are kept: of other shapes, arguments or targets. The one not asked for longest is dropped."""
+
+# model -> what it was made of, and the programs recorded of it as such, the last one used last
 _cache: weakref.WeakKeyDictionary[Any, tuple[int, list[Program]]] = weakref.WeakKeyDictionary()
 
 
@@ -50,7 +53,8 @@ def capture(
             them, otherwise its first floating tensor; so a model that also returns a cache is no obstacle.
 
     Returns:
-        The Program. It is cached per model: a second call whose inputs fit returns the same one. Batch size (and the
+        The Program. It is cached per model: a second call whose inputs fit returns the same one, while it is among the last
+            `KEPT`. Batch size (and the
         length of token inputs) stay free where export allows, see `Program.dynamic`.
 
     Raises:
@@ -64,24 +68,53 @@ def capture(
         True
     """
     model, inputs, kwargs = arguments(model, inputs, kwargs)
+    return recorded(model, *inputs, kwargs=kwargs, select=select) or _recorded_anew(Call(model, inputs, kwargs, select))
+
+
+def recorded(
+    model: Callable[..., Any],
+    *inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    select: Callable[[Any], Tensor] | None = None,
+) -> Program | None:
+    """The program of an earlier call of `capture` that stands for this one; arguments as there.
+
+    Raises:
+        ValueError: when a module of it is in training mode.
+    """
+    model, inputs, kwargs = arguments(model, inputs, kwargs)
     if isinstance(model, nn.Module) and (training := [n for n, m in model.named_modules() if m.training]):
         raise ValueError(
             f"{type(model).__name__} is in training mode{f' (at {training[0]})' if training[0] else ''}, where dropout and "
             "batch statistics make its output random: call model.eval() first"
         )
     call = Call(model, inputs, kwargs, select)
-    try:
-        makeup, known = _cache.get(model, (0, []))
-        known = known if makeup == _makeup(model) else []
-    except TypeError:  # no weak reference to it: captured anew each time
-        return _record(call)
+    known = _known(model)
     for program in known:
         if program.accepts(call):
+            known.remove(program)
+            known.append(program)
             return program.of(model)
+    return None
+
+
+def _recorded_anew(call: Call) -> Program:
+    """Record, and keep it."""
+    known = _known(call.model)
     program = _record(call)
-    # what a first forward pass sets (tables made for a length) is no change
-    _cache[model] = _makeup(model), [*known, program.of(None)]
+    with contextlib.suppress(TypeError):  # no weak reference to it: recorded anew each time
+        # what a first forward pass sets (tables made for a length) is no change
+        _cache[call.model] = _makeup(call.model), [*known, program.of(None)][-KEPT:]
     return program
+
+
+def _known(model: Any) -> list[Program]:
+    """The programs recorded of a model as it is now."""
+    try:
+        makeup, known = _cache.get(model, (0, []))
+    except TypeError:
+        return []
+    return known if makeup == _makeup(model) else []
 
 
 def arguments(
@@ -111,7 +144,7 @@ class Call:
         self.model, self.select = model, select
         named, self._spec = pytree.tree_flatten_with_path((inputs, dict(kwargs)))
         positional = _parameters(model)
-        self.leaves: list[Any] = [leaf for _, leaf in named]
+        self.leaves: list[Any] = _apart([leaf for _, leaf in named])
         self.slots = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor)]
         self.names = [_argument_name(named[i][0], positional) for i in self.slots]
         for path, leaf in named:
@@ -178,6 +211,15 @@ class Call:
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
         chosen: Tensor = (self.select or explained)(self.model(*args, **kwargs))
         return chosen
+
+
+def _apart(leaves: list[Any]) -> list[Any]:
+    """The same leaves, in which no tensor object stands twice: recorded, two arguments would become one."""
+    found: list[Any] = []
+    for leaf in leaves:
+        again = isinstance(leaf, Tensor) and any(leaf is other for other in found)
+        found.append(leaf.detach() if again else leaf)
+    return found
 
 
 def _makeup(model: Any) -> int:

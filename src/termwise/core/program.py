@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .interpret import evaluate
+from .recent import Recent
 from .samples import SampleAxis, locate
 
 if TYPE_CHECKING:
@@ -80,6 +81,10 @@ FACTORIES = {
 }  # fmt: skip
 
 
+DERIVED = 16
+"""How many things made from a recording are kept with it: a pass for each rule set and inner module, most of all."""
+
+
 class Program:
     """What a model computes, recorded once. Made by `termwise.capture`.
 
@@ -88,7 +93,7 @@ class Program:
             is the node's `Info`.
         placeholders: where each placeholder's value comes from.
         how: "export", or "trace: <why export failed>" for the fallback, which holds for the recorded call only.
-        derived: what was made from this recording (rewrites, sample axes), kept as long as the recording is.
+        derived: what was made from this recording (rewrites, sample axes), the last `DERIVED` of it.
     """
 
     def __init__(
@@ -113,7 +118,7 @@ class Program:
         ]
         if not dynamic:
             self._sizes = [list(t.shape) for t in call.tensors]
-        self.derived: dict[Any, Any] = {}
+        self.derived: dict[Any, Any] = Recent(DERIVED)
 
     def of(self, model: Any) -> Program:
         """The same program for a model object: the cache of recordings holds no model, or it would keep it alive."""

@@ -6,21 +6,22 @@ function from the output to one scalar per sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from termwise.core.capture import capture
+from termwise.core.capture import capture, recorded
 from termwise.core.program import Program, info
 
 from .cuts import channel_axis, only_outlet
+from .picked import picked
 from .propagate import Pass, Result, propagate
 from .refusals import one_sample_each
 from .rules import Rules
 from .starts import Seen, Start
-from .targets import Asked
+from .targets import Asked, Scored
 
 __all__ = ["PredictionCall"]
 
@@ -33,6 +34,7 @@ class PredictionCall:
         tensors: every tensor among the arguments.
         alone: whether the call has no axis of samples.
         batch: number of samples.
+        used: the parts of inputs that the recorded output is made of, once it was prepared.
         index: for each start the class or entry it chose, once its scalar was computed.
     """
 
@@ -88,7 +90,7 @@ class PredictionCall:
     def prepare(self, rows: slice) -> tuple[Program, list[Tensor], list[Callable[[Tensor], Tensor]]]:
         """The recording, its inputs and the starts, for these samples."""
         args, keywords = self._take(rows)
-        program = capture(self.model, *args, kwargs=keywords, select=self.wanted.select)
+        program, starts = self._recorded(args, keywords)
         tensors = program.tensors(*args, kwargs=keywords)
         if not any(info(n).active for n in program.graph.nodes if "info" in n.meta):
             raise ValueError(
@@ -101,9 +103,10 @@ class PredictionCall:
                 f"the output of {type(self.model).__name__} depends on no input that can be explained: it is constant"
             )
         one_sample_each(program, batch)
+        self.used = {f"input:{info(n).origin}" for n in program.graph.nodes if "info" in n.meta and info(n).active and n.users}
         by_name = dict(zip((p.name for p in program.placeholders.values() if p.kind == "input"), tensors, strict=True))
         seen = Seen.of(by_name, batch, rows, self.batch)
-        self.index: list[Tensor | None] = [None] * len(self.wanted.starts)
+        self.index: list[Tensor | None] = [None] * len(starts)
 
         def scalar(t: int, start: Start) -> Callable[[Tensor], Tensor]:
             def whole(output: Tensor) -> Tensor:
@@ -112,7 +115,18 @@ class PredictionCall:
 
             return whole
 
-        return program, tensors, [scalar(t, start) for t, start in enumerate(self.wanted.starts)]
+        return program, tensors, [scalar(t, start) for t, start in enumerate(starts)]
+
+    def _recorded(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Program, Sequence[Start]]:
+        """The recording, and the starts on it; functions of the output that only pick an entry are starts themselves."""
+        wanted, select = self.wanted, self.wanted.select
+        known = recorded(self.model, *args, kwargs=keywords, select=select)
+        if known is None and isinstance(select, Scored):
+            own = {id(t) for t in self.tensors}
+            found = [picked(self.model, args, keywords, pick, own) for pick in select.picks]
+            if None not in found:
+                return capture(self.model, *args, kwargs=keywords), found  # type: ignore[return-value]
+        return known or capture(self.model, *args, kwargs=keywords, select=select), wanted.starts
 
     def _take(self, rows: slice) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with these samples only."""

@@ -112,7 +112,8 @@ def explain(
             Call(model, args, keywords, call.wanted.select).try_model()  # ids out of range, another dtype: the model says so too
         raise
     for name in found.unreached:
-        warnings.warn(f"the output does not depend on {name!r}: its relevance is exactly 0", UserWarning, stacklevel=2)
+        held = " by these rules, which give nothing to what it goes into" if name in call.used else ""
+        warnings.warn(f"the output does not depend on {name!r}{held}: its relevance is exactly 0", UserWarning, stacklevel=2)
     why = Explanation(
         whole=found.whole,
         parts=found.parts,

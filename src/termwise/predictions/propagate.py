@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from termwise.core.composite import Composite
-from termwise.core.program import BAGS, Program, info, is_one_hot, op_name, views_of_ids
+from termwise.core.program import BAGS, Program, describe, info, is_one_hot, op_name, views_of_ids
 from termwise.core.rewrite import rewrite
 from termwise.core.samples import SampleAxis, per_sample
 
@@ -28,7 +28,7 @@ from .experts import group_experts
 from .fold import fold_batch_norm, foldable
 from .ledger import Ledger, Site
 from .memory import graph_size
-from .rules import HOLDING, LOSSY, SPLITTING, Rules, rules_of
+from .rules import HOLDING, LOSSY, SPLITTING, Rule, Rules, rules_of
 from .rules.linear import MOVES, add, assemble, bag, own
 from .rules.products import product, signal_takes_all
 from .rules.sets import IN_ITS_FORM
@@ -56,6 +56,7 @@ class Pass:
         to: str | None = None,
         measure_all: bool = False,
         lift: torch.dtype | None = None,
+        otherwise: Rule | None = None,
     ) -> None:
         """Choose each node's rule and rewrite.
 
@@ -68,18 +69,19 @@ class Pass:
             measure_all: weigh every node, not only those that may lose: the debugging mode, twice as slow.
             lift: compute in this dtype where the program asks for a narrower one. Half precision has too few digits
                 for ratios, so float32 there; otherwise the program's own casts are kept, and their rounding is booked.
+            otherwise: the rule of a node that the set has none for; an error when not given.
         """
         self.recorded, self.biases = program, biases
         given_away = biases in ("distribute", "zero")  # to the inputs of the same operation, where something may be lost
         self.leaves = {} if at is None else outlets(program, at)
         self.end = None if to is None else only_outlet(program, to)
         program = group_experts(program, {*self.leaves, self.end})
-        chosen = rules_of(program, rules)
+        chosen = rules_of(program, rules, otherwise)
         fold = foldable(program) & {name for name, rule in chosen.items() if given_away or rule in SPLITTING}
         fold -= {*self.leaves, self.end}  # folded, such a value would be gone
         if fold:
             program = fold_batch_norm(program, fold)
-            chosen = rules_of(program, rules)
+            chosen = rules_of(program, rules, otherwise)
         if self.leaves or self.end is not None:  # rules are chosen before: "the first convolution" is that of the whole
             program = section(program, self.leaves, self.end)
         self.program, self.rules = program, chosen
@@ -90,6 +92,9 @@ class Pass:
         self.lift = lift
         self._located: set[str] = set()  # names of sites that know their samples; shared with the copies that `of` makes
         self.weights = _weights(program, chosen)
+        if at is None and to is None and program.output in self.weights:
+            raise ValueError(_held_head(program, chosen, self.weights))
+        self.weights -= {program.output}  # which owns what it is
         self.inputs = {p.name for p in program.placeholders.values() if p.kind == "input"}
         self.sites: dict[str, Site] = {}
         for node in program.nodes:
@@ -352,7 +357,18 @@ def _weights(program: Program, rules: dict[str, Any]) -> set[fx.Node]:
         active = [a for a in operands if info(a).active]
         if node.name in rules and (rules[node.name] in HOLDING or (active and weights.issuperset(active))):
             weights.add(node)
-    return weights - {program.output}  # which owns what it is
+    return weights
+
+
+def _held_head(program: Program, rules: dict[str, Any], weights: set[fx.Node]) -> str:
+    """What to say of a model whose output is made of nothing but values that are held constant."""
+    node = program.output
+    while rules[node.name] not in HOLDING:
+        node = next(a for a in node.all_input_nodes if a in weights)
+    return (
+        f"{type(program.model).__name__} ends in {describe(node)}, which these rules hold constant, so that no relevance would "
+        "pass it: explain the logits before it (the model without it), or use rules='attnlrp', which goes through it"
+    )
 
 
 def _is_own(rule: Any, node: fx.Node, weights: set[fx.Node]) -> bool:

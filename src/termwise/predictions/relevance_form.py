@@ -32,7 +32,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from termwise.core.composite import Composite
-from termwise.core.program import Program, describe, info, op_name
+from termwise.core.program import BAGS, Program, describe, info, op_name
 from termwise.core.rewrite import rewrite
 from termwise.core.samples import SampleAxis, per_sample
 
@@ -45,7 +45,10 @@ from .rules.linear import HOMOGENEOUS, MOVES, SUMS, WINNERS, bias_axis
 from .rules.maps import AFFINE
 from .rules.products import PRODUCTS
 
-__all__ = ["TABLE", "Carried", "Place", "guarded", "halved", "moved", "nothing", "proportional", "times", "unchanged"]
+__all__ = [
+    "TABLE", "Carried", "Place", "guarded", "halved", "moved", "nothing", "proportional", "refusal", "rule_of", "times",
+    "unchanged",
+]  # fmt: skip
 
 Rule = Callable[["Place", Tensor], Sequence[Tensor | None]]
 
@@ -315,12 +318,13 @@ class Carried:
         learned = _learned(program)
         for node in program.nodes:
             if info(node).role == "cut":
-                if op_name(node).endswith("embedding_bag"):  # sums while it looks up
-                    raise ValueError(f"no rule for {describe(node)} in relevance form: rules='attnlrp' knows it in ratio form")
+                if problem := refusal(node, moved):
+                    raise ValueError(problem)
                 self.sites[node.name] = Cut(begun_at_rows(program, node), node.target)
             elif info(node).active:
-                rule = table.get(op_name(node)) or TABLE.get(op_name(node), unchanged)
-                _refuse(node, rule)
+                rule = rule_of(node, table)
+                if problem := refusal(node, rule):
+                    raise ValueError(problem)
                 site = Site(node, rule, learned, self.lift, hold=hold)
                 if (
                     rule is not moved
@@ -455,12 +459,18 @@ def _floating(node: fx.Node | None) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _refuse(node: fx.Node, rule: Rule) -> None:
-    """Complex values and operations of several values have no rule in this form, unless they only move things."""
+def rule_of(node: fx.Node, table: Mapping[str, Rule]) -> Rule:
+    """The rule of a node's operator: the method's own, that of `TABLE`, or none of these."""
+    return table.get(op_name(node)) or TABLE.get(op_name(node), unchanged)
+
+
+def refusal(node: fx.Node, rule: Rule) -> str:
+    """Why a node has no rule in this form, or "": complex values, and operations of several values that do not only move."""
     value = node.meta.get("val")
     if isinstance(value, Tensor) and value.is_complex():
-        raise ValueError(f"no rule for {describe(node)}: relevance is carried as itself here, and its value is complex")
-    if isinstance(value, (tuple, list)) and rule is not moved:
-        raise ValueError(
-            f"no rule for {describe(node)}, which has several values, in relevance form: rules='attnlrp' knows it in ratio form"
-        )
+        return f"no rule for {describe(node)}: relevance is carried as itself here, and its value is complex"
+    sums_while_it_looks_up = info(node).role == "cut" and op_name(node) in BAGS
+    if sums_while_it_looks_up or (isinstance(value, (tuple, list)) and rule is not moved):
+        several = ", which has several values," if not sums_while_it_looks_up else ""
+        return f"no rule for {describe(node)}{several} in relevance form: rules='attnlrp' knows it in ratio form"
+    return ""

@@ -1,8 +1,8 @@
 """Targets: what a user may ask of an output, and the starts of relevance that this means.
 
 Entries, contrasts, weightings and tokens are starts (`termwise.predictions.starts`): they act on a recording that is there
-already. A function of the output may be anything; it is recorded with the model, and its operations have rules like all
-others.
+already. A function of the output may be anything; unless it only picks an entry (`termwise.predictions.picked`) it is
+recorded with the model, and its operations have rules like all others.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from termwise.core.meaning import meaning
 
 from .starts import Choice, Column, Contrast, Entry, NextToken, Node, Start, Weighting
 
@@ -186,7 +188,7 @@ class Scored:
 
     def __init__(self, *picks: Callable[[Any], Tensor]) -> None:
         """Hold them."""
-        self.picks = picks
+        self.picks, self._meaning = picks, tuple(map(meaning, picks))
 
     def __call__(self, output: Any) -> Tensor:
         """The values of one, (batch,), or of several, (batch, functions)."""
@@ -200,10 +202,10 @@ class Scored:
         return values[0] if len(values) == 1 else torch.stack(values, 1)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Scored) and other.picks == self.picks
+        return isinstance(other, Scored) and other._meaning == self._meaning
 
     def __hash__(self) -> int:
-        return hash(self.picks)
+        return hash(self._meaning)
 
 
 @dataclass(frozen=True)

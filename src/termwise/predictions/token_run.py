@@ -20,7 +20,7 @@ from termwise.core.interpret import interpret
 from termwise.core.program import Program, describe, info, op_name
 
 from .memory import shown
-from .rules.attention import FUSED
+from .rules.attention import FUSED, SOFTMAX
 from .rules.linear import MOVES
 from .token_parts import BIAS, CONSTANT, FIRST, FOLLOWED, HELD, TABLE, Parts, plain
 from .token_sharing import ACTIVATIONS, ALONE, BIASES, fractions, inner
@@ -74,7 +74,16 @@ def plan(program: Program, end: fx.Node) -> Plan:
         if carried[node]:
             _check(node, carried)
     if end not in needed:
-        raise ValueError(f"no part of an input arrives at {describe(end)}: what it depends on is held constant")
+        held = f"no part of an input arrives at {describe(end)}: what it depends on is held constant"
+        head = end
+        while op_name(head) in MOVES and head.all_input_nodes:
+            head = head.all_input_nodes[0]
+        if op_name(head) in SOFTMAX:
+            held += (
+                f". The model ends in {describe(head)}: decompose the logits before it (the model without it), or use "
+                "termwise.explain with rules='attnlrp', which goes through it"
+            )
+        raise ValueError(held)
     return Plan(end, needed, held, {n for n in needed if _waits(n)})
 
 

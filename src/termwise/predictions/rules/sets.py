@@ -99,8 +99,8 @@ RULE_SETS: dict[str, Mapping[Any, Rule | str]] = {
 """Name -> what the set changes in `RULES`."""
 
 
-def rules_of(program: Program, rules: Rules) -> dict[str, Rule]:
-    """The rule of every active node of a program, by node name.
+def rules_of(program: Program, rules: Rules, otherwise: Rule | None = None) -> dict[str, Rule]:
+    """The rule of every active node of a program, by node name; `otherwise` that of a node which none covers.
 
     Raises:
         ValueError: for an unknown set or rule (the nearest name is suggested), or a node that no rule covers (with
@@ -119,6 +119,7 @@ def rules_of(program: Program, rules: Rules) -> dict[str, Rule]:
         for matches, (given, only_affine) in matchers:
             if matches(node) and (not only_affine or op_name(node) in AFFINE):
                 rule = given or RULES.get(op_name(node))
+        rule = rule or otherwise
         if rule is None:
             raise ValueError(
                 f"no rule for {describe(node)}. Add one with @termwise.predictions.rule({op_name(node)!r}), or pass "
