@@ -68,7 +68,8 @@ def capture(
         True
     """
     model, inputs, kwargs = arguments(model, inputs, kwargs)
-    return recorded(model, *inputs, kwargs=kwargs, select=select) or _recorded_anew(Call(model, inputs, kwargs, select))
+    known = recorded(model, *inputs, kwargs=kwargs, select=select)
+    return _recorded_anew(Call(model, inputs, kwargs, select)) if known is None else known
 
 
 def recorded(

@@ -126,7 +126,9 @@ class PredictionCall:
             found = [picked(self.model, args, keywords, pick, own) for pick in select.picks]
             if None not in found:
                 return capture(self.model, *args, kwargs=keywords), found  # type: ignore[return-value]
-        return known or capture(self.model, *args, kwargs=keywords, select=select), wanted.starts
+        if known is None:
+            known = capture(self.model, *args, kwargs=keywords, select=select)
+        return known, wanted.starts
 
     def _take(self, rows: slice) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with these samples only."""
