@@ -12,8 +12,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import core, predictions, report, testing, zoo
+    from . import core, functions, predictions, report, testing, zoo
     from .core import Decomposition, DoesNotAddUp, capture
+    from .functions import Expansion, expand, jet
     from .predictions import (
         Explanation,
         chefer,
@@ -30,16 +31,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Decomposition", "DoesNotAddUp", "Explanation", "__version__", "capture", "chefer", "compare", "continuation",
-    "contrast", "core", "coverage", "decompx", "explain", "next_token", "predictions", "report", "testing", "weighting", "zoo",
+    "Decomposition", "DoesNotAddUp", "Expansion", "Explanation", "__version__", "capture", "chefer", "compare", "continuation",
+    "contrast", "core", "coverage", "decompx", "expand", "explain", "functions", "jet", "next_token",
+    "predictions", "report", "testing", "weighting", "zoo",
 ]  # fmt: skip
 
-_ROOMS = ("core", "predictions", "report", "testing", "zoo")
+_ROOMS = ("core", "functions", "predictions", "report", "testing", "zoo")
 _VERBS = {
     "capture": "core", "Decomposition": "core", "DoesNotAddUp": "core", "explain": "predictions",
     "Explanation": "predictions", "compare": "predictions", "decompx": "predictions",
     "chefer": "predictions", "coverage": "predictions", "continuation": "predictions", "contrast": "predictions",
-    "next_token": "predictions", "weighting": "predictions",
+    "next_token": "predictions", "weighting": "predictions", "expand": "functions", "Expansion": "functions", "jet": "functions",
 }  # fmt: skip
 
 

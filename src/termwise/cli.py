@@ -330,9 +330,10 @@ def _cpu() -> str:
 
 def _register() -> None:
     """Commands that live in files of their own."""
-    from termwise.cli_verify import register
+    from termwise import cli_expand, cli_verify
 
-    register(app)
+    cli_expand.register(app)
+    cli_verify.register(app)
 
 
 def main() -> None:

@@ -1,0 +1,125 @@
+"""`termwise expand`: a model around one input, order by order, along a random direction or towards another input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from termwise.functions import Expansion
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(expand)
+
+
+def expand(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A name from `termwise models`, or path/to/file.py:factory. WARNING: the file is run; use only what you trust."
+        ),
+    ],
+    image: Annotated[Path | None, typer.Option(help="A picture.")] = None,
+    text: Annotated[str | None, typer.Option(help="A text; the direction then lies in its embedding.")] = None,
+    order: Annotated[int, typer.Option(min=0, help="Highest order that is a part.")] = 4,
+    at: Annotated[float, typer.Option(help="How far along the direction, whose length is one.")] = 1.0,
+    to: Annotated[Path | None, typer.Option(help="Towards this picture instead of in a random direction.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the random direction.")] = 0,
+    target: Annotated[
+        str | None, typer.Option(help="Class to look at, by number or name; the model's answer by default.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Draw the sizes of the terms here (terms.png, .svg).")] = None,
+    weights: Annotated[Path | None, typer.Option(help="safetensors file for a model of your own.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Side of the picture that your model takes; 224 by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Take a model's answer apart by order of a step in its input: f(x) + slope + curvature + ... + remainder."""
+    import torch
+
+    from termwise.cli import _subject, _target
+    from termwise.functions import expand as expansion
+
+    if (image is None) == (text is None):
+        raise ValueError("give either --image or --text")
+    if to is not None and image is None:
+        raise ValueError("--to goes from one picture to another: give --image")
+    if out is not None:
+        from termwise.report.output import check_writable
+
+        check_writable(out)
+    subject = _subject(model, weights, None, size)
+    if subject.kind != ("text" if image is None else "image"):
+        raise ValueError(f"{model} takes {'a text: give --text' if image is not None else 'a picture: give --image'}")
+    subject.model.to(torch.float64)
+    x = subject.prepare(text if image is None else image)
+    x = x if isinstance(x, dict) else {"": x}
+    inputs = {name: v.double() if v.is_floating_point() else v for name, v in x.items()}
+    if to is not None:
+        h = subject.prepare(to).double() - inputs[""]
+    else:
+        first = next(iter(inputs.values()))
+        shape = first.shape if first.is_floating_point() else (*first.shape, _width(subject.model, first))
+        h = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        h = h / h.norm()
+    given = (inputs[""],) if "" in inputs else ()
+    found = expansion(subject.model, *given, h, kwargs=inputs if not given else None, order=order, at=at)
+    chosen = _target(target)
+    scores = found.whole[0]
+    index = int(scores.argmax()) if chosen is None else subject.index(chosen) if isinstance(chosen, str) else chosen
+    if scores.ndim != 1 or not -len(scores) <= index < len(scores):
+        raise ValueError(f"target {target} is none of {tuple(scores.shape)} scores")
+    _print(found, index, subject.classes, as_json)
+    if out is not None:
+        found.plot().savefig(out, dpi=150)
+
+
+def _width(model: Any, ids: Any) -> int:
+    """Of the embedding in which these ids are looked up."""
+    import torch
+
+    from termwise.core.capture import capture
+    from termwise.core.program import info
+
+    with torch.no_grad():
+        program = capture(model, ids)
+    cut = next((node for node in program.nodes if info(node).role == "cut"), None)
+    if cut is None:
+        raise ValueError("the model looks its ids up in no embedding: there is no direction to go in")
+    return int(cut.meta["val"].shape[-1])
+
+
+def _print(found: Expansion, index: int, classes: Any, as_json: bool) -> None:
+    """The terms of one class."""
+    terms = {name: part[0, index].item() for name, part in found.parts.items()}
+    whole, left = found.whole[0, index].item(), found.remainder[0, index].item()
+    if as_json:
+        radius = None if found.order < 2 else found.radius.value
+        kink = found.kink_radius
+        facts = {"class": index, "at": found.at, "value": whole, "terms": terms, "remainder": left}
+        finite = {"radius": radius, "kink_radius": kink}
+        typer.echo(
+            json.dumps(
+                facts | {k: None if v is None or v in (float("inf"),) or v != v else v for k, v in finite.items()}, indent=2
+            )
+        )
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="dim", padding=(0, 1))
+    table.add_column("term")
+    table.add_column(classes[index] if classes else f"class {index}", justify="right")
+    for name, value in terms.items():
+        table.add_row(name, f"{value:+.6g}")
+    table.add_row("remainder", f"{left:+.2e}")
+    table.add_row("value", f"{whole:+.6g}")
+    console = Console()
+    console.print(table)
+    console.print(found.summary(), markup=False, highlight=False)

@@ -1,0 +1,12 @@
+"""Expansions of a network as a function: Taylor jets, and what is made of them."""
+
+from .differential import biharmonic, derivatives, laplacian, linear_operator, partial
+from .expansion import Expansion, expand
+from .jet import jet
+from .jet_rules import JET_RULES, Jet, jet_rule
+from .radius import Radius, radius
+
+__all__ = [
+    "JET_RULES", "Expansion", "Jet", "Radius", "biharmonic", "derivatives", "expand", "jet", "jet_rule", "laplacian",
+    "linear_operator", "partial", "radius",
+]  # fmt: skip

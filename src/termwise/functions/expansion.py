@@ -1,0 +1,271 @@
+r"""A network around a point, order by order:  f(x + a h) = sum_k f_k a^k + remainder,  and the remainder is measured.
+
+Source: Taylor's theorem; `jet` for the coefficients, `radius` for how far they reach, `kinks` for where they end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from termwise.core.capture import arguments, capture
+from termwise.core.decomposition import Decomposition
+from termwise.core.interpret import interpret
+from termwise.core.program import Program, info
+
+from .jet import Run
+from .jet_rules import Jet
+from .radius import Radius, radius
+from .taylor import Taylor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Expansion", "expand"]
+
+Direction = Tensor | Sequence[Any] | Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, repr=False)
+class Expansion(Decomposition):
+    """The terms of a Taylor series: `whole` = f(x + at h), parts `order_0` ... `order_K` = f_k at^k, each of its shape.
+
+    Attributes:
+        series: (*S, K + 2), the coefficients f_0 ... f_(K+1) along the last axis; the last one only predicts the remainder.
+        at: where along the direction the terms are taken.
+        kink_radius: smallest |t| towards `at` at which a unit changes its branch; inf when none does before 2 |at|.
+        kink: the operation that does.
+        blind: operations whose branches were not watched (windows of max-pooling).
+    """
+
+    series: Tensor
+    at: float
+    kink_radius: float = math.inf
+    kink: str = ""
+    blind: tuple[str, ...] = ()
+
+    @property
+    def order(self) -> int:
+        """K."""
+        return self.series.shape[-1] - 2
+
+    @property
+    def coefficients(self) -> Tensor:
+        """(K + 1, *S): f_k, normalised, f_k = (1/k!) d^k/dt^k f(x + t h)."""
+        return self.series[..., :-1].movedim(-1, 0)
+
+    @property
+    def radius(self) -> Radius:
+        """How far the series reaches, estimated from its coefficients (of their norms, where there are several outputs)."""
+        return radius(self.series.movedim(-1, 0))
+
+    @property
+    def predicted_remainder(self) -> Tensor:
+        """|f_(K+1) at^(K+1)| / (1 - |at| / radius), shape S: from one order more; inf beyond the radius."""
+        first = self.series[..., -1].abs() * abs(self.at) ** (self.order + 1)
+        reach = abs(self.at) / self.radius.value if self.order >= 2 else 0.0
+        return first / (1 - reach) if reach < 1 else torch.full_like(first, math.inf)
+
+    def evaluate(self, t: float | Tensor) -> Tensor:
+        """The polynomial sum_(k <= K) f_k t^k.
+
+        Args:
+            t: a number, or any tensor of them.
+
+        Returns:
+            (*T, *S).
+        """
+        t = torch.as_tensor(t, dtype=self.series.dtype, device=self.series.device)
+        powers = t.unsqueeze(-1) ** torch.arange(self.order + 1, device=self.series.device)
+        return torch.tensordot(powers, self.coefficients, dims=1)
+
+    def diverges(self) -> bool:
+        """Whether `at` lies beyond the radius or beyond a kink: then more orders make it no better."""
+        return abs(self.at) > self.kink_radius or (self.order >= 3 and abs(self.at) > self.radius.value)
+
+    def summary(self) -> str:
+        """One line: the remainder, and whether the series reaches as far as it was asked."""
+        text = f"order {self.order} at {self.at:g}: remainder {self.error():.1e} of the value"
+        if abs(self.at) > self.kink_radius:
+            return f"{text}; BEYOND A KINK at {self.kink_radius:.3g} ({self.kink}): no order makes it better"
+        if self.order < 2:
+            return text
+        text += f", radius {self.radius}"
+        return f"{text}: BEYOND IT, the partial sum is no approximation" if self.diverges() else text
+
+    def plot(self, sample: int = 0) -> Figure:
+        """Draw the sizes of the terms by order, and of the remainder, on a logarithmic axis."""
+        from matplotlib.figure import Figure
+
+        def size(value: Tensor) -> float:
+            return value[sample].norm().item() if value.ndim else abs(value.item())
+
+        sizes, left = [size(self.parts[f"order_{k}"]) for k in range(self.order + 1)], size(self.remainder)
+        figure = Figure(figsize=(6, 3.2), layout="constrained")
+        axis = figure.subplots()
+        axis.semilogy(range(self.order + 1), [max(s, 1e-300) for s in sizes], "o-", label="terms")
+        axis.axhline(max(left, 1e-300), color="tab:red", linestyle="--", label="remainder")
+        low = min(s for s in [*sizes, left] if s > 0) if any([*sizes, left]) else 1e-16
+        axis.set_ylim(bottom=max(low / 10, 1e-20))
+        axis.set(xlabel="order", ylabel="|f_k at^k|", title=f"at {self.at:g}")
+        axis.legend()
+        return figure
+
+
+def expand(
+    model: nn.Module | Callable[..., Any],
+    *args: Any,
+    order: int = 4,
+    at: float = 1.0,
+    wrt: str = "inputs",
+    kwargs: Mapping[str, Any] | None = None,
+    select: Callable[[Any], Tensor] | None = None,
+    ties: str = "right",
+    fallback: str | None = None,
+) -> Expansion:
+    """Expand a model along a line, f(x + t h), or along a line of its parameters, f(x; w + t h).
+
+        f(x + at h) = sum_(k <= order) f_k at^k + remainder
+
+    Args:
+        model: in eval mode, as `capture` takes it.
+        *args: its inputs, and after them the direction h: a tensor for the first floating input, of its shape; a mapping from
+            argument names to tensors for several. For ids that are looked up in an embedding the direction lies in the embedding,
+            (batch, tokens, width). With wrt="parameters" a mapping from parameter names to tensors of their shapes.
+        order: K, the highest order that is a part.
+        at: where along the direction.
+        wrt: "inputs" or "parameters".
+        kwargs: keyword arguments of the model.
+        select: picks the tensor to expand out of what the model returns, where it has no logits.
+        ties: at the very kink of a piecewise operation the branch that follows ("right"), or torch's subgradient ("torch").
+        fallback: "nested" differentiates operations without a rule by nested forward passes; see `jet`.
+
+    Returns:
+        An `Expansion`: parts order_0 ... order_K, the measured remainder, `coefficients`, `evaluate`, `radius`, `kink_radius`,
+        `predicted_remainder`, `plot`.
+
+    Raises:
+        ValueError: for a negative order, at = 0, a direction of the wrong shape (both are shown), an operation without a rule
+            (named, with its place), non-finite inputs.
+        TypeError: for integer inputs that no embedding looks up.
+
+    Cost: one run over order + 2 coefficients and one forward pass, O(order^2) in element-wise operations; memory that of
+        order + 2 forward passes. Give a float64 model for more than six orders or so: coefficients lose digits near the radius.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double().eval()
+        >>> x, h = torch.randn(2, 3, dtype=torch.float64), 0.1 * torch.randn(2, 3, dtype=torch.float64)
+        >>> tw.expand(model, x, h, order=8).error() < 1e-6
+        True
+
+    Source: Taylor; Griewank & Walther ch. 13.
+    """
+    if not args:
+        raise ValueError("give the model's inputs, and after them the direction")
+    *inputs, direction = args
+    if not isinstance(order, int) or order < 0:
+        raise ValueError(f"order is a number of 0 or more, got {order!r}")
+    if at == 0 or not math.isfinite(at):
+        raise ValueError(f"at says how far to go along the direction, and is finite and not 0; got {at!r}")
+    if wrt not in ("inputs", "parameters"):
+        raise ValueError(f"wrt is 'inputs' or 'parameters', got {wrt!r}")
+    model, positional, keywords = arguments(model, inputs, kwargs)
+    program = capture(model, *positional, kwargs=keywords, select=select)
+    tensors = program.tensors(*positional, kwargs=keywords)
+    curve = _Line(program, tensors, direction, wrt)
+    with torch.no_grad():
+        run = Run(Taylor(order + 1), ties=ties, fallback=fallback, horizon=2 * at)
+        out = curve.through(run)
+        rows = out.rows if isinstance(out, Jet) else out.unsqueeze(0)
+        run.warn()
+        rows = torch.cat([rows, rows.new_zeros(order + 2 - len(rows), *rows.shape[1:])])
+        whole = curve.value(at)
+    parts = {f"order_{k}": rows[k] * at**k for k in range(order + 1)}
+    kinks = run.kinks
+    return Expansion(whole, parts, rows.movedim(0, -1), float(at), kinks.radius, kinks.where, tuple(kinks.blind))
+
+
+class _Line:
+    """The line x + t h in the inputs, embeddings or parameters of a program."""
+
+    def __init__(self, program: Program, tensors: list[Tensor], direction: Direction, wrt: str) -> None:
+        self.program, self.wrt = program, wrt
+        self.values = program.bind(tensors)
+        for name, value in self.values.items():
+            if self._kind(name) == "input" and value.is_floating_point() and not bool(value.isfinite().all()):
+                raise ValueError(f"the input {program.placeholders[name].name} is not finite")
+        self.cuts = {n.name: info(n).origin for n in program.nodes if info(n).role == "cut"} if wrt == "inputs" else {}
+        self.lines = self._named(direction)
+
+    def _kind(self, placeholder: str) -> str:
+        return self.program.placeholders[placeholder].kind
+
+    def _named(self, direction: Direction) -> dict[str, Tensor]:
+        """Direction by placeholder, or by node where ids are looked up."""
+        wanted = "input" if self.wrt == "inputs" else "parameter"
+        known = {p.name: n for n, p in self.program.placeholders.items() if p.kind == wanted}
+        if not isinstance(direction, Mapping):
+            if self.wrt == "parameters":
+                raise ValueError("wrt='parameters' takes a mapping from parameter names to tensors: {'head.weight': ...}")
+            direction = {self._only(known): direction}  # type: ignore[dict-item]
+        found = {}
+        for name, h in direction.items():
+            if name not in known:
+                raise ValueError(f"the direction names {name!r}; the {wanted}s are {', '.join(list(known)[:12])}")
+            node, value = known[name], self.values[known[name]]
+            if not (value.is_floating_point() or value.is_complex()):
+                node, value = self._looked_up(name)
+            h = torch.as_tensor(h, device=value.device)
+            if h.shape != value.shape:
+                raise ValueError(f"the direction for {name} has shape {tuple(h.shape)}, and goes with {tuple(value.shape)}")
+            if not bool(h.isfinite().all()):
+                raise ValueError(f"the direction for {name} is not finite")
+            found[node] = h.detach().to(value.dtype)
+        return found
+
+    def _only(self, known: Mapping[str, str]) -> str:
+        """The first floating input, or the first ids."""
+        floating = [name for name, node in known.items() if self.values[node].is_floating_point()]
+        return next(iter([*floating, *known]))
+
+    def _looked_up(self, name: str) -> tuple[str, Tensor]:
+        """The node that looks these ids up, and what it finds."""
+        nodes = [node for node, origin in self.cuts.items() if origin == name]
+        if not nodes:
+            raise TypeError(
+                f"the input {name} holds integers and is looked up in no embedding: there is no line through integers. "
+                "Give floating inputs, or wrt='parameters'"
+            )
+        found: dict[str, Tensor] = {}
+
+        def keep(node: Any, args: Any, kwargs: Any) -> Any:
+            value = node.target(*args, **kwargs)
+            if node.name == nodes[0]:
+                found[node.name] = value
+            return value
+
+        with torch.no_grad():
+            interpret(self.program.graph, self.values, keep)
+        return nodes[0], found[nodes[0]]
+
+    def through(self, run: Run) -> Any:
+        """The jet of the output."""
+        inner = {node: h for node, h in self.lines.items() if node in self.cuts}
+        given = {n: Jet(torch.stack([self.values[n], h])) for n, h in self.lines.items() if n not in inner}
+        return run.of(self.program, {**self.values, **given}, moved=inner)
+
+    def value(self, t: float) -> Tensor:
+        """F at t, by the program's own operations."""
+        inner = {node: h for node, h in self.lines.items() if node in self.cuts}
+        given = {n: self.values[n] + t * h for n, h in self.lines.items() if n not in inner}
+
+        def visit(node: Any, args: Any, kwargs: Any) -> Any:
+            value = node.target(*args, **kwargs)
+            return value + t * inner[node.name] if node.name in inner else value
+
+        return interpret(self.program.graph, {**self.values, **given}, visit)  # type: ignore[no-any-return]

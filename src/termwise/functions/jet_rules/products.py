@@ -1,0 +1,122 @@
+"""Products of what moves: Cauchy sums, matrix by matrix where they are matrices."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .smooth import softmax_rows
+from .table import Jet, jet_rule, moves, rows_of, smooth
+
+aten = torch.ops.aten
+
+
+@jet_rule("mul")
+def mul(at: Any, a: Any, b: Any) -> Jet:
+    """Cauchy's product; by a constant every row."""
+    if not (moves(a) and moves(b)):
+        jet, other = (a, b) if moves(a) else (b, a)
+        if not isinstance(other, Tensor) or other.ndim == 0:
+            return Jet(jet.rows * other)
+    return Jet(at.series.product(rows_of(at, a), rows_of(at, b)))
+
+
+@jet_rule("square")
+def square(at: Any, x: Jet) -> Jet:
+    """X x."""
+    return Jet(at.series.square(x.rows))
+
+
+@jet_rule("div")
+def div(at: Any, a: Any, b: Any, **kwargs: Any) -> Jet:
+    """A times the reciprocal of b."""
+    if kwargs.get("rounding_mode"):
+        raise ValueError(f"{at.where} rounds: its derivatives are 0 almost everywhere, and no series says where it jumps")
+    if not moves(b):
+        if isinstance(b, Tensor) and b.ndim > a.ndim:
+            return Jet(at.series.product(a.rows, at.series.constant(b.reciprocal())))
+        return Jet(a.rows / b)
+    inverse = at.series.reciprocal(b.rows)
+    if not isinstance(a, (Jet, Tensor)):
+        return Jet(inverse * a)
+    return Jet(at.series.product(rows_of(at, a), inverse))
+
+
+@smooth("reciprocal")
+def reciprocal(at: Any, x: Jet) -> Jet:
+    """1 / x."""
+    return Jet(at.series.reciprocal(x.rows))
+
+
+@jet_rule("matmul", "mm", "bmm")
+def matmul(at: Any, a: Any, b: Any) -> Jet:
+    """A matrix product of what moves with what moves or not."""
+    a, b = rows_of(at, a), rows_of(at, b)
+    vector, covector = a.ndim == 2, b.ndim == 2
+    a, b = a.unsqueeze(-2) if vector else a, b.unsqueeze(-1) if covector else b
+    axes = max(a.ndim, b.ndim)
+    a, b = (v.reshape(len(v), *[1] * (axes - v.ndim), *v.shape[1:]) for v in (a, b))
+    c = at.series.matmul(a, b)
+    c = c.squeeze(-2) if vector else c
+    return Jet(c.squeeze(-1) if covector else c)
+
+
+@jet_rule("linear")
+def linear(at: Any, x: Any, weight: Any, bias: Any = None) -> Jet:
+    """X W^T + b."""
+    if moves(weight):
+        rows = matmul(at, x, Jet(weight.rows.transpose(-1, -2))).rows
+    else:
+        rows = F.linear(x.rows, weight) if moves(x) else at.series.constant(F.linear(x, weight))
+    return Jet(rows if bias is None else at.series.added(rows, rows_of(at, bias)))
+
+
+@jet_rule("addmm", "addbmm", "baddbmm")
+def addmm(at: Any, bias: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Jet:
+    """Beta bias + alpha a b."""
+    rows = matmul(at, a, b).rows if moves(a) or moves(b) else at.series.constant(a @ b)
+    return Jet(at.series.added(rows * alpha, rows_of(at, bias) * beta))
+
+
+@jet_rule("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def convolution(at: Any, x: Any, weight: Any, bias: Any = None, *rest: Any, **kwargs: Any) -> Jet:
+    """All rows in one batch, for each row of the weight."""
+    kernel = (weight.value if moves(weight) else weight).ndim
+    rest = (*rest[:6],)
+
+    def apply(rows: Tensor, w: Tensor) -> Tensor:
+        batch = rows.reshape(-1, *rows.shape[-(kernel - 1) :])
+        y = at.op(batch, w, None, *rest, **kwargs)
+        return y.reshape(*rows.shape[: -(kernel - 1)], *y.shape[1:])
+
+    rows = at.series.product(rows_of(at, x), rows_of(at, weight), apply)
+    if bias is None:
+        return Jet(rows)
+    b = rows_of(at, bias)
+    return Jet(at.series.added(rows, b.reshape(*b.shape, *[1] * (kernel - 2))))
+
+
+@jet_rule("scaled_dot_product_attention")
+def attention(
+    at: Any, q: Any, k: Any, v: Any, mask: Any = None, dropout: float = 0.0, causal: bool = False, *,
+    scale: float | None = None, enable_gqa: bool = False,
+) -> Jet:  # fmt: skip
+    """Softmax(q k^T scale + mask) v; the mask touches the first row only, and is put in after the products."""
+    q, k, v = (rows_of(at, value) for value in (q, k, v))
+    if enable_gqa:
+        k, v = (value.repeat_interleave(q.shape[-3] // value.shape[-3], -3) for value in (k, v))
+    scores = at.series.matmul(q, k.transpose(-1, -2)) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    hidden = None
+    if causal:
+        rows, columns = scores.shape[-2:]
+        hidden = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).triu(1)
+    elif mask is not None:
+        hidden = ~mask if mask.dtype == torch.bool else mask.isneginf()
+        if mask.dtype != torch.bool:
+            scores = at.series.shifted(scores, mask.masked_fill(hidden, 0).expand(scores.shape[1:]))
+    weights = softmax_rows(at, scores, -1, hidden)
+    return Jet(at.series.matmul(weights, v.to(weights.dtype)))

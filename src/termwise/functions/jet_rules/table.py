@@ -1,0 +1,119 @@
+"""The table of jet rules, and what every rule works on.
+
+@jet_rule("square")
+def square(at, x):
+return Jet(at.series.square(x.rows))
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..collapsed import Collapsed
+from ..taylor import Taylor
+
+__all__ = ["JET_RULES", "Jet", "channels", "jet_rule", "like", "moves", "padded", "rows_of", "smooth"]
+
+Rule = Callable[..., Any]
+
+JET_RULES: dict[str, Rule] = {}
+"""Operator name (`linear` for aten.linear in every overload) -> its rule."""
+
+
+@dataclass(frozen=True, eq=False)
+class Jet:
+    """A value along the curve: its coefficients, as rows of one tensor."""
+
+    rows: Tensor
+
+    @property
+    def value(self) -> Tensor:
+        """At t = 0."""
+        return self.rows[0]
+
+    @property
+    def ndim(self) -> int:
+        """Axes of the value."""
+        return self.rows.ndim - 1
+
+
+def jet_rule(*ops: str) -> Callable[[Rule], Rule]:
+    """Enter a function into the table as the rule of these operators.
+
+    Raises:
+        ValueError: when an operator has a rule already.
+    """
+
+    def enter(function: Rule) -> Rule:
+        for op in ops:
+            if op in JET_RULES:
+                raise ValueError(f"{op} already has a jet rule, {JET_RULES[op].__name__}")
+            JET_RULES[op] = function
+        return function
+
+    return enter
+
+
+def smooth(*ops: str) -> Callable[[Rule], Rule]:
+    """Enter the rule of a function of numbers, ``rule(at, x, ...)``.
+
+    Where many directions travel together it is expanded once, at the value, and the chain rule does the rest.
+    """
+
+    def enter(function: Rule) -> Rule:
+        @functools.wraps(function)
+        def rule(at: Any, x: Jet, *args: Any, **kwargs: Any) -> Jet:
+            if not isinstance(at.series, Collapsed) or len(x.rows) == 1:
+                found: Jet = function(at, x, *args, **kwargs)
+                return found
+            alone = at.over(Taylor(at.series.order))
+            return Jet(at.series.compose(function(alone, Jet(at.series.along(x.rows)), *args, **kwargs).rows, x.rows))
+
+        jet_rule(*ops)(rule)
+        return rule
+
+    return enter
+
+
+def moves(value: Any) -> bool:
+    """Whether there is a jet in it (looking into lists)."""
+    return isinstance(value, Jet) or (isinstance(value, (tuple, list)) and any(map(moves, value)))
+
+
+def rows_of(at: Any, value: Any) -> Tensor:
+    """Rows of a jet, a tensor or a number."""
+    if isinstance(value, Jet):
+        return value.rows
+    return at.series.constant(value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64))
+
+
+def like(value: Any, jet: Jet) -> Tensor:
+    """Rows of a value beside a jet: a number has its dtype, and axes enough."""
+    if isinstance(value, Jet):
+        return value.rows
+    rows = (value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)).unsqueeze(0)
+    return rows if rows.ndim > 1 else rows.to(jet.rows.dtype).reshape(-1, *[1] * jet.ndim)
+
+
+def padded(rows: Tensor, n: int) -> Tensor:
+    """As many rows, the last ones zero."""
+    return rows if len(rows) == n else torch.cat([rows, rows.new_zeros(n - len(rows), *rows.shape[1:])])
+
+
+def channels(value: Any, trailing: int) -> Any:
+    """A vector over channels, with axes of size 1 behind."""
+    if value is None:
+        return None
+    if isinstance(value, Jet):
+        return Jet(value.rows.reshape(*value.rows.shape, *[1] * trailing))
+    return value.reshape(*value.shape, *[1] * trailing)
+
+
+def values(args: Any) -> Any:
+    return [a.value if isinstance(a, Jet) else values(a) if isinstance(a, (tuple, list)) else a for a in args]
