@@ -205,6 +205,19 @@ def test_counts_the_operations_of_a_model(own):
     assert json.loads(run("coverage", "--model", "nanoguard", "--json").stdout)["nodes"] > 0
 
 
+def test_expands_by_order(photo, own, tmp_path):
+    shown = run("expand", "--model", "mobilenet-v2", "--image", photo, "--order", 2, "--out", tmp_path / "terms.png").stdout
+    assert all(word in shown for word in ("order_0", "order_2", "remainder", "value"))
+    assert (tmp_path / "terms.png").stat().st_size > 1000
+    found = json.loads(run("expand", "--model", "nanoguard", "--text", "hello", "--target", 1, "--json").stdout)
+    assert found["class"] == 1
+    assert abs(sum(found["terms"].values()) + found["remainder"] - found["value"]) < 1e-12
+    towards = json.loads(run("expand", "--model", f"{own}:factory", "--image", photo, "--to", photo, "--json").stdout)
+    assert towards["terms"]["order_1"] == 0
+    assert "give either" in complaint("expand", "--model", "nanoguard")
+    assert "is none of" in complaint("expand", "--model", "nanoguard", "--text", "x", "--target", 7)
+
+
 def test_the_box_of_a_picture_is_known(photo):
     named = run("explain", "--model", "mobilenet-v2", "--image", photo, "--rules", "EpsilonGammaBox", "--no-check")
     assert "adds up to" in named.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +34,7 @@ def expand(
     to: Annotated[Path | None, typer.Option(help="Towards this picture instead of in a random direction.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random direction.")] = 0,
     target: Annotated[
-        str | None, typer.Option(help="Class to look at, by number or name; the model's answer by default.")
+        str | None, typer.Option(help="Class to look at, by number or name.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Draw the sizes of the terms here (terms.png, .svg).")] = None,
     weights: Annotated[Path | None, typer.Option(help="safetensors file for a model of your own.")] = None,
@@ -101,14 +102,10 @@ def _print(found: Expansion, index: int, classes: Any, as_json: bool) -> None:
     whole, left = found.whole[0, index].item(), found.remainder[0, index].item()
     if as_json:
         radius = None if found.order < 2 else found.radius.value
-        kink = found.kink_radius
         facts = {"class": index, "at": found.at, "value": whole, "terms": terms, "remainder": left}
-        finite = {"radius": radius, "kink_radius": kink}
-        typer.echo(
-            json.dumps(
-                facts | {k: None if v is None or v in (float("inf"),) or v != v else v for k, v in finite.items()}, indent=2
-            )
-        )
+        reach = {"radius": radius, "kink_radius": found.kink_radius}
+        finite = {name: v if v is not None and math.isfinite(v) else None for name, v in reach.items()}
+        typer.echo(json.dumps(facts | finite, indent=2))
         return
     from rich.console import Console
     from rich.table import Table
