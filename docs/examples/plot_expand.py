@@ -53,5 +53,5 @@ for t in (0.99 * edge, 1.5 * edge):
 # %%
 # Differential operators come from the same run: a Laplacian carries one value, one slope per variable, and one sum.
 
-laplacian = tw.functions.laplacian(torch.nn.Sequential(torch.nn.Linear(4, 40), torch.nn.Tanh(), torch.nn.Linear(40, 1)).eval(), x.float())
-print(f"Laplacian {laplacian.item():+.4f}")
+smooth = torch.nn.Sequential(torch.nn.Linear(4, 40), torch.nn.Tanh(), torch.nn.Linear(40, 1)).double().eval()
+print(f"Laplacian {tw.functions.laplacian(smooth, x).item():+.4f}")

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from termwise import __version__
+from termwise.cli_subject import as_target, chosen_subject
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -122,7 +123,7 @@ def explain(
     from termwise.report import page, write
     from termwise.showcase import examine
 
-    subject = _subject(model, weights, classes, size)
+    subject = chosen_subject(model, weights, classes, size)
     if subject.kind != ("text" if image is None else "image"):
         raise ValueError(f"{model} takes {'a text: give --text' if image is not None else 'a picture: give --image'}")
     subject.model.to(torch.float32 if float32 else torch.float64)  # whatever precision the weights came in
@@ -137,7 +138,7 @@ def explain(
     about = text if image is None else image.name
     with steps(_console(stderr=True), 1, settings.progress) as step:
         section = examine(
-            subject, text if image is None else image, target=_target(target), rules=chosen,
+            subject, text if image is None else image, target=as_target(target), rules=chosen,
             about=about or "", random_orders=8 if check else 0, progress=step(subject.name),
         )  # fmt: skip
     print_section(section, console)
@@ -176,13 +177,13 @@ def compare(
     from termwise.demo import steps
     from termwise.showcase import side_by_side
 
-    subject = _subject(model, weights, classes, size)
+    subject = chosen_subject(model, weights, classes, size)
     if subject.kind != ("text" if image is None else "image"):
         raise ValueError(f"{model} takes {'a text: give --text' if image is not None else 'a picture: give --image'}")
     chosen = None if methods is None else [m.strip() for m in methods.split(",") if m.strip()]
     with steps(_console(stderr=True), 1, settings.progress) as step:
         source = text if image is None else image
-        found = side_by_side(subject, source, chosen, target=_target(target), patch=patch, progress=step(subject.name))
+        found = side_by_side(subject, source, chosen, target=as_target(target), patch=patch, progress=step(subject.name))
     if as_json:
         typer.echo(json.dumps([{k: None if v != v else v for k, v in row.items()} for row in found.table()], indent=2))
     else:
@@ -213,7 +214,7 @@ def coverage(
 
     from termwise.predictions import coverage as count
 
-    subject = _subject(model, weights, None, size)
+    subject = chosen_subject(model, weights, None, size)
     found = count(subject.model, subject.prepare("A sentence." if subject.kind == "text" else Image.new("RGB", (64, 64), "gray")))
     if as_json:
         facts = {"nodes": found.nodes, "covered": found.covered, "operators": dict(found.counts), "missing": list(found.missing)}
@@ -292,29 +293,6 @@ def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr)
-
-
-def _subject(model: str, weights: Path | None, classes: Path | None, size: int | None) -> Any:
-    """A model of the zoo, or the user's own."""
-    if ":" in model or model.endswith(".py"):
-        from termwise import own_model
-
-        names = None if classes is None else own_model.read_names(classes)
-        return own_model.load(model, weights, classes=names, size=224 if size is None else size)
-    if weights is not None or classes is not None or size is not None:
-        raise ValueError(
-            f"--weights, --classes and --size are for a model of your own (path/to/file.py:factory); {model} has its own"
-        )
-    from termwise import zoo
-
-    return zoo.load(model)
-
-
-def _target(target: str | None) -> int | str | None:
-    """A number as a number, so that its range is checked against the output."""
-    if target is None:
-        return None
-    return int(target) if target.lstrip("-").isdecimal() else target
 
 
 def _cpu() -> str:

@@ -33,9 +33,7 @@ def expand(
     at: Annotated[float, typer.Option(help="How far along the direction, whose length is one.")] = 1.0,
     to: Annotated[Path | None, typer.Option(help="Towards this picture instead of in a random direction.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random direction.")] = 0,
-    target: Annotated[
-        str | None, typer.Option(help="Class to look at, by number or name.")
-    ] = None,
+    target: Annotated[str | None, typer.Option(help="Class to look at, by number or name.")] = None,
     out: Annotated[Path | None, typer.Option(help="Draw the sizes of the terms here (terms.png, .svg).")] = None,
     weights: Annotated[Path | None, typer.Option(help="safetensors file for a model of your own.")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Side of the picture that your model takes; 224 by default.")] = None,
@@ -44,7 +42,7 @@ def expand(
     """Take a model's answer apart by order of a step in its input: f(x) + slope + curvature + ... + remainder."""
     import torch
 
-    from termwise.cli import _subject, _target
+    from termwise.cli_subject import as_target, chosen_subject
     from termwise.functions import expand as expansion
 
     if (image is None) == (text is None):
@@ -55,7 +53,7 @@ def expand(
         from termwise.report.output import check_writable
 
         check_writable(out)
-    subject = _subject(model, weights, None, size)
+    subject = chosen_subject(model, weights, None, size)
     if subject.kind != ("text" if image is None else "image"):
         raise ValueError(f"{model} takes {'a text: give --text' if image is not None else 'a picture: give --image'}")
     subject.model.to(torch.float64)
@@ -66,12 +64,12 @@ def expand(
         h = subject.prepare(to).double() - inputs[""]
     else:
         first = next(iter(inputs.values()))
-        shape = first.shape if first.is_floating_point() else (*first.shape, _width(subject.model, first))
+        shape = first.shape if first.is_floating_point() else (*first.shape, _width(subject.model, inputs))
         h = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         h = h / h.norm()
     given = (inputs[""],) if "" in inputs else ()
     found = expansion(subject.model, *given, h, kwargs=inputs if not given else None, order=order, at=at)
-    chosen = _target(target)
+    chosen = as_target(target)
     scores = found.whole[0]
     index = int(scores.argmax()) if chosen is None else subject.index(chosen) if isinstance(chosen, str) else chosen
     if scores.ndim != 1 or not -len(scores) <= index < len(scores):
@@ -81,7 +79,7 @@ def expand(
         found.plot().savefig(out, dpi=150)
 
 
-def _width(model: Any, ids: Any) -> int:
+def _width(model: Any, inputs: Any) -> int:
     """Of the embedding in which these ids are looked up."""
     import torch
 
@@ -89,7 +87,7 @@ def _width(model: Any, ids: Any) -> int:
     from termwise.core.program import info
 
     with torch.no_grad():
-        program = capture(model, ids)
+        program = capture(model, kwargs=inputs)
     cut = next((node for node in program.nodes if info(node).role == "cut"), None)
     if cut is None:
         raise ValueError("the model looks its ids up in no embedding: there is no direction to go in")
