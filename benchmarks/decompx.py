@@ -12,7 +12,6 @@ benchmarks/results/decompx.json.
 import argparse
 import json
 import platform
-import time
 from pathlib import Path
 
 import torch
@@ -25,31 +24,7 @@ from termwise.core.capture import capture
 from termwise.predictions.propagate import propagate
 from termwise.predictions.starts import Entry, Seen
 from termwise.testing.architectures import build
-
-
-def interleaved(functions: dict, rounds: int) -> dict[str, float]:
-    """Seconds of each, the minimum over rounds in which all run in turn."""
-    best = dict.fromkeys(functions, float("inf"))
-    for f in functions.values():
-        f()
-    for _ in range(rounds):
-        for name, f in functions.items():
-            started = time.perf_counter()
-            f()
-            best[name] = min(best[name], time.perf_counter() - started)
-    return best
-
-
-def peak(function) -> int:
-    """Peak bytes allocated above the start, from the allocator's events."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    now = high = 0
-    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            high = max(high, now)
-    return high
+from termwise.testing.cost import interleaved, peak
 
 
 def measure(tokens: int, rounds: int) -> dict:

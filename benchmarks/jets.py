@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import termwise as tw
 from termwise.core.capture import capture
+from termwise.testing.cost import peak
 from termwise.zoo.assets import cache_folder
 
 HERE = Path(__file__).parent
@@ -89,18 +90,6 @@ def timed(function, rounds: int = 5) -> float:  # type: ignore[no-untyped-def]
         function()
         best = min(best, time.perf_counter() - started)
     return best
-
-
-def peak(function) -> int:  # type: ignore[no-untyped-def]
-    """Most bytes allocated above the start."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    now = high = 0
-    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            high = max(high, now)
-    return high
 
 
 class Jax:

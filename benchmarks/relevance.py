@@ -27,6 +27,7 @@ from termwise.predictions.propagate import propagate
 from termwise.predictions.starts import Entry, Seen
 from termwise.predictions.targets import Scored
 from termwise.testing.architectures import ARCHITECTURES, Subject, build
+from termwise.testing.cost import interleaved, peak
 
 BATCH, SIZE = 4, 8
 SPLIT = ("gamma", "z+", "alpha-beta")  # one more forward of each affine operation, two VJPs instead of one
@@ -73,31 +74,6 @@ def prepared(subject: Subject):
     started = time.perf_counter()
     program = capture(subject.model, *subject.inputs, kwargs=subject.kwargs, select=select)
     return program, Call(subject.model, subject.inputs, subject.kwargs or {}, select).tensors, time.perf_counter() - started
-
-
-def interleaved(functions: dict, rounds: int) -> dict[str, float]:
-    """Seconds of each, the minimum over rounds in which all run in turn."""
-    best = dict.fromkeys(functions, float("inf"))
-    for f in functions.values():
-        f()
-    for _ in range(rounds):
-        for name, f in functions.items():
-            started = time.perf_counter()
-            f()
-            best[name] = min(best[name], time.perf_counter() - started)
-    return best
-
-
-def peak(function) -> int:
-    """Peak bytes allocated above the start, from the allocator's events."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    now = high = 0
-    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            high = max(high, now)
-    return high
 
 
 def measure(name: str, rounds: int) -> dict:

@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from termwise.testing.cost import peak
+
 from .subjects import Subject, load
 
 
@@ -24,18 +26,6 @@ def gradient(subject: Subject, x: Tensor, target: int) -> Tensor:
     leaf = x.detach().requires_grad_()
     (found,) = torch.autograd.grad(subject.model(leaf)[0, target], leaf)
     return found
-
-
-def peak(function) -> int:  # type: ignore[no-untyped-def]
-    """Most bytes allocated above the start."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    now = high = 0
-    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            high = max(high, now)
-    return high
 
 
 def cost(subject: Subject, method, x: Tensor, target: int, rounds: int) -> tuple[float, float]:  # type: ignore[no-untyped-def]

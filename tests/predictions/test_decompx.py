@@ -16,6 +16,7 @@ from termwise.predictions.enlarge import enlarged
 from termwise.predictions.token_sharing import ACTIVATIONS, ALONE, BIASES, fractions
 from termwise.report.tokens import words
 from termwise.testing.architectures import build
+from termwise.testing.cost import peak
 from termwise.testing.trained import SmallViT
 
 
@@ -173,18 +174,6 @@ def test_chunks_count_the_constant_once():
     rows = run(1).rows
     torch.testing.assert_close(rows[2:].movedim(0, -1), together.inputs["x"], rtol=1e-10, atol=1e-13)
     torch.testing.assert_close(rows[1], together.parts["constant:all modules"], rtol=1e-10, atol=1e-13)
-
-
-def peak(function) -> int:
-    """Peak bytes allocated above the start, from the allocator's events."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    now = high = 0
-    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            high = max(high, now)
-    return high
 
 
 class Wide(nn.Module):
