@@ -113,7 +113,7 @@ class Run:
     Attributes:
         series: the algebra of rows.
         op: the operator at this place.
-        where: its name, module path and source line.
+        node: its place in the graph.
         kinks: where piecewise operations end the piece that the curve starts on.
     """
 
@@ -126,7 +126,7 @@ class Run:
         self.series, self.ties, self.fallback = series, ties, fallback
         self.kinks = Kinks(horizon)
         self.op: Any = None
-        self.where = ""
+        self.node: fx.Node | None = None
 
     def of(self, program: Program, values: Mapping[str, Any], moved: Mapping[str, Tensor] | None = None) -> Any:
         """The program's output, given a jet or a tensor for every placeholder.
@@ -151,8 +151,7 @@ class Run:
         if isinstance(target, Composite):  # what the model spelled out, as it spelled it
             names = [n.name for n in target.graph.find_nodes(op="placeholder")]
             return interpret(target.graph, dict(zip(names, args, strict=True)), self._visit)
-        self.op, name = target, op_name(node)
-        self.where = describe(node) if "info" in node.meta else name
+        self.op, self.node, name = target, node, op_name(node)
         rule = JET_RULES.get(name)
         if rule is not None:
             return rule(self, *args, **kwargs)
@@ -168,8 +167,15 @@ class Run:
     def over(self, series: Taylor) -> Run:
         """The same place over another algebra."""
         other = Run(series, ties=self.ties, fallback=self.fallback)
-        other.op, other.where = self.op, self.where
+        other.op, other.node = self.op, self.node
         return other
+
+    @property
+    def where(self) -> str:
+        """The operator's name, module path and source line, for messages."""
+        if self.node is None:
+            return ""
+        return describe(self.node) if "info" in self.node.meta else op_name(self.node)
 
     # -- what rules ask for -------------------------------------------------------------------------------------------
 
@@ -196,7 +202,7 @@ class Run:
     def kink(self, x: Jet, other_than: Tensor | None = None) -> None:
         """Say that the branch ends where x is 0; `other_than`: entries of the last axis that are 0 always."""
         if type(self.series) is Taylor:
-            self.kinks.see(x.rows, self.where, other_than)
+            self.kinks.see(x.rows, lambda: self.where, other_than)
 
     def pooled(self) -> None:
         """Say that a window's winner may change somewhere that is not looked for."""

@@ -9,6 +9,7 @@ is as good as the series of the units.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Kinks:
         if where not in self.blind:
             self.blind.append(where)
 
-    def see(self, rows: Tensor, where: str, other_than: Tensor | None = None) -> None:
+    def see(self, rows: Tensor, where: Callable[[], str], other_than: Tensor | None = None) -> None:
         """The branch ends where the series `rows`, (n + 1, *S), is 0."""
         if not self.horizon or len(rows) == 1:
             return
@@ -63,7 +64,7 @@ class Kinks:
             )
         found = self._linear(rows) if len(rows) == 2 else self._curved(rows.flatten(1))
         if found < self.radius:
-            self.radius, self.where = found, where
+            self.radius, self.where = found, where()
 
     @staticmethod
     def _linear(rows: Tensor) -> float:

@@ -41,11 +41,11 @@ class Taylor:
     def added(self, a: Tensor, b: Tensor, scale: float = 1) -> Tensor:
         """A + scale b, row by row."""
         a, b = aligned(a, b)
-        if len(a) == len(b):
+        if a.shape[0] == b.shape[0]:
             return torch.add(a, b, alpha=scale)
-        n = min(len(a), len(b))
+        n = min(a.shape[0], b.shape[0])
         head = torch.add(a[:n], b[:n], alpha=scale)
-        tail = a[n:] if len(a) > n else b[n:] * scale
+        tail = a[n:] if a.shape[0] > n else b[n:] * scale
         return torch.cat([head, tail.expand(-1, *head.shape[1:])])
 
     def shifted(self, a: Tensor, constant: Tensor | float) -> Tensor:
@@ -64,16 +64,16 @@ class Taylor:
         """c_k = sum_i a_i b_(k-i) (Cauchy), of any product that is linear in both."""
         if times is torch.mul:
             a, b = aligned(a, b)
-            a, b = (b, a) if len(a) < len(b) else (a, b)
-        elif len(a) == 1:
+            a, b = (b, a) if a.shape[0] < b.shape[0] else (a, b)
+        elif a.shape[0] == 1:
             return times(a[0], b)
         first = times(a, b[0])
-        if len(b) == 1:
+        if b.shape[0] == 1:
             return first
-        n = min(self.order + 1, len(a) + len(b) - 1)
-        c = torch.cat([first, first.new_zeros(n - len(a), *first.shape[1:])]) if n > len(a) else first
-        for i in range(1, min(len(b), n)):
-            rows = min(len(a), n - i)
+        n = min(self.order + 1, a.shape[0] + b.shape[0] - 1)
+        c = torch.cat([first, first.new_zeros(n - a.shape[0], *first.shape[1:])]) if n > a.shape[0] else first
+        for i in range(1, min(b.shape[0], n)):
+            rows = min(a.shape[0], n - i)
             if times is torch.mul:
                 c[i : i + rows].addcmul_(a[:rows], b[i])
             else:
@@ -82,12 +82,12 @@ class Taylor:
 
     def square(self, a: Tensor) -> Tensor:
         """A a: each pair of rows once."""
-        n = min(self.order + 1, 2 * len(a) - 1)
+        n = min(self.order + 1, 2 * a.shape[0] - 1)
         c = a.new_zeros(n, *a.shape[1:])
-        for i in range(len(a)):
+        for i in range(a.shape[0]):
             if 2 * i < n:
                 c[2 * i].add_(a[i] * a[i])
-                rows = min(len(a), n - i) - i - 1
+                rows = min(a.shape[0], n - i) - i - 1
                 if rows > 0:
                     c[2 * i + 1 : 2 * i + 1 + rows].add_(a[i + 1 : i + 1 + rows] * a[i], alpha=2)
         return c
@@ -99,14 +99,14 @@ class Taylor:
             a: (n + 1, ..., rows, inner).
             b: (m + 1, ..., inner, columns), with as many axes.
         """
-        if len(a) == 1 or len(b) == 1:
+        if a.shape[0] == 1 or b.shape[0] == 1:
             return torch.matmul(a, b)
-        inner, last = a.shape[-1], len(b) - 1
+        inner, last = a.shape[-1], b.shape[0] - 1
         left = a.movedim(0, -2).flatten(-2)  # (..., rows, (n + 1) inner)
         right = b.flip(0).movedim(0, -3).flatten(-3, -2)  # (..., (m + 1) inner, columns), latest first
         found = []
-        for k in range(min(self.order, len(a) - 1 + last) + 1):
-            low, high = max(0, k - last), min(k, len(a) - 1)
+        for k in range(min(self.order, a.shape[0] - 1 + last) + 1):
+            low, high = max(0, k - last), min(k, a.shape[0] - 1)
             start = last - (k - low)
             found.append(
                 left[..., low * inner : (high + 1) * inner] @ right[..., start * inner : (start + high - low + 1) * inner, :]
@@ -117,19 +117,19 @@ class Taylor:
 
     def slopes(self, a: Tensor) -> Tensor:
         """J a_j: rows 1 ... n of t x'(t)."""
-        return a[1:] * _numbers(1, len(a), a)
+        return a[1:] * _numbers(1, a.shape[0], a)
 
     def integrated(self, a: Tensor, slope: Tensor, value: Tensor) -> Tensor:
         """F(a) where f' = slope is known along a:  c_k = (1/k) sum_j j a_j slope_(k-j),  c_0 = f(a_0)."""
-        if len(a) == 1:
+        if a.shape[0] == 1:
             return value.unsqueeze(0)
         tail = Taylor(self.order - 1).product(self.slopes(a), slope[: self.order])
-        return torch.cat([value.unsqueeze(0), tail / _numbers(1, len(tail) + 1, a)])
+        return torch.cat([value.unsqueeze(0), tail / _numbers(1, tail.shape[0] + 1, a)])
 
     def exp(self, a: Tensor) -> Tensor:
         """c_k = (1/k) sum_j j a_j c_(k-j)."""
         c = [a[0].exp()]
-        if len(a) == 1:
+        if a.shape[0] == 1:
             return torch.stack(c)
         slopes = self.slopes(a)
         ahead = _ahead(a, self.order)
@@ -141,7 +141,7 @@ class Taylor:
     def reciprocal(self, a: Tensor) -> Tensor:
         """c_k = -(1/a_0) sum_j a_j c_(k-j)."""
         c = [a[0].reciprocal()]
-        if len(a) == 1:
+        if a.shape[0] == 1:
             return torch.stack(c)
         rest = a[1:] * -c[0]
         ahead = _ahead(a, self.order)
@@ -159,10 +159,10 @@ class Taylor:
         if r == int(r) and 0 <= r <= 64:
             return self._whole_power(a, int(r))
         c = [a[0].pow(r)]
-        if len(a) == 1:
+        if a.shape[0] == 1:
             return torch.stack(c)
         rest = a[1:] * a[0].reciprocal()
-        slopes = rest * (_numbers(1, len(a), a) * r)
+        slopes = rest * (_numbers(1, a.shape[0], a) * r)
         ahead = _ahead(a, self.order)
         for k in range(1, self.order + 1):
             _push(ahead, k, slopes if k == 1 else torch.add(slopes, rest, alpha=1 - k), c[-1])
@@ -181,7 +181,7 @@ class Taylor:
     def sin_cos(self, a: Tensor, sign: float = -1) -> tuple[Tensor, Tensor]:
         """s_k = (1/k) sum_j j a_j c_(k-j), c_k = sign (1/k) sum_j j a_j s_(k-j); with sign +1 sinh and cosh."""
         s, c = ([a[0].sin()], [a[0].cos()]) if sign < 0 else ([a[0].sinh()], [a[0].cosh()])
-        if len(a) == 1:
+        if a.shape[0] == 1:
             return torch.stack(s), torch.stack(c)
         slopes = self.slopes(a)
         ahead_s, ahead_c = _ahead(a, self.order), _ahead(a, self.order)
@@ -196,8 +196,8 @@ class Taylor:
 def aligned(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both with as many axes, ones put in behind the rows: torch broadcasts from the right, and the rows are on the left."""
     if a.ndim < b.ndim:
-        return a.reshape(len(a), *[1] * (b.ndim - a.ndim), *a.shape[1:]), b
-    return a, b.reshape(len(b), *[1] * (a.ndim - b.ndim), *b.shape[1:]) if b.ndim < a.ndim else b
+        return a.reshape(a.shape[0], *[1] * (b.ndim - a.ndim), *a.shape[1:]), b
+    return a, b.reshape(b.shape[0], *[1] * (a.ndim - b.ndim), *b.shape[1:]) if b.ndim < a.ndim else b
 
 
 def _numbers(low: int, high: int, like: Tensor) -> Tensor:
@@ -212,5 +212,5 @@ def _ahead(a: Tensor, order: int) -> Tensor:
 
 def _push(ahead: Tensor, k: int, weights: Tensor, known: Tensor) -> None:
     """Add what c_(k-1) does to c_k and those behind it."""
-    rows = min(len(weights), len(ahead) - k + 1)
+    rows = min(weights.shape[0], ahead.shape[0] - k + 1)
     ahead[k - 1 : k - 1 + rows].addcmul_(weights[:rows], known)

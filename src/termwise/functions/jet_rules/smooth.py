@@ -178,7 +178,7 @@ def softmax_rows(at: Any, a: Tensor, axis: int, hidden: Tensor | None = None) ->
     """Hidden entries are put out of the exponential, so that no infinity meets a zero."""
     value = a[0] if hidden is None else a[0].masked_fill(hidden, -math.inf)
     top = value.detach().amax(axis, keepdim=True)
-    below = at.series.shifted(a, -top.masked_fill(top.isneginf(), 0))
+    below = at.series.shifted(a, -(top if hidden is None else top.masked_fill(top.isneginf(), 0)))  # where all is hidden
     e = at.series.exp(below if hidden is None else below.masked_fill(hidden, 0))
     if hidden is not None:
         e = e.masked_fill(hidden, 0)
