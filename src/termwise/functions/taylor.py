@@ -54,6 +54,11 @@ class Taylor:
             return self.added(a, self.constant(constant))
         return torch.cat([a[:1] + constant, a[1:]])
 
+    def shifted_(self, fresh: Tensor, constant: Tensor) -> Tensor:
+        """The same in place, of rows that nobody else holds; the constant has no more axes than they have."""
+        fresh[0].add_(constant)
+        return fresh
+
     def with_value(self, a: Tensor, value: Tensor) -> Tensor:
         """The same series with another value at t = 0: for f known there better than by its recurrence."""
         return torch.cat([value.unsqueeze(0), a[1:]])

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from .table import Jet, channels, jet_rule, moves, rows_of
 
-aten = torch.ops.aten
-
 
 def _normed(at: Any, d: Tensor, axes: list[int], eps: float) -> Tensor:
     """D (mean(d d) + eps)^(-1/2)."""
@@ -23,7 +21,9 @@ def _scaled(at: Any, rows: Tensor, weight: Any, bias: Any) -> Jet:
     """A gain for every row, an offset for the first."""
     if weight is not None:
         rows = at.series.product(rows, rows_of(at, weight)) if moves(weight) else rows * weight
-    return Jet(rows if bias is None else at.series.added(rows, rows_of(at, bias)))
+    if bias is None or moves(bias):
+        return Jet(rows if bias is None else at.series.added(rows, bias.rows))
+    return Jet(at.series.shifted_(rows, bias))
 
 
 @jet_rule("layer_norm")

@@ -12,8 +12,6 @@ from torch.nn import functional as F
 from .products import mul
 from .table import Jet, channels, jet_rule, like, moves, padded, rows_of, values
 
-aten = torch.ops.aten
-
 
 def _choose(at: Any, where: Tensor, a: Tensor, b: Tensor) -> Jet:
     """The rows of one branch or the other, entry by entry."""

@@ -10,9 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .smooth import softmax_rows
-from .table import Jet, jet_rule, moves, rows_of, smooth
-
-aten = torch.ops.aten
+from .table import Jet, channels, jet_rule, moves, rows_of, smooth
 
 
 @jet_rule("mul")
@@ -72,7 +70,9 @@ def linear(at: Any, x: Any, weight: Any, bias: Any = None) -> Jet:
         rows = matmul(at, x, Jet(weight.rows.transpose(-1, -2))).rows
     else:
         rows = F.linear(x.rows, weight) if moves(x) else at.series.constant(F.linear(x, weight))
-    return Jet(rows if bias is None else at.series.added(rows, rows_of(at, bias)))
+    if bias is None or moves(bias):
+        return Jet(rows if bias is None else at.series.added(rows, bias.rows))
+    return Jet(at.series.shifted_(rows, bias))
 
 
 @jet_rule("addmm", "addbmm", "baddbmm")
@@ -96,8 +96,8 @@ def convolution(at: Any, x: Any, weight: Any, bias: Any = None, *rest: Any, **kw
     rows = at.series.product(rows_of(at, x), rows_of(at, weight), apply)
     if bias is None:
         return Jet(rows)
-    b = rows_of(at, bias)
-    return Jet(at.series.added(rows, b.reshape(*b.shape, *[1] * (kernel - 2))))
+    bias = channels(bias, kernel - 2)
+    return Jet(at.series.added(rows, bias.rows) if moves(bias) else at.series.shifted_(rows, bias))
 
 
 @jet_rule("scaled_dot_product_attention")

@@ -11,8 +11,6 @@ from torch.nn import functional as F
 
 from .table import Jet, jet_rule, rows_of, smooth
 
-aten = torch.ops.aten
-
 
 @smooth("exp")
 def exp(at: Any, x: Jet) -> Jet:
