@@ -1,5 +1,6 @@
 """Expansions of a network as a function: Taylor jets, and what is made of them."""
 
+from . import higher_order
 from .differential import biharmonic, derivatives, laplacian, linear_operator, partial
 from .expansion import Expansion, expand
 from .jet import jet
@@ -7,6 +8,6 @@ from .jet_rules import JET_RULES, Jet, jet_rule
 from .radius import Radius, radius
 
 __all__ = [
-    "JET_RULES", "Expansion", "Jet", "Radius", "biharmonic", "derivatives", "expand", "jet", "jet_rule", "laplacian",
+    "JET_RULES", "Expansion", "Jet", "Radius", "biharmonic", "derivatives", "expand", "higher_order", "jet", "jet_rule", "laplacian",
     "linear_operator", "partial", "radius",
 ]  # fmt: skip

@@ -1,0 +1,288 @@
+"""Terms of the calculus, and what holds of any language with binders: free names, substitution, equality up to renaming.
+
+    t ::= x | c | op(t, ..., t) | (t, ..., t) | t.i | inl t | inr t | case t of x. t | y. t | fun x. t | t t
+        | [] | t :: t | fold t from t over t | positive t
+
+There is no recursion but `fold`, so every program ends; and no comparison of reals but `positive`, which is undefined at 0, so
+every program without it is smooth.
+
+Source: papers.toml "higher-order-ad", section 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from .types import Type
+
+__all__ = [
+    "App", "Case", "Cons", "Const", "Fold", "Inl", "Inr", "Lam", "Nil", "Op", "Positive", "Proj", "Term", "Tuple", "Var",
+    "alpha_equal", "children", "fresh", "free", "let", "substitute",
+]  # fmt: skip
+
+
+class Term:
+    """One of the term formers below. They are frozen, and equal when written the same."""
+
+
+@dataclass(frozen=True)
+class Var(Term):
+    """A name."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Const(Term):
+    """A real number."""
+
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.value:g}"
+
+
+@dataclass(frozen=True)
+class Op(Term):
+    """A primitive operation real^n -> real, by its name in `OPERATIONS`."""
+
+    name: str
+    args: tuple[Term, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(map(str, self.args))})"
+
+
+@dataclass(frozen=True)
+class Tuple(Term):
+    """A tuple."""
+
+    items: tuple[Term, ...] = ()
+
+    def __str__(self) -> str:
+        return f"({', '.join(map(str, self.items))})"
+
+
+@dataclass(frozen=True)
+class Proj(Term):
+    """One item of a tuple, counted from 0."""
+
+    whole: Term
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.whole}.{self.index}"
+
+
+@dataclass(frozen=True)
+class Inl(Term):
+    """The left one of a sum whose right type is `right`."""
+
+    value: Term
+    right: Type
+
+    def __str__(self) -> str:
+        return f"inl {self.value}"
+
+
+@dataclass(frozen=True)
+class Inr(Term):
+    """The right one of a sum whose left type is `left`."""
+
+    value: Term
+    left: Type
+
+    def __str__(self) -> str:
+        return f"inr {self.value}"
+
+
+@dataclass(frozen=True)
+class Case(Term):
+    """By which one of a sum it is. `left` and `right` bind its content to a name of their own."""
+
+    choice: Term
+    left_name: str
+    left: Term
+    right_name: str
+    right: Term
+
+    def __str__(self) -> str:
+        return f"(case {self.choice} of {self.left_name}. {self.left} | {self.right_name}. {self.right})"
+
+
+@dataclass(frozen=True)
+class Lam(Term):
+    """A function of one argument, of this type."""
+
+    name: str
+    type: Type
+    body: Term
+
+    def __str__(self) -> str:
+        return f"(fun {self.name}: {self.type}. {self.body})"
+
+
+@dataclass(frozen=True)
+class App(Term):
+    """A function applied."""
+
+    function: Term
+    argument: Term
+
+    def __str__(self) -> str:
+        if isinstance(self.function, Lam):
+            return f"let {self.function.name} = {self.argument} in {self.function.body}"
+        return f"({self.function} {self.argument})"
+
+
+@dataclass(frozen=True)
+class Nil(Term):
+    """The empty list of such items."""
+
+    item: Type
+
+    def __str__(self) -> str:
+        return "[]"
+
+
+@dataclass(frozen=True)
+class Cons(Term):
+    """An item before a list."""
+
+    head: Term
+    tail: Term
+
+    def __str__(self) -> str:
+        return f"({self.head} :: {self.tail})"
+
+
+@dataclass(frozen=True)
+class Fold(Term):
+    """step x_1 (step x_2 (... start)) over the list x_1, x_2, ...: recursion, as far as the calculus has it."""
+
+    step: Term
+    start: Term
+    items: Term
+
+    def __str__(self) -> str:
+        return f"(fold {self.step} from {self.start} over {self.items})"
+
+
+@dataclass(frozen=True)
+class Positive(Term):
+    """inl () above 0, inr () below, undefined at 0. The only way by which a real decides anything."""
+
+    value: Term
+
+    def __str__(self) -> str:
+        return f"positive({self.value})"
+
+
+def let(name: str, type: Type, value: Term, body: Term) -> Term:
+    """let name = value in body."""
+    return App(Lam(name, type, body), value)
+
+
+def children(term: Term) -> Iterator[tuple[tuple[str, ...], Term]]:
+    """The subterms, each with the names that are bound in it."""
+    match term:
+        case Lam(name, _, body):
+            yield (name,), body
+        case Case(choice, x, left, y, right):
+            yield from (((), choice), ((x,), left), ((y,), right))
+        case _:
+            for f in fields(term):  # type: ignore[arg-type]
+                value: Any = getattr(term, f.name)
+                if isinstance(value, Term):
+                    yield (), value
+                elif isinstance(value, tuple):
+                    yield from (((), item) for item in value if isinstance(item, Term))
+
+
+def rebuilt(term: Term, new: list[Term]) -> Term:
+    """The same former over other subterms, in the order of `children`."""
+    match term:
+        case Lam(name, type, _):
+            return Lam(name, type, new[0])
+        case Case(_, x, _, y, _):
+            return Case(new[0], x, new[1], y, new[2])
+        case Op(name, _):
+            return Op(name, tuple(new))
+        case Tuple():
+            return Tuple(tuple(new))
+        case _:
+            names = [f.name for f in fields(term) if isinstance(getattr(term, f.name), Term)]  # type: ignore[arg-type]
+            return replace(term, **dict(zip(names, new, strict=True)))  # type: ignore[type-var]
+
+
+def free(term: Term) -> frozenset[str]:
+    """The names that are not bound in it."""
+    if isinstance(term, Var):
+        return frozenset({term.name})
+    return frozenset().union(*(free(child) - {*bound} for bound, child in children(term)))
+
+
+def fresh(name: str, taken: frozenset[str]) -> str:
+    """This name, or one like it that is not taken."""
+    tried, i = name, 0
+    while tried in taken:
+        tried, i = f"{name}_{i}", i + 1
+    return tried
+
+
+def substitute(term: Term, name: str, value: Term) -> Term:
+    """term[value/name]: binders that would capture a free name of `value` are renamed.
+
+    Example:
+        >>> from termwise.functions.higher_order import Lam, Op, Real, Var, substitute
+        >>> print(substitute(Lam("y", Real(), Op("add", (Var("x"), Var("y")))), "x", Var("y")))
+        (fun y_0: real. add(y, y_0))
+    """
+    match term:
+        case Var(found):
+            return value if found == name else term
+        case Lam(x, type, body):
+            x, body = _under(x, body, name, value)
+            return Lam(x, type, body)
+        case Case(choice, x, left, y, right):
+            x, left = _under(x, left, name, value)
+            y, right = _under(y, right, name, value)
+            return Case(substitute(choice, name, value), x, left, y, right)
+        case _:
+            return rebuilt(term, [substitute(child, name, value) for _, child in children(term)])
+
+
+def _under(bound: str, body: Term, name: str, value: Term) -> tuple[str, Term]:
+    """Substitution below a binder."""
+    if bound == name or name not in free(body):
+        return bound, body
+    if bound in free(value):
+        new = fresh(bound, free(value) | free(body) | {name})
+        bound, body = new, substitute(body, bound, Var(new))
+    return bound, substitute(body, name, value)
+
+
+def alpha_equal(a: Term, b: Term) -> bool:
+    """Whether they are the same but for the names of what they bind."""
+    return _indexed(a, ()) == _indexed(b, ())
+
+
+def _indexed(term: Term, bound: tuple[str, ...]) -> Any:
+    """With how many binders lie between in place of bound names (de Bruijn)."""
+    if isinstance(term, Var):
+        return bound.index(term.name) if term.name in bound else term.name
+    inner = tuple(_indexed(child, (*reversed(names), *bound)) for names, child in children(term))
+    own = {f.name: getattr(term, f.name) for f in fields(term)}  # type: ignore[arg-type]
+    written = tuple(
+        (k, v) for k, v in own.items() if not isinstance(v, Term) and k not in ("args", "items") and not _binder(term, k)
+    )
+    return type(term).__name__, written, inner
+
+
+def _binder(term: Term, field: str) -> bool:
+    return (isinstance(term, Lam) and field == "name") or field in ("left_name", "right_name")

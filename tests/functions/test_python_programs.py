@@ -1,0 +1,155 @@
+"""Python functions made into programs: the same values, the right derivatives, nothing computed twice."""
+
+from functools import reduce
+
+import pytest
+import torch
+from torch import Tensor
+
+from termwise.functions.higher_order import (
+    Arrow,
+    Left,
+    ListT,
+    Numbers,
+    Prod,
+    Real,
+    Right,
+    Sum,
+    apply,
+    case,
+    differentiable,
+    differentiate,
+    embed,
+    evaluate,
+    fold,
+    gradient,
+    if_positive,
+    left,
+    lift,
+    meaning,
+    reals,
+    right,
+    typecheck,
+)
+
+REAL = Real()
+
+
+def number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def slope(term, at: Tensor) -> Tensor:
+    return evaluate(differentiate(term), (at, torch.ones_like(at)))[1]
+
+
+def test_arithmetic():
+    @differentiable(REAL, REAL)
+    def program(x, y):
+        return (2 - x) / (1 + y * y) + 3 / x - (-y) * x + (x - 1) * 0.5
+
+    def direct(x: Tensor, y: Tensor) -> Tensor:
+        return (2 - x) / (1 + y * y) + 3 / x + y * x + (x - 1) * 0.5
+
+    assert typecheck(program) == Arrow(REAL, Arrow(REAL, REAL))
+    x, y, dx, dy = map(number, (0.7, -1.2, 0.3, 0.9))
+    value, tangent = evaluate(differentiate(program), (x, dx), (y, dy))
+    whole, truth = torch.func.jvp(direct, (x, y), (dx, dy))
+    torch.testing.assert_close(value, whole)
+    torch.testing.assert_close(tangent, truth)
+
+
+def test_closures_tuples_and_reduce():
+    @differentiable(reals(2))
+    def program(p):
+        w, x = p
+        layers = [lambda h, b=b: apply("tanh", w * h + b) for b in (0.1, -0.3, 0.5)]
+        pair = (reduce(lambda h, layer: layer(h), layers, x), w)
+        return pair[0] * pair[1]
+
+    def direct(w: Tensor, x: Tensor) -> Tensor:
+        return reduce(lambda h, b: torch.tanh(w * h + b), (0.1, -0.3, 0.5), x) * w
+
+    at, along = (number(0.8), number(-0.4)), (number(0.2), number(1.1))
+    _, truth = torch.func.jvp(direct, at, along)
+    torch.testing.assert_close(evaluate(differentiate(program), lift(reals(2), at, along))[1], truth)
+    found = gradient(program, at)
+    torch.testing.assert_close(found.gradient, torch.func.grad(lambda p: direct(*p))(at))
+
+
+def test_what_is_used_twice_is_computed_once():
+    @differentiable(REAL)
+    def program(x):
+        return reduce(lambda h, _: h * h + h, range(20), x)
+
+    numbers = Numbers()
+    meaning(program, numbers, number(0.1))
+    assert numbers.count == 40
+    assert str(program).startswith("(fun x0: real. let x1 = mul(x0, x0) in let x2 = add(x1, x0) in ")
+
+
+def test_a_fold_keeps_the_order_of_a_list_of_any_length():
+    @differentiable(ListT(REAL))
+    def program(items):
+        return fold(lambda state, item: apply("sin", state * 2 - item), 1, items)
+
+    for values in ([], [0.3], [0.3, -0.8, 0.5]):
+        items = [number(v).requires_grad_() for v in values]
+        truth = reduce(lambda state, item: torch.sin(state * 2 - item), items, number(1))
+        found = gradient(program, [i.detach() for i in items])
+        torch.testing.assert_close(found.value, truth.detach())
+        if items:
+            torch.testing.assert_close(found.gradient, list(torch.autograd.grad(truth, items)))
+
+
+def test_functions_as_arguments_and_programs_inside_programs():
+    @differentiable(Arrow(REAL, REAL), REAL)
+    def twice(f, x):
+        return f(f(x))
+
+    @differentiable(REAL)
+    def program(x):
+        return embed(twice)(lambda h: apply("exp", h * x))(x)
+
+    x = number(0.4)
+    _, truth = torch.func.jvp(lambda x: torch.exp(torch.exp(x * x) * x), (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(slope(program, x), truth)
+
+
+def test_cases():
+    either = Sum(REAL, reals(2))
+
+    @differentiable(either)
+    def program(e):
+        return case(e, lambda x: x * x, lambda p: apply("sin", p[0]) * p[1])
+
+    assert evaluate(program, Left(number(3))).item() == 9
+    value, tangent = evaluate(differentiate(program), lift(either, Right((number(0.0), number(2))), Right((number(1), number(0)))))
+    assert (value.item(), tangent.item()) == (0, 2)
+
+    @differentiable(REAL)
+    def made(x):
+        return if_positive(x, lambda: left(x * 2, Prod()), lambda: right((), REAL))
+
+    assert typecheck(made) == Arrow(REAL, Sum(REAL, Prod()))
+    assert evaluate(made, number(2)) == Left(number(4))
+    assert evaluate(made, number(-2)) == Right(())
+
+
+def test_what_cannot_be_a_program():
+    def program(*types):
+        return lambda f: pytest.raises(TypeError, differentiable(*types), f)
+
+    assert program(ListT(REAL))(lambda items: reduce(lambda a, b: a + b, items)).match(r"its length is not known .* use fold")
+    assert program(REAL)(lambda x: x if x else -x).match("branches by `case` and `if_positive`")
+    assert program(REAL)(lambda x: x(x)).match("a symbol of type real is no function")
+    assert program(REAL)(lambda x: "x").match("'x' is no value of the calculus")
+    assert program(REAL)(lambda x: lambda y: x).match("a program that returns a function takes one argument more instead")
+    assert program(reals(2))(lambda p: p + 1).match(r"of type \(real x real\) stands where real is wanted")
+    assert program(REAL)(lambda x: case(x, lambda a: a, lambda b: b)).match("case takes a symbol of a sum")
+    assert program(REAL)(lambda x: fold(lambda s, i: s, 0, [x])).match("over a Python list functools.reduce does it")
+    kept = []
+    differentiable(REAL)(lambda x: kept.append(x * x) or x)
+    assert program(REAL)(lambda x: kept[0] + x).match("is bound nowhere")
+    with pytest.raises(TypeError, match="computed outside of the function"):
+        kept[0] + 1
