@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from termwise.functions import Expansion, jet
+from termwise.functions.claims.higher_order_ad import functions_as_constants
 from termwise.functions.higher_order import (
     OPERATIONS,
     App,
@@ -120,9 +121,8 @@ def test_an_operation_to_third_order_in_two_directions(name):
 
 def test_the_programs_are_not_first_order():
     made = [random_program(random.Random(seed), 2, 5) for seed in range(200)]
-    assert sum(map(higher_order, made)) >= 80
-    depend = [p for p in made if "in" in free(p.body)]
-    assert len(depend) >= 140
+    assert sum(map(higher_order, made)) >= 120
+    assert sum("in" in free(p.body) for p in made) >= 180
 
 
 @law
@@ -254,8 +254,8 @@ def test_chain_rule_from_vector_to_vector(rng, seed):
     torch.testing.assert_close(jacobian(both, at), product, rtol=1e-10, atol=1e-10)
 
 
-@settings(law, max_examples=12)
-@given(program=programs)
+@settings(law, max_examples=6)
+@given(program=st.builds(random_program, rngs, st.just(2), st.integers(2, 4)))
 def test_order_four_in_two_directions(program):
     at, v, w = points(2, 1), points(2, 2), points(2, 3)
     found = evaluate(differentiate(program, 2, 4), lift(TWO, at, v, w, order=4))
@@ -279,7 +279,7 @@ def test_blocks_are_derivatives_of_derivatives(program):
         close(one, found[other])
 
 
-@settings(law, max_examples=15)
+@settings(law, max_examples=8)
 @given(program=programs)
 def test_agrees_with_the_jet_interpreter(program):
     order = 4
@@ -306,7 +306,10 @@ def test_reverse_is_the_transpose_of_forward(rng):
 def test_forward_over_reverse_is_the_hessian():
     program = fun("x", TWO, op("mul", op("sin", op("mul", Proj(x, 0), Proj(x, 1))), op("exp", Proj(x, 0))))
     at = points(2, 9)
-    rows = [coefficient(Prod((REAL, TWO)), evaluate(differentiate(reverse(program)), lift(TWO, at, e)), (1,))[1] for e in torch.eye(2).double()]
+    rows = [
+        coefficient(Prod((REAL, TWO)), evaluate(differentiate(reverse(program)), lift(TWO, at, e)), (1,))[1]
+        for e in torch.eye(2).double()
+    ]
     truth = torch.func.hessian(lambda v: torch.sin(v[0] * v[1]) * torch.exp(v[0]))(torch.stack(at))
     torch.testing.assert_close(torch.stack([torch.stack(r) for r in rows]), truth, rtol=1e-12, atol=1e-12)
     assert str(reverse_type(Arrow(REAL, REAL), 2)) == "((real x (real -> (real x real))) -> (real x (real -> (real x real))))"
@@ -355,7 +358,9 @@ def test_a_list_of_functions_is_no_constant():
     value, found = evaluate(differentiate(program), (w, one))
     close(value, net(w, w), 1e-15)
     close(found, truth, 1e-13)
-    assert abs(constant - truth) > 0.1
+    _, wrong = evaluate(functions_as_constants(differentiate(program)), (w, one))
+    close(wrong, constant, 1e-13)
+    assert abs(wrong - truth) > 0.1
 
 
 def derivative(term):
@@ -437,7 +442,8 @@ def test_the_contract_of_an_expansion():
         return expansion(program, (first, second), tuple(d.expand_as(first) for d in direction), order=3)
 
     batch = torch.stack(points(8, 4)).reshape(4, 2)
-    assert check_decomposition(method, exact=False, inputs=(batch,)).order == 3
+    line = {"it_prints": "an Expansion's line says its order, remainder and radius"}
+    assert check_decomposition(method, exact=False, inputs=(batch,), exceptions=line).order == 3
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

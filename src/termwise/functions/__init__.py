@@ -8,6 +8,6 @@ from .jet_rules import JET_RULES, Jet, jet_rule
 from .radius import Radius, radius
 
 __all__ = [
-    "JET_RULES", "Expansion", "Jet", "Radius", "biharmonic", "derivatives", "expand", "higher_order", "jet", "jet_rule", "laplacian",
-    "linear_operator", "partial", "radius",
+    "JET_RULES", "Expansion", "Jet", "Radius", "biharmonic", "derivatives", "expand", "higher_order", "jet", "jet_rule",
+    "laplacian", "linear_operator", "partial", "radius",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ A real carries the linear map that takes a cotangent back to the n inputs. It is
 reading of `real`, so that its result can be differentiated in its turn; but a value used twice is walked back twice, which
 doubles at every level of sharing. The tape does each step once, after the cotangents of all uses have been added.
 
-Source: papers.toml "higher-order-ad", section on reverse mode (continuations); Griewank & Walther ch. 3 (the tape, its cost).
+Source: papers.toml "higher-order-ad" (backpropagators as a reading of `real`: ours); Griewank & Walther ch. 3 (the tape).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ There are C(R + k, k) of them, by degree and then by the first variables; at R =
 they travel through an operation is a recurrence, the one of series in one variable with the Euler operator sum_i t_i d/dt_i in
 place of t d/dt, so that |alpha| takes the place of k. A recurrence is written here as a term: every coefficient a `let`.
 
-Source: papers.toml "higher-order-ad", section 6 (blocks of derivatives; ours are divided by alpha!, so that no binomials occur);
+Source: papers.toml "higher-order-ad" (blocks of derivatives; ours are divided by alpha!, so that no binomials occur);
 Griewank & Walther ch. 13 (recurrences).
 """
 

@@ -1,6 +1,6 @@
 """The type of a term, or where it has none.
 
-Source: papers.toml "higher-order-ad", figure of the typing rules.
+Source: papers.toml "higher-order-ad".
 """
 
 from __future__ import annotations

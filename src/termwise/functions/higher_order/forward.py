@@ -8,7 +8,7 @@ For a closed program real^n -> real^m, whatever functions of functions it goes t
 partial derivatives along k directions. It is a map from closed terms to closed terms, so that it can be applied to what it
 returns; there are no tags that could be confused. D(op) is closed, so that nothing of the program is ever captured.
 
-Source: papers.toml "higher-order-ad", sections 3 (D), 4 (correctness), 6 (higher orders).
+Source: papers.toml "higher-order-ad".
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def differentiate(term: Term, directions: int = 1, order: int = 1) -> Term:
         >>> [v.item() for v in evaluate(differentiate(square), (x, one))]
         [9.0, 6.0]
 
-    Source: papers.toml "higher-order-ad", sections 3 and 6; coefficients are derivatives divided by alpha!.
+    Source: papers.toml "higher-order-ad"; coefficients are derivatives divided by alpha!.
     """
     zeros = (Const(0),) * (len(multi_indices(directions, order)) - 1)
     return translate(

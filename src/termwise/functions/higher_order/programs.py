@@ -53,7 +53,7 @@ def random_term(rng: random.Random, wanted: Type, names: Mapping[str, Type], dep
     """A term of the wanted type, over these names."""
 
     def smaller() -> int:
-        return depth - 1 if rng.random() < 0.7 else rng.randint(0, depth - 1)
+        return depth - 1 if rng.random() < 0.8 else rng.randint(0, depth - 1)
 
     def some(type: Type, also: Mapping[str, Type] | None = None) -> Term:
         return random_term(rng, type, {**names, **(also or {})}, smaller())
@@ -62,10 +62,10 @@ def random_term(rng: random.Random, wanted: Type, names: Mapping[str, Type], dep
     if depth <= 0:
         return rng.choice(found) if found and rng.random() < 0.9 else _made(rng, wanted, names, 0)
     way = rng.random()
-    if way < 0.1 and found:
+    if way < 0.05 and found:
         return rng.choice(found)
     if way < 0.5:
-        return _made(rng, wanted, names, smaller())
+        return _made(rng, wanted, names, depth)
     x, y = rng.choice(NAMES), rng.choice(NAMES)
     if way < 0.7:
         argument = rng.choice(ARGUMENTS)
@@ -103,12 +103,13 @@ def _made(rng: random.Random, wanted: Type, names: Mapping[str, Type], depth: in
     """By the former of its type."""
 
     def some(type: Type, also: Mapping[str, Type] | None = None) -> Term:
-        return random_term(rng, type, {**names, **(also or {})}, max(0, depth - 1))
+        return random_term(rng, type, {**names, **(also or {})}, depth - 1)
 
     match wanted:
         case Real():
             if depth <= 0:
-                return Const(round(rng.uniform(-1.5, 1.5), 2))
+                found = _found(wanted, names)
+                return rng.choice(found) if found and rng.random() < 0.8 else Const(round(rng.uniform(-1.5, 1.5), 2))
             kind = rng.random()
             if kind < 0.45:
                 return Op(rng.choice(BINARY), (some(Real()), some(Real())))

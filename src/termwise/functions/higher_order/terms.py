@@ -6,7 +6,7 @@
 There is no recursion but `fold`, so every program ends; and no comparison of reals but `positive`, which is undefined at 0, so
 every program without it is smooth.
 
-Source: papers.toml "higher-order-ad", section 2.
+Source: papers.toml "higher-order-ad".
 """
 
 from __future__ import annotations
@@ -18,8 +18,27 @@ from typing import Any
 from .types import Type
 
 __all__ = [
-    "App", "Case", "Cons", "Const", "Fold", "Inl", "Inr", "Lam", "Nil", "Op", "Positive", "Proj", "Term", "Tuple", "Var",
-    "alpha_equal", "children", "fresh", "free", "let", "substitute",
+    "App",
+    "Case",
+    "Cons",
+    "Const",
+    "Fold",
+    "Inl",
+    "Inr",
+    "Lam",
+    "Nil",
+    "Op",
+    "Positive",
+    "Proj",
+    "Term",
+    "Tuple",
+    "Var",
+    "alpha_equal",
+    "children",
+    "free",
+    "fresh",
+    "let",
+    "substitute",
 ]  # fmt: skip
 
 
@@ -184,7 +203,7 @@ class Positive(Term):
 
 
 def let(name: str, type: Type, value: Term, body: Term) -> Term:
-    """let name = value in body."""
+    """Let name = value in body."""
     return App(Lam(name, type, body), value)
 
 

@@ -5,7 +5,7 @@
 Values: a real is a tensor (entry by entry, any shape), a product a tuple, a function a Python function of one argument, a list a
 Python list, and a sum a `Left` or a `Right`.
 
-Source: papers.toml "higher-order-ad", section 2 (its variants and inductive types in the forms used here).
+Source: papers.toml "higher-order-ad" (variants as binary sums, inductive types as lists).
 """
 
 from __future__ import annotations
