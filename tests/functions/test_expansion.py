@@ -14,8 +14,6 @@ import termwise as tw
 from termwise.functions import expand, jet, radius
 from termwise.testing.architectures import ARCHITECTURES, build
 
-CURVED = [name for name in ARCHITECTURES if name not in ("lstm", "gru")]  # whole recurrent layers have no jet rule yet
-
 
 def double(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -66,7 +64,7 @@ def test_the_remainder_is_the_integral_of_the_next_derivative():
     torch.testing.assert_close(measured, total, rtol=1e-6, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", CURVED)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_is_expanded(name):
     """The value of order 0 is the model's; twice as far the remainder of order 1 is four times as large, where nothing kinks."""
     subject = build(name, batch=2, size=1).to(torch.float64)

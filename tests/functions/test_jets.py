@@ -161,6 +161,27 @@ def test_an_operation_along_a_curved_path_is_its_primitives_differentiated(name)
         torch.testing.assert_close([value, *found][k], truth, rtol=1e-9, atol=1e-10, msg=lambda m, k=k: f"order {k}: {m}")
 
 
+RECURRENT = {
+    "lstm": lambda: nn.LSTM(3, 4, 2, bidirectional=True, batch_first=True), "gru": lambda: nn.GRU(3, 4, 2, bidirectional=True),
+    "projected": lambda: nn.LSTM(3, 4, proj_size=2), "plain": lambda: nn.RNN(3, 4, bias=False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_recurrent_layer_moves_as_its_values_do(name):
+    torch.manual_seed(0)
+    layer = RECURRENT[name]().double().eval()
+    f = lambda x: torch.cat([v.reshape(-1) for v in (lambda y, s: (y, *(s if isinstance(s, tuple) else (s,))))(*layer(x))])
+    x, series = double(3, 5, 3), [0.3 * double(3, 5, 3, seed=k) for k in range(1, 4)]
+    value, found = jet(f, [x], [series])
+    errors = []
+    for t in (2e-2, 1e-2):
+        moved = f(x + sum(c * t ** (k + 1) for k, c in enumerate(series)))
+        errors.append((value + sum(c * t ** (k + 1) for k, c in enumerate(found)) - moved).norm().item())
+    assert errors[0] < 1e-6
+    assert errors[0] / errors[1] == pytest.approx(16, rel=0.1)
+
+
 PIECEWISE = {
     "relu": torch.relu, "leaky_relu": lambda x: F.leaky_relu(x, 0.2), "abs": torch.abs, "clamp": lambda x: x.clamp(-0.5, 0.4),
     "hardtanh": F.hardtanh, "relu6": F.relu6, "hardsigmoid": F.hardsigmoid, "hardswish": F.hardswish, "elu": F.elu, "selu": F.selu, "celu": lambda x: F.celu(x, 0.7),

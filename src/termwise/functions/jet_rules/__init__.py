@@ -13,7 +13,7 @@ at t = 0 is on, and says where the branch ends (`at.kink`).
 Source: Griewank & Walther ch. 13; the recurrences of softmax and norms from the ones of exp, 1/x and x^r.
 """
 
-from . import linear, norms, piecewise, products, smooth
+from . import linear, norms, piecewise, products, recurrent, smooth
 from .table import JET_RULES, Jet, jet_rule, moves
 
-__all__ = ["JET_RULES", "Jet", "jet_rule", "linear", "moves", "norms", "piecewise", "products", "smooth"]
+__all__ = ["JET_RULES", "Jet", "jet_rule", "linear", "moves", "norms", "piecewise", "products", "recurrent", "smooth"]

@@ -91,7 +91,7 @@ def inverse_trigonometric(at: Any, x: Jet) -> Jet:
     return Jet(at.series.integrated(x.rows, -slope if name == "acos" else slope, getattr(x.value, name)()))
 
 
-def _sigmoid(at: Any, a: Tensor) -> Tensor:
+def sigmoid_rows(at: Any, a: Tensor) -> Tensor:
     """With u = 1 / (1 + e^-|a|) nothing overflows: sigmoid(a) is u for a >= 0, and 1 - u for a < 0."""
     sign = torch.where(a[0] < 0, -1.0, 1.0).to(a.dtype)
     u = at.series.reciprocal(at.series.shifted(at.series.exp(a * -sign), 1.0))
@@ -101,17 +101,17 @@ def _sigmoid(at: Any, a: Tensor) -> Tensor:
 @smooth("sigmoid")
 def sigmoid(at: Any, x: Jet) -> Jet:
     """1 / (1 + e^-x)."""
-    return Jet(_sigmoid(at, x.rows))
+    return Jet(sigmoid_rows(at, x.rows))
 
 
-def _tanh(at: Any, a: Tensor) -> Tensor:
-    return at.series.with_value(_sigmoid(at, 2 * a) * 2, a[0].tanh())
+def tanh_rows(at: Any, a: Tensor) -> Tensor:
+    return at.series.with_value(sigmoid_rows(at, 2 * a) * 2, a[0].tanh())
 
 
 @smooth("tanh")
 def tanh(at: Any, x: Jet) -> Jet:
     """2 sigmoid(2 x) - 1."""
-    return Jet(_tanh(at, x.rows))
+    return Jet(tanh_rows(at, x.rows))
 
 
 def _erf(at: Any, a: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def gelu(at: Any, x: Jet, *, approximate: str = "none") -> Jet:
     a = x.rows
     if approximate == "tanh":
         cubic = at.series.added(a, at.series.product(at.series.square(a), a), 0.044715)
-        gate = _tanh(at, cubic * math.sqrt(2 / math.pi))
+        gate = tanh_rows(at, cubic * math.sqrt(2 / math.pi))
     else:
         gate = _erf(at, a / math.sqrt(2))
     return Jet(at.series.product(a, at.series.shifted(gate, 1.0) * 0.5))
@@ -141,28 +141,28 @@ def gelu(at: Any, x: Jet, *, approximate: str = "none") -> Jet:
 @smooth("silu")
 def silu(at: Any, x: Jet) -> Jet:
     """X sigmoid(x)."""
-    return Jet(at.series.product(x.rows, _sigmoid(at, x.rows)))
+    return Jet(at.series.product(x.rows, sigmoid_rows(at, x.rows)))
 
 
 @smooth("softplus")
 def softplus(at: Any, x: Jet, beta: float = 1, threshold: float = 20) -> Jet:
     """Log(1 + e^(beta x)) / beta, the integral of a sigmoid. (Above its threshold torch gives x: less than e^-20 beside it.)"""
     a = x.rows * beta
-    slope = _sigmoid(at, a)
+    slope = sigmoid_rows(at, a)
     return Jet(at.series.integrated(x.rows, slope, F.softplus(x.value, beta, threshold)))
 
 
 @smooth("log_sigmoid", "log_sigmoid_forward")
 def log_sigmoid(at: Any, x: Jet) -> Jet:
     """The integral of sigmoid(-x)."""
-    return Jet(at.series.integrated(x.rows, _sigmoid(at, -x.rows), F.logsigmoid(x.value)))
+    return Jet(at.series.integrated(x.rows, sigmoid_rows(at, -x.rows), F.logsigmoid(x.value)))
 
 
 @smooth("mish")
 def mish(at: Any, x: Jet) -> Jet:
     """X tanh(softplus(x))."""
-    inner = at.series.integrated(x.rows, _sigmoid(at, x.rows), torch.logaddexp(x.value, torch.zeros_like(x.value)))
-    return Jet(at.series.product(x.rows, _tanh(at, inner)))
+    inner = at.series.integrated(x.rows, sigmoid_rows(at, x.rows), torch.logaddexp(x.value, torch.zeros_like(x.value)))
+    return Jet(at.series.product(x.rows, tanh_rows(at, inner)))
 
 
 @jet_rule("softmax", "_softmax")
