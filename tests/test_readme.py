@@ -19,11 +19,15 @@ def need(example: str) -> None:
         assets.photo(name)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["photograph", "sentence", "own model", "beyond"])
+@pytest.mark.parametrize("example", EXAMPLES, ids=["photograph", "sentence", "own model", "beyond", "function"])
 def test_an_example_runs_and_adds_up(example, capsys):
     need(example)
     names = {}
     exec(compile(example, "README.md", "exec"), names)
+    if "expand" in example:
+        assert names["terms"].error() < 1e-3
+        assert names["flow"].shape == (2, 3)
+        return
     names["why"].check(1e-5)
     printed = capsys.readouterr().out
     if "china" in example:
@@ -40,8 +44,8 @@ def test_an_example_runs_and_adds_up(example, capsys):
         assert "'inputs'" in printed
 
 
-def test_there_are_four():
-    assert len(EXAMPLES) == 4
+def test_there_are_five():
+    assert len(EXAMPLES) == 5
 
 
 def test_every_rule_set_is_in_the_table():
