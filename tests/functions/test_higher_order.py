@@ -337,7 +337,7 @@ def test_reverse_costs_six_evaluations_and_forward_one_per_input():
 def layers(*biases: float):
     """A list of functions that share a weight, folded to their composition."""
     made = Nil(Arrow(REAL, REAL))
-    for bias in biases:
+    for bias in reversed(biases):
         made = Cons(fun("h", REAL, op("tanh", op("add", op("mul", x, h), Const(bias)))), made)
     step = fun("g", Arrow(REAL, REAL), fun("f", Arrow(REAL, REAL), fun("s", REAL, App(g, App(f, s)))))
     return fun("x", REAL, App(Fold(step, fun("s", REAL, s), made), op("sin", x)))

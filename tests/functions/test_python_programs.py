@@ -19,6 +19,7 @@ from termwise.functions.higher_order import (
     case,
     differentiable,
     differentiate,
+    each,
     embed,
     evaluate,
     fold,
@@ -100,6 +101,41 @@ def test_a_fold_keeps_the_order_of_a_list_of_any_length():
         torch.testing.assert_close(found.value, truth.detach())
         if items:
             torch.testing.assert_close(found.gradient, list(torch.autograd.grad(truth, items)))
+
+
+def test_each_keeps_length_and_order():
+    @differentiable(ListT(REAL), REAL)
+    def program(items, x):
+        return each(lambda item: (item * x, 1), items)
+
+    assert typecheck(program) == Arrow(ListT(REAL), Arrow(REAL, ListT(reals(2))))
+    found = evaluate(program, [number(1), number(2), number(3)], number(2))
+    assert [(a.item(), b.item()) for a, b in found] == [(2, 1), (4, 1), (6, 1)]
+    moved = evaluate(differentiate(program), lift(ListT(REAL), [number(1), number(2)]), (number(2), number(1)))
+    assert [a[1].item() for a, _ in moved] == [1, 2]
+    assert evaluate(program, [], number(2)) == []
+
+
+def test_long_programs_nest_nothing():
+    @differentiable(REAL)
+    def network(x):
+        return reduce(lambda h, _: apply("sin", h) + x, range(1000), x)
+
+    @differentiable(Prod((ListT(REAL), REAL)))
+    def folded(given):
+        items, x = given
+        return fold(lambda h, item: apply("sin", h) + item, x, items)
+
+    x = number(0.3)
+    assert typecheck(differentiate(network)) == Arrow(reals(2), reals(2))
+    assert len(str(network)) > 1000
+    value = x.clone().requires_grad_()
+    truth = reduce(lambda h, _: h.sin() + value, range(1000), value)
+    truth.backward()
+    torch.testing.assert_close(gradient(network, x).gradient, value.grad)
+    torch.testing.assert_close(slope(network, x), value.grad)
+    found = gradient(folded, ([x] * 1000, x))
+    torch.testing.assert_close(sum(found.gradient[0]) + found.gradient[1], value.grad)
 
 
 def test_functions_as_arguments_and_programs_inside_programs():

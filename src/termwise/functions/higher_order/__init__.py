@@ -3,7 +3,7 @@
 from .backward import Gradient, gradient, reverse, reverse_type
 from .blocks import multi_indices
 from .checking import typecheck
-from .embedding import Symbol, apply, case, differentiable, embed, fold, if_positive, left, right
+from .embedding import Symbol, apply, case, differentiable, each, embed, fold, if_positive, left, right
 from .evaluation import Left, Numbers, Right, evaluate, meaning
 from .forward import Reading, coefficient, derivative_type, differentiate, expansion, lift, translate
 from .operations import OPERATIONS, Operation
@@ -35,7 +35,7 @@ __all__ = [
     "OPERATIONS", "App", "Arrow", "Case", "Cons", "Const", "Fold", "Gradient", "Inl", "Inr", "Lam", "Left", "ListT", "Nil",
     "Numbers", "Op", "Operation", "Positive", "Prod", "Proj", "Reading", "Real", "Right", "Sum", "Symbol", "Term", "Tuple",
     "Type", "Var", "alpha_equal", "apply", "case", "coefficient", "derivative_type", "differentiable", "differentiate",
-    "embed", "evaluate", "expansion", "first_order", "fold", "free", "gradient", "higher_order", "if_positive", "left", "let",
-    "lift", "map_real", "meaning", "multi_indices", "random_program", "random_term", "reals", "reverse", "reverse_type",
-    "right", "substitute", "translate", "typecheck",
+    "each", "embed", "evaluate", "expansion", "first_order", "fold", "free", "gradient", "higher_order", "if_positive",
+    "left", "let", "lift", "map_real", "meaning", "multi_indices", "random_program", "random_term", "reals", "reverse",
+    "reverse_type", "right", "substitute", "translate", "typecheck",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Mapping
 
 from .operations import OPERATIONS
-from .terms import App, Case, Cons, Const, Fold, Inl, Inr, Lam, Nil, Op, Positive, Proj, Term, Tuple, Var
+from .terms import App, Case, Cons, Const, Fold, Inl, Inr, Lam, Nil, Op, Positive, Proj, Term, Tuple, Var, lets
 from .types import Arrow, ListT, Prod, Real, Sum, Type
 
 __all__ = ["typecheck"]
@@ -38,7 +38,11 @@ def typecheck(term: Term, context: Mapping[str, Type] | None = None) -> Type:
 
 
 def _type(term: Term, names: dict[str, Type]) -> Type:
-    match term:
+    bound, body = lets(term)
+    for name, type, value in bound:
+        _want(value, type, names, App(Lam(name, type, Var("...")), value))
+        names = {**names, name: type}
+    match body:
         case Var(name):
             if name not in names:
                 raise TypeError(f"{name} is bound nowhere: known here are {', '.join(names) or 'no names'}")
@@ -46,16 +50,16 @@ def _type(term: Term, names: dict[str, Type]) -> Type:
         case Const():
             return Real()
         case Op(name, args):
-            _known(name, len(args), term)
+            _known(name, len(args), body)
             for arg in args:
-                _want(arg, Real(), names, term)
+                _want(arg, Real(), names, body)
             return Real()
         case Tuple(items):
             return Prod(tuple(_type(item, names) for item in items))
         case Proj(inner, index):
             found = _type(inner, names)
             if not isinstance(found, Prod) or not 0 <= index < len(found.items):
-                raise TypeError(f"{_short(term)} takes item {index} of {_short(inner)}, which is of type {found}")
+                raise TypeError(f"{_short(body)} takes item {index} of {_short(inner)}, which is of type {found}")
             return found.items[index]
         case Inl(value, right):
             return Sum(_type(value, names), right)
@@ -64,34 +68,34 @@ def _type(term: Term, names: dict[str, Type]) -> Type:
         case Case(choice, x, left, y, right):
             found = _type(choice, names)
             if not isinstance(found, Sum):
-                raise TypeError(f"{_short(term)} is by cases of {_short(choice)}, which is of type {found} and no sum")
+                raise TypeError(f"{_short(body)} is by cases of {_short(choice)}, which is of type {found} and no sum")
             first = _type(left, {**names, x: found.left})
-            _want(right, first, {**names, y: found.right}, term)
+            _want(right, first, {**names, y: found.right}, body)
             return first
-        case Lam(name, type, body):
-            return Arrow(type, _type(body, {**names, name: type}))
+        case Lam(name, type, inner):
+            return Arrow(type, _type(inner, {**names, name: type}))
         case App(function, argument):
             found = _type(function, names)
             if not isinstance(found, Arrow):
-                raise TypeError(f"{_short(term)} applies {_short(function)}, which is of type {found} and no function")
-            _want(argument, found.source, names, term)
+                raise TypeError(f"{_short(body)} applies {_short(function)}, which is of type {found} and no function")
+            _want(argument, found.source, names, body)
             return found.target
         case Nil(item):
             return ListT(item)
         case Cons(head, tail):
             found = ListT(_type(head, names))
-            _want(tail, found, names, term)
+            _want(tail, found, names, body)
             return found
         case Fold(step, start, items):
             found, state = _type(items, names), _type(start, names)
             if not isinstance(found, ListT):
-                raise TypeError(f"{_short(term)} folds {_short(items)}, which is of type {found} and no list")
-            _want(step, Arrow(found.item, Arrow(state, state)), names, term)
+                raise TypeError(f"{_short(body)} folds {_short(items)}, which is of type {found} and no list")
+            _want(step, Arrow(found.item, Arrow(state, state)), names, body)
             return state
         case Positive(value):
-            _want(value, Real(), names, term)
+            _want(value, Real(), names, body)
             return Sum(Prod(), Prod())
-    raise TypeError(f"{term!r} is no term of the calculus")
+    raise TypeError(f"{body!r} is no term of the calculus")
 
 
 def _want(term: Term, wanted: Type, names: dict[str, Type], inside: Term) -> None:

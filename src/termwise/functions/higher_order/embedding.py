@@ -11,13 +11,34 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from .checking import typecheck
-from .terms import App, Case, Cons, Const, Fold, Inl, Inr, Lam, Nil, Op, Positive, Proj, Term, Tuple, Var, children, let, rebuilt
+from .terms import (
+    App,
+    Case,
+    Cons,
+    Const,
+    Fold,
+    Inl,
+    Inr,
+    Lam,
+    Nil,
+    Op,
+    Positive,
+    Proj,
+    Term,
+    Tuple,
+    Var,
+    children,
+    let,
+    lets,
+    rebuilt,
+)
 from .types import Arrow, ListT, Prod, Real, Sum, Type
 
-__all__ = ["Symbol", "apply", "case", "differentiable", "embed", "fold", "if_positive", "left", "right"]
+__all__ = ["Symbol", "apply", "case", "differentiable", "each", "embed", "fold", "if_positive", "left", "right"]
 
 _counter = itertools.count()
 _lets: ContextVar[list[tuple[str, Type, Term]] | None] = ContextVar("lets", default=None)
@@ -129,18 +150,24 @@ def apply(op: str, *args: Any) -> Symbol:
 
 
 def fold(step: Callable[[Any, Any], Any], start: Any, items: Symbol) -> Symbol:
-    """functools.reduce over a list of any length: step(... step(step(start, x_1), x_2) ...).
-
-    The calculus folds from the right; from the left is a fold whose state is a function, applied to the start at its end.
-    """
+    """functools.reduce over a list of any length: step(... step(step(start, x_1), x_2) ...)."""
     if not isinstance(items, Symbol) or not isinstance(items.type, ListT):
         raise TypeError("fold takes a symbol of a list; over a Python list functools.reduce does it")
     state, item = _type(start), items.type.item
-    x, after, s, last = _name(), _name(), _name(), _name()
+    x, s = _name(), _name()
     _, once = _body(lambda: step(Symbol(Var(s), state), Symbol(Var(x), item)), state)
-    inner = Lam(s, state, App(Var(after), once))
-    by = Lam(x, item, Lam(after, Arrow(state, state), inner))
-    return _kept(App(Fold(by, Lam(last, state, Var(last)), items.term), _term(start, state)), state)
+    return _kept(Fold(Lam(x, item, Lam(s, state, once)), _term(start, state), items.term), state)
+
+
+def each(function: Callable[[Any], Any], items: Symbol) -> Symbol:
+    """The list of function(x_1), function(x_2), ...: two folds, as each turns the list round."""
+    if not isinstance(items, Symbol) or not isinstance(items.type, ListT):
+        raise TypeError("each takes a symbol of a list; over a Python list Python's own loops do it")
+    x, out = _name(), _name()
+    made, once = _body(lambda: function(Symbol(Var(x), items.type.item)))
+    list_of = ListT(made)
+    first = Fold(Lam(x, items.type.item, Lam(out, list_of, Cons(once, Var(out)))), Nil(made), items.term)
+    return _kept(Fold(Lam(x, made, Lam(out, list_of, Cons(Var(x), Var(out)))), Nil(made), first), list_of)
 
 
 def case(choice: Symbol, on_left: Callable[[Any], Any], on_right: Callable[[Any], Any]) -> Symbol:
@@ -209,6 +236,13 @@ def _renamed(term: Term, names: Mapping[str, str], level: int) -> Term:
     def under(bound: str, body: Term) -> Term:
         return _renamed(body, {**names, bound: f"x{level}"}, level + 1)
 
+    bound, body = lets(term)
+    if bound:
+        new = []
+        for name, type, value in bound:
+            new.append((f"x{level}", type, _renamed(value, names, level)))
+            names, level = {**names, name: f"x{level}"}, level + 1
+        return reduce(lambda inner, one: let(*one, inner), reversed(new), _renamed(body, names, level))
     match term:
         case Var(name):
             return Var(names.get(name, name))

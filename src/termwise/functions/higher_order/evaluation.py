@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .operations import OPERATIONS
-from .terms import App, Case, Cons, Const, Fold, Inl, Inr, Lam, Nil, Op, Positive, Proj, Term, Tuple, Var
+from .terms import App, Case, Cons, Const, Fold, Inl, Inr, Lam, Nil, Op, Positive, Proj, Term, Tuple, Var, lets
 
 __all__ = ["Left", "Numbers", "Right", "evaluate", "first_tensor", "meaning"]
 
@@ -123,6 +123,10 @@ def meaning(term: Term, over: Reals, *args: Any, names: Mapping[str, Any] | None
 
 
 def _value(term: Term, over: Reals, names: Mapping[str, Any]) -> Any:
+    if isinstance(term, App) and isinstance(term.function, Lam):
+        bound, term = lets(term)
+        for name, _, value in bound:
+            names = {**names, name: _value(value, over, names)}  # a copy: functions made on the way keep the names they saw
     match term:
         case Var(name):
             if name not in names:
@@ -154,7 +158,7 @@ def _value(term: Term, over: Reals, names: Mapping[str, Any]) -> Any:
             return [_value(head, over, names), *_value(tail, over, names)]
         case Fold(step, start, items):
             by, state = _value(step, over, names), _value(start, over, names)
-            for item in reversed(_value(items, over, names)):
+            for item in _value(items, over, names):
                 state = by(item)(state)
             return state
         case Positive(value):

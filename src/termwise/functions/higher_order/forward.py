@@ -26,7 +26,7 @@ from .blocks import Recurrences, block_type, multi_indices
 from .checking import typecheck
 from .evaluation import Left, evaluate
 from .operations import OPERATIONS
-from .terms import App, Const, Inl, Inr, Lam, Nil, Op, Positive, Proj, Term, Tuple, Var, children, rebuilt
+from .terms import App, Const, Inl, Inr, Lam, Nil, Op, Positive, Proj, Term, Tuple, Var, children, let, lets, rebuilt
 from .types import Arrow, ListT, Prod, Real, Sum, Type, first_order, map_real
 
 __all__ = ["Reading", "coefficient", "derivative_type", "differentiate", "expansion", "lift", "translate"]
@@ -54,6 +54,10 @@ def translate(term: Term, reading: Reading) -> Term:
         return map_real(old, reading.real)
 
     def over(term: Term) -> Term:
+        bound, body = lets(term)
+        if bound:
+            moved = [(name, type_of(old), over(value)) for name, old, value in bound]
+            return functools.reduce(lambda inner, one: let(*one, inner), reversed(moved), over(body))
         match term:
             case Const(value):
                 return reading.constant(value)

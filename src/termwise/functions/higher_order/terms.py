@@ -3,8 +3,8 @@
     t ::= x | c | op(t, ..., t) | (t, ..., t) | t.i | inl t | inr t | case t of x. t | y. t | fun x. t | t t
         | [] | t :: t | fold t from t over t | positive t
 
-There is no recursion but `fold`, so every program ends; and no comparison of reals but `positive`, which is undefined at 0, so
-every program without it is smooth.
+There is no recursion but `fold`, a loop over a list, so every program ends; and no comparison of reals but `positive`, which is
+undefined at 0, so every program without it is smooth.
 
 Source: papers.toml "higher-order-ad".
 """
@@ -38,6 +38,7 @@ __all__ = [
     "free",
     "fresh",
     "let",
+    "lets",
     "substitute",
 ]  # fmt: skip
 
@@ -155,7 +156,8 @@ class App(Term):
 
     def __str__(self) -> str:
         if isinstance(self.function, Lam):
-            return f"let {self.function.name} = {self.argument} in {self.function.body}"
+            bound, body = lets(self)
+            return " ".join([*(f"let {name} = {value} in" for name, _, value in bound), str(body)])
         return f"({self.function} {self.argument})"
 
 
@@ -182,7 +184,7 @@ class Cons(Term):
 
 @dataclass(frozen=True)
 class Fold(Term):
-    """step x_1 (step x_2 (... start)) over the list x_1, x_2, ...: recursion, as far as the calculus has it."""
+    """A loop over a list, first to last: state = step x state. The only recursion; a fold from the right is one of functions."""
 
     step: Term
     start: Term
@@ -205,6 +207,15 @@ class Positive(Term):
 def let(name: str, type: Type, value: Term, body: Term) -> Term:
     """Let name = value in body."""
     return App(Lam(name, type, body), value)
+
+
+def lets(term: Term) -> tuple[list[tuple[str, Type, Term]], Term]:
+    """The lets that a term begins with, and what is below them: long programs are walked in a loop, and nest nothing."""
+    found = []
+    while isinstance(term, App) and isinstance(term.function, Lam):
+        found.append((term.function.name, term.function.type, term.argument))
+        term = term.function.body
+    return found, term
 
 
 def children(term: Term) -> Iterator[tuple[tuple[str, ...], Term]]:
