@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from termwise.functions import Expansion, jet
-from termwise.functions.claims.higher_order_ad import functions_as_constants
+from termwise.functions.claims.wrong_derivatives import functions_as_constants
 from termwise.functions.higher_order import (
     OPERATIONS,
     App,
@@ -483,6 +483,10 @@ def test_bad_calls():
         gradient(fun("x", REAL, Tuple((x,))), one)
     with pytest.raises(TypeError, match="z is bound nowhere"):
         evaluate(Var("z"))
+    with pytest.raises(TypeError, match=r"reals are floating tensors, this one is of torch.int64: convert it with .double()"):
+        evaluate(square, torch.tensor(3))
+    assert evaluate(square, 3).item() == 9
+    assert gradient(square, 3).gradient.item() == 6
     with pytest.raises(ValueError, match="is a function, and moves as a program does"):
         lift(Arrow(REAL, REAL), torch.sin)
     with pytest.raises(ValueError, match=r"differ in length: \[2, 1\]"):
@@ -502,3 +506,4 @@ def test_the_indices_of_a_block():
         found = multi_indices(k, r)
         assert len(found) == math.comb(r + k, k) == len(set(found))
         assert list(map(sum, found)) == sorted(map(sum, found))
+    assert multi_indices(2, 1) == ((0, 0), (1, 0), (0, 1))  # the value, then its tangents in the order they are given

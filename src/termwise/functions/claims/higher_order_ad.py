@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +14,6 @@ from termwise.core.claims import claim
 from ..higher_order import (
     App,
     Arrow,
-    Case,
     Const,
     Lam,
     ListT,
@@ -38,7 +35,6 @@ from ..higher_order import (
     free,
     gradient,
     higher_order,
-    let,
     lift,
     meaning,
     multi_indices,
@@ -49,9 +45,8 @@ from ..higher_order import (
     substitute,
     typecheck,
 )
-from ..higher_order.blocks import block_type
-from ..higher_order.terms import children, rebuilt
 from ..jet import jet
+from .wrong_derivatives import capturing, exp, functions_as_constants, shifted, slope_of
 
 REAL, TWO = Real(), reals(2)
 KEY = "higher-order-ad"
@@ -97,37 +92,6 @@ def forward_is_the_derivative() -> tuple[str, bool]:
     return measured + f"not 0; control wrong in {control}", worst < 1e-9 and min(of_functions, moving) >= 200 and control >= 30
 
 
-def functions_as_constants(term: Term) -> Term:
-    """D(term), but a function's free names lose their tangents: D(A -> B) as if functions did not move."""
-    block = block_type(1, 1)
-
-    def still(type: Type, value: Term) -> Term:
-        match type:
-            case Prod() if type == block:
-                return Tuple((Proj(value, 0), Const(0)))
-            case Prod(items):
-                return Tuple(tuple(still(item, Proj(value, i)) for i, item in enumerate(items)))
-        return value
-
-    def over(term: Term, names: dict[str, Type]) -> Term:
-        match term:
-            case App(Lam(x, type, body), value):  # a let, and no function that anything is done with
-                return let(x, type, over(value, names), over(body, {**names, x: type}))
-            case Lam(x, type, body):
-                moved = over(body, {**names, x: type})
-                for y in sorted(free(term)):
-                    moved = let(y, names[y], still(names[y], Var(y)), moved)
-                return Lam(x, type, moved)
-            case Case(choice, x, left, y, right):
-                found = typecheck(choice, names)
-                assert isinstance(found, Sum)
-                first, second = over(left, {**names, x: found.left}), over(right, {**names, y: found.right})
-                return Case(over(choice, names), x, first, y, second)
-        return rebuilt(term, [over(child, names) for _, child in children(term)])
-
-    return over(term, {})
-
-
 @claim(
     KEY,
     statement="D preserves types, D(t) : D(type of t), and commutes with substitution, D(t[s/x]) = D(t)[D(s)/x]; "
@@ -149,19 +113,12 @@ def the_map_preserves_structure() -> tuple[str, bool]:
         types += typecheck(differentiate(t, 1, 1), moved) == derivative_type(wanted)
         right = substitute(differentiate(t), "f", differentiate(s))
         commutes += alpha_equal(differentiate(substitute(t, "f", s)), right)
-        captured += not alpha_equal(differentiate(_capturing(t, "f", s)), right)
+        captured += not alpha_equal(differentiate(capturing(t, "f", s)), right)
         worst = max(worst, _functor(rng))
     measured = (
         f"types {types} of 300, substitution {commutes} of 300 (capturing: {captured} wrong), composition off by {worst:.0e}"
     )
     return measured, types == commutes == 300 and worst < 1e-9 and captured >= 10
-
-
-def _capturing(term: Term, name: str, value: Term) -> Term:
-    """Substitution by someone who has not heard of capture."""
-    if isinstance(term, Var):
-        return value if term.name == name else term
-    return rebuilt(term, [c if name in bound else _capturing(c, name, value) for bound, c in children(term)])
 
 
 def _functor(rng: random.Random) -> float:
@@ -238,48 +195,10 @@ def perturbations_are_not_confused() -> tuple[str, bool]:
     t = torch.tensor(0.7, dtype=torch.float64)
     first = evaluate(differentiate(nested), (t, torch.ones_like(t)))[1].item()
     second = evaluate(hat(hat(Lam("x", REAL, Op("exp", (x,))))), t).item()
-    wrong = _slope(lambda x: x * _slope(lambda y: x + y)(1.0))(0.7)
-    wronger = _shifted(_shifted(_exp))(0.7)
+    wrong = slope_of(lambda x: x * slope_of(lambda y: x + y)(1.0))(0.7)
+    wronger = shifted(shifted(exp))(0.7)
     measured = f"{first:g} and {second / math.exp(0.7):.12g} e^x; tagless dual numbers {wrong:g} and {wronger:g} e^x"
     return measured, first == 1 and abs(second - math.exp(0.7)) < 1e-12 and (wrong, wronger) == (2, 0)
-
-
-@dataclass(frozen=True)
-class _Dual:
-    """A value and a tangent that does not know whose it is."""
-
-    value: float
-    tangent: float = 0.0
-
-    def __add__(self, other: Any) -> _Dual:
-        other = other if isinstance(other, _Dual) else _Dual(other)
-        return _Dual(self.value + other.value, self.tangent + other.tangent)
-
-    def __mul__(self, other: Any) -> _Dual:
-        other = other if isinstance(other, _Dual) else _Dual(other)
-        return _Dual(self.value * other.value, self.value * other.tangent + self.tangent * other.value)
-
-
-def _exp(x: Any) -> Any:
-    return _Dual(math.exp(x.value), math.exp(x.value) * x.tangent) if isinstance(x, _Dual) else math.exp(x)
-
-
-def _slope(f: Callable[[Any], Any]) -> Callable[[Any], float]:
-    def of(x: Any) -> float:
-        out = f(_Dual(x, 1.0))
-        return out.tangent if isinstance(out, _Dual) else 0.0
-
-    return of
-
-
-def _shifted(f: Callable[[Any], Any]) -> Callable[[Any], float]:
-    """The derivative of x -> (y -> f(x + y)) at 0, the tangents taken when y is given."""
-
-    def of(y: Any) -> float:
-        out = f(_Dual(0.0, 1.0) + y)
-        return out.tangent if isinstance(out, _Dual) else 0.0
-
-    return of
 
 
 @claim(

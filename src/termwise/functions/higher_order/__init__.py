@@ -1,6 +1,7 @@
 """A small typed calculus with functions as values, and differentiation as a map of its programs."""
 
 from .backward import Gradient, gradient, reverse, reverse_type
+from .binding import alpha_equal, free, substitute
 from .blocks import multi_indices
 from .checking import typecheck
 from .embedding import Symbol, apply, case, differentiable, each, embed, fold, if_positive, left, right
@@ -24,10 +25,7 @@ from .terms import (
     Term,
     Tuple,
     Var,
-    alpha_equal,
-    free,
     let,
-    substitute,
 )
 from .types import Arrow, ListT, Prod, Real, Sum, Type, first_order, map_real, reals
 

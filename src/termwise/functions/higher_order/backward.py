@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .checking import typecheck
-from .evaluation import Left, Numbers, Right, first_tensor, meaning
+from .evaluation import Numbers, each_real, first_tensor, given, meaning
 from .forward import Reading, translate
 from .operations import OPERATIONS
 from .terms import App, Const, Lam, Op, Proj, Term, Tuple, Var, let
@@ -205,26 +205,14 @@ def gradient(term: Term, x: Any) -> Gradient:
     found = typecheck(term)
     if not isinstance(found, Arrow) or found.target != Real() or not first_order(found.source):
         raise TypeError(f"gradients are of programs from values to a real; this one is of type {found}")
-    like = first_tensor(x)
-    tape = Tape(Numbers() if like is None else Numbers(like))
-    given = _each(x, lambda value: tape.new(value, []))
-    out = meaning(term, tape, given)
+    x = given(x)
+    tape = Tape(Numbers(first_tensor(x)))
+    inputs = each_real(x, lambda value: tape.new(value, []))
+    out = meaning(term, tape, inputs)
     cotangents = tape.back(out)
 
     def of(real: Taped) -> Tensor:
         flowed = cotangents[real.place]  # type: ignore[index]  (inputs have a place)
         return torch.zeros_like(real.value) if flowed is None else flowed
 
-    return Gradient(out.value, _each(given, of), tape.numbers.count)
-
-
-def _each(value: Any, f: Any) -> Any:
-    """The same structure, f of its reals."""
-    match value:
-        case tuple():
-            return tuple(_each(v, f) for v in value)
-        case list():
-            return [_each(v, f) for v in value]
-        case Left() | Right():
-            return type(value)(_each(value.value, f))
-    return f(value)
+    return Gradient(out.value, each_real(inputs, of), tape.numbers.count)

@@ -15,7 +15,7 @@ from torch import Tensor
 from .operations import OPERATIONS
 from .terms import App, Case, Cons, Const, Fold, Inl, Inr, Lam, Nil, Op, Positive, Proj, Term, Tuple, Var, lets
 
-__all__ = ["Left", "Numbers", "Right", "evaluate", "first_tensor", "meaning"]
+__all__ = ["Left", "Numbers", "Right", "each_real", "evaluate", "first_tensor", "given", "meaning"]
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,14 @@ def evaluate(term: Term, *args: Any) -> Any:
 
     Args:
         term: closed.
-        *args: values of the types of its arguments: tensors for reals, tuples for products, lists, `Left` and `Right`, and
-            Python functions of one argument for functions.
+        *args: values of the types of its arguments: tensors (or numbers) for reals, tuples for products, lists, `Left` and
+            `Right`, and Python functions of one argument for functions.
 
     Returns:
         A value of its type.
 
     Raises:
-        TypeError: for a name that is bound nowhere.
+        TypeError: for a name that is bound nowhere, integers in place of reals.
         ValueError: where `positive` is asked at 0.
 
     Cost: every operation of the program once; of a `case` the branch taken alone.
@@ -99,19 +99,42 @@ def evaluate(term: Term, *args: Any) -> Any:
         >>> evaluate(square, torch.tensor(3.0)).item()
         9.0
     """
-    like = first_tensor(args)
-    return meaning(term, Numbers() if like is None else Numbers(like), *args)
+    values = given(args)
+    return meaning(term, Numbers(first_tensor(values)), *values)
 
 
-def first_tensor(value: Any) -> Tensor | None:
-    """The first floating tensor in it."""
-    if isinstance(value, Tensor):
-        return value if value.is_floating_point() or value.is_complex() else None
-    if isinstance(value, (Left, Right)):
-        return first_tensor(value.value)
-    if isinstance(value, (tuple, list)):
-        return next((t for t in map(first_tensor, value) if t is not None), None)
-    return None
+def each_real(value: Any, f: Callable[[Any], Any]) -> Any:
+    """The same structure, with f of its reals (and of functions)."""
+    match value:
+        case tuple():
+            return tuple(each_real(v, f) for v in value)
+        case list():
+            return [each_real(v, f) for v in value]
+        case Left() | Right():
+            return type(value)(each_real(value.value, f))
+    return f(value)
+
+
+def given(value: Any) -> Any:
+    """What a user gives, with tensors for numbers.
+
+    Raises:
+        TypeError: for tensors of integers, which nothing can be differentiated by.
+    """
+
+    def real(value: Any) -> Any:
+        if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()):
+            raise TypeError(f"reals are floating tensors, this one is of {value.dtype}: convert it with .double()")
+        return torch.tensor(float(value), dtype=torch.float64) if isinstance(value, (int, float)) else value
+
+    return each_real(value, real)
+
+
+def first_tensor(value: Any) -> Tensor:
+    """The first tensor in it, which says what constants are made of; double precision when there is none."""
+    found: list[Tensor] = []
+    each_real(value, lambda real: found.append(real) if isinstance(real, Tensor) else None)
+    return found[0] if found else torch.zeros((), dtype=torch.float64)
 
 
 def meaning(term: Term, over: Reals, *args: Any, names: Mapping[str, Any] | None = None) -> Any:

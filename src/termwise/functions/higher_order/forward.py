@@ -24,7 +24,7 @@ from torch import Tensor
 from ..expansion import Expansion
 from .blocks import Recurrences, block_type, multi_indices
 from .checking import typecheck
-from .evaluation import Left, evaluate
+from .evaluation import Left, evaluate, given
 from .operations import OPERATIONS
 from .terms import App, Const, Inl, Inr, Lam, Nil, Op, Positive, Proj, Term, Tuple, Var, children, let, lets, rebuilt
 from .types import Arrow, ListT, Prod, Real, Sum, Type, first_order, map_real
@@ -170,7 +170,7 @@ def lift(of: Type, value: Any, *tangents: Any, order: int = 1) -> Any:
                 return side(over(left if side is Left else right, value.value, [v.value for v in tangents]))
         raise ValueError(f"{of} is a function, and moves as a program does: differentiate its term instead of lifting a value")
 
-    return over(of, value, tangents)
+    return over(of, given(value), [given(v) for v in tangents])
 
 
 def coefficient(of: Type, dual: Any, alpha: Sequence[int], order: int = 1) -> Any:
