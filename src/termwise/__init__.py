@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import core, functions, predictions, report, testing, zoo
     from .core import Decomposition, DoesNotAddUp, capture
-    from .functions import Expansion, expand, jet
+    from .functions import Expansion, expand, jet, residual_expansion
     from .predictions import (
         Explanation,
         chefer,
@@ -33,7 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Decomposition", "DoesNotAddUp", "Expansion", "Explanation", "__version__", "capture", "chefer", "compare", "continuation",
     "contrast", "core", "coverage", "decompx", "expand", "explain", "functions", "jet", "next_token",
-    "predictions", "report", "testing", "weighting", "zoo",
+    "predictions", "report", "residual_expansion", "testing", "weighting", "zoo",
 ]  # fmt: skip
 
 _ROOMS = ("core", "functions", "predictions", "report", "testing", "zoo")
@@ -42,6 +42,7 @@ _VERBS = {
     "Explanation": "predictions", "compare": "predictions", "decompx": "predictions",
     "chefer": "predictions", "coverage": "predictions", "continuation": "predictions", "contrast": "predictions",
     "next_token": "predictions", "weighting": "predictions", "expand": "functions", "Expansion": "functions", "jet": "functions",
+    "residual_expansion": "functions",
 }  # fmt: skip
 
 

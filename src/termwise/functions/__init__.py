@@ -6,8 +6,12 @@ from .expansion import Expansion, expand
 from .jet import jet
 from .jet_rules import JET_RULES, Jet, jet_rule
 from .radius import Radius, radius
+from .residual_paths import ResidualExpansion, residual_expansion
+from .scale_residuals import ScaledResiduals, scale_residuals
+from .subset_expansion import SubsetExpansion, subset_expansion
 
 __all__ = [
-    "JET_RULES", "Expansion", "Jet", "Radius", "biharmonic", "derivatives", "expand", "higher_order", "jet", "jet_rule",
-    "laplacian", "linear_operator", "partial", "radius",
+    "JET_RULES", "Expansion", "Jet", "Radius", "ResidualExpansion", "ScaledResiduals", "SubsetExpansion", "biharmonic",
+    "derivatives", "expand", "higher_order", "jet", "jet_rule", "laplacian", "linear_operator", "partial", "radius",
+    "residual_expansion", "scale_residuals", "subset_expansion",
 ]  # fmt: skip
