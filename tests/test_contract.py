@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from termwise.core import Decomposition
+from termwise.functions import residual_expansion, subset_expansion
 from termwise.predictions import (
     chefer,
     contrast,
@@ -58,6 +59,16 @@ def convolutional() -> nn.Module:
     )
     model[1].running_mean.normal_()
     return model
+
+
+class Towers(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(*(nn.Linear(4, 4) for _ in range(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            x = x + torch.tanh(layer(x))
+        return torch.tanh(x)
 
 
 def recurrent() -> nn.Module:
@@ -155,6 +166,10 @@ ROWS = {
     "chefer, a contrast": baseline(chefer, Attention, IDS, exact=True, target=contrast(1, 0)),
     "dynamiclrp, several targets": row(Attention, IDS, rules="dynamiclrp", target=[0, contrast(1), contrast(1, "probabilities")]),
     "chefer in float32": baseline(chefer, Attention, IDS, dtype=torch.float32, exact=True),
+    "residual paths": baseline(residual_expansion, Towers, (rand(3, 4),), order=3),
+    "residual paths, weak branches": baseline(residual_expansion, Towers, (rand(3, 4),), exact=True, order=8, scale=0.02),
+    "subsets of residual branches": baseline(subset_expansion, Towers, (rand(3, 4),), exact=True),
+    "subsets of residual branches, tokens": baseline(subset_expansion, Attention, IDS, exact=True),
     "two inputs": Example(lambda a, b: explain(lambda a, b: (a * b).sum(1), a, b), exact=True, inputs=(rand(3, 4), rand(3, 4) + 1)),
 }  # fmt: skip
 

@@ -31,7 +31,8 @@ __all__ = ["Block", "Tower", "find_blocks"]
 aten = torch.ops.aten
 
 CARRY = {
-    "linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution", "batch_norm", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool2d",
+    "linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution", "batch_norm", "avg_pool1d", "avg_pool2d",
+    "adaptive_avg_pool2d",
     "view", "reshape", "_unsafe_view", "transpose", "permute", "flatten", "unflatten", "unsqueeze", "squeeze", "slice", "select",
     "expand", "clone", "contiguous", "alias", "_to_copy", "to", "type_as", "pad", "constant_pad_nd", "cat", "add", "sub", "mul",
     "div", "dropout", "roll", "mean",
@@ -75,7 +76,7 @@ def find_blocks(program: Program) -> list[Block]:
         before[node] = {m for a in _moving(node) for m in (a, *before[a])}
         if node.op == "call_function" and op_name(node) == "add" and len(_moving(node)) == 2 and len(node.args) == 2:
             sides = [(_shared(node.args[1 - i], node.args[i], before, found), i) for i in (0, 1)]
-            (steps, base), branch = min(sides, key=lambda side: side[0][0])
+            (_, base), branch = min(sides, key=lambda side: side[0][0])
             if base is not None and sides[0][0][0] != sides[1][0][0]:
                 found[node] = (base, node.args[branch], branch)
     inside = {
@@ -85,15 +86,14 @@ def find_blocks(program: Program) -> list[Block]:
     if not outer:
         adds = sum(op_name(n) == "add" and info(n).active for n in program.nodes)
         raise ValueError(
-            f"{type(program.model).__name__} has no residual branch: in none of its {adds} additions is one operand computed from "
-            "what the other carries on, x + g(x). Give a model with skip connections"
+            f"{type(program.model).__name__} has no residual branch: in none of its {adds} additions is one operand "
+            "computed from what the other carries on, x + g(x). Give a model with skip connections (an element-wise "
+            "x + tanh(x) is recorded as one function)"
         )
     _refuse_post_norm(program, outer)
     names = [info(end).path for _, end, _ in outer.values()]
     names = [f"block_{k}" if not name else name if names.count(name) == 1 else f"{name}#{k}" for k, name in enumerate(names, 1)]
-    return [
-        Block(name, add.name, branch, base.name) for name, (add, (base, _, branch)) in zip(names, outer.items(), strict=True)
-    ]
+    return [Block(name, add.name, branch, base.name) for name, (add, (base, _, branch)) in zip(names, outer.items(), strict=True)]
 
 
 def _moving(node: fx.Node) -> list[fx.Node]:
@@ -132,9 +132,9 @@ def _refuse_post_norm(program: Program, outer: Mapping[fx.Node, tuple[fx.Node, f
             (node,) = _moving(node)
         if norm is not None and node in outer:
             raise ValueError(
-                f"{type(program.model).__name__} normalises the stream between its blocks ({describe(norm)}): in a post-norm network "
-                "no value runs on beside the branches, so there is no tower of the form z + g(z) to expand. Pre-norm networks, with the "
-                "norm inside the branch, are expanded"
+                f"{type(program.model).__name__} normalises the stream between its blocks ({describe(norm)}): in a post-norm "
+                "network no value runs on beside the branches, so there is no tower of the form z + g(z) to expand. Pre-norm "
+                "networks, with the norm inside the branch, are expanded"
             )
 
 
@@ -199,7 +199,7 @@ class Tower:
         with torch.no_grad():
             if switches.ndim == 1:
                 return one(switches)
-            with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no rule for many networks at once, and would be run one by one
+            with sdpa_kernel(SDPBackend.MATH):  # the fused ones would run the networks one by one
                 return torch.vmap(one)(switches)
 
     def along(self, direction: Tensor, order: int, horizon: float = 0.0) -> tuple[Tensor, Run]:

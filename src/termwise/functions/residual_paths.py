@@ -36,8 +36,8 @@ class ResidualExpansion(Expansion):
 
     Attributes:
         blocks: names of the branches, in order of execution.
-        degree: of the polynomial that the network is in the strength, where it ends by order K + 1 (linear branches and head);
-            -1 where it goes on.
+        degree: of the polynomial that the network is in the strength (up to the first kink), where it ends by order K + 1: linear
+            branches and head, or piecewise linear ones; -1 where it goes on.
     """
 
     blocks: tuple[str, ...] = ()
@@ -53,25 +53,29 @@ class ResidualExpansion(Expansion):
 
         It lies beyond a kink or the estimated radius; or at the edge of a rough estimate, and an earlier partial sum is nearer.
         """
-        if self.degree >= 0 or super().diverges() or self.order < 3:
-            return self.degree < 0 and super().diverges()
+        if abs(self.at) > self.kink_radius or self.degree >= 0 or self.order < 3:
+            return abs(self.at) > self.kink_radius
+        if super().diverges():
+            return True
         reach, left = self.radius, self.whole
         sizes = [(left := left - part).norm().item() for part in self.parts.values()]
-        return reach.rough and abs(self.at) > reach.low and sizes[-1] >= min(sizes[:-1])
+        rounding = torch.finfo(left.dtype).eps ** 0.5 * self.whole.norm().item()
+        return reach.rough and abs(self.at) > reach.low and sizes[-1] >= max(min(sizes[:-1]), rounding)
 
     def summary(self) -> str:
         """One line: the remainder, and whether the series reaches as far as it was asked."""
         text = f"{len(self.blocks)} residual branches to order {self.order} at strength {self.at:g}"
-        left = f"the remainder is {self.error():.1e} of the value"
-        if self.degree >= 0:
-            return f"{text}: a polynomial of degree {self.degree}, {left}"
+        left = f"adds up to {self.error():.1e}"
         if abs(self.at) > self.kink_radius:
             kink = f"a unit changes its branch at {self.kink_radius:.3g} ({self.kink})"
             return f"{text}: THE SERIES ENDS before, {kink}; {NO_APPROXIMATION}: {left}"
+        if self.degree >= 0:
+            return f"{text}: a polynomial of degree {self.degree}, {left}"
         if self.order < 2:
             return f"{text}: {left}; too few orders to say how far the series reaches"
         if self.diverges():
-            return f"{text}: THE SERIES DIVERGES there, as far as these orders tell (radius {self.radius}); {NO_APPROXIMATION}: {left}"
+            why = f"as far as these orders tell (radius {self.radius})"
+            return f"{text}: THE SERIES DIVERGES there, {why}; {NO_APPROXIMATION}: {left}"
         return f"{text}: {left}, radius {self.radius}"
 
     def paths(self, k: int = 1) -> Decomposition:
@@ -86,15 +90,17 @@ class ResidualExpansion(Expansion):
 
         Raises:
             ValueError: for another k, or where there are fewer orders.
-            RuntimeError: of an expansion that was loaded, moved or sliced, which has no model.
+            RuntimeError: of an expansion that was loaded, moved or sliced, which has no model any more.
 
         Cost: one jet of order 1 per branch; one of order 2 per branch and pair.
         """
         if k not in (1, 2) or k > self.order:
-            raise ValueError(f"paths of order 1 or 2 are told apart, up to the order of the expansion ({self.order}); got {k!r}")
+            raise ValueError(f"paths are of order 1 or 2, up to the order of the expansion ({self.order}); got {k!r}")
         tower: Tower | None = getattr(self, "_tower", None)
         if tower is None:
-            raise RuntimeError("an expansion that was loaded, moved or sliced has no model to trace paths through: expand it anew")
+            raise RuntimeError(
+                "an expansion that was loaded, moved or sliced has no model to trace paths through: expand it anew"
+            )
         one = torch.eye(len(self.blocks), dtype=tower.switches().dtype, device=tower.switches().device)
         singles = [_row(tower, e, k) for e in one]
         if k == 1:

@@ -14,7 +14,6 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from termwise.core.capture import arguments
@@ -88,10 +87,10 @@ def scale_residuals(
     Cost: one product per branch.
 
     Example:
-        >>> class Block(torch.nn.Module):
+        >>> class Block(torch.nn.Linear):
         ...     def forward(self, x):
-        ...         return x + torch.tanh(x)
-        >>> model = torch.nn.Sequential(*(Block() for _ in range(4))).eval()
+        ...         return x + torch.tanh(super().forward(x))
+        >>> model = torch.nn.Sequential(*(Block(3, 3) for _ in range(4))).eval()
         >>> x = torch.randn(2, 3)
         >>> bool((tw.functions.scale_residuals(model, x, rule="skipinit")(x) == x).all())
         True

@@ -38,8 +38,8 @@ ROWS = 256
 class SubsetExpansion(Decomposition):
     """A network by subsets of its branches.
 
-    Parts `size_0` ... `size_n`: the terms m_S of all subsets of a size, S + (C(n, k),), in the order of `subsets(k)`. Where orders
-    were sampled: `none`, the network without branches, and one part for each branch.
+    Parts `size_0` ... `size_n`: the terms m_S of all subsets of a size, S + (C(n, k),), in the order of `subsets(k)`. Where
+    orders were sampled: `none`, the network without branches, and one part for each branch.
 
     Attributes:
         blocks: names of the branches, in order of execution.
@@ -94,7 +94,7 @@ def subset_expansion(
     kwargs: Mapping[str, Any] | None = None,
     select: Callable[[Any], Tensor] | None = None,
 ) -> SubsetExpansion:
-    """Write a residual network as a sum over the subsets of its branches: exact, also where the series in their strength diverges.
+    """Write a residual network as a sum over subsets of its branches, exact even where a series in their strength diverges.
 
         f = sum_S m_S,      m_S = sum_(T in S) (-1)^(|S| - |T|) f_T
 
@@ -107,8 +107,8 @@ def subset_expansion(
         select: picks the tensor to take apart out of what the model returns, where it has no logits.
 
     Returns:
-        A `SubsetExpansion`: parts `size_0` ... `size_n`, or `none` and one per branch where orders were sampled; both add up to the
-        network's output.
+        A `SubsetExpansion`: parts `size_0` ... `size_n`, or `none` and one per branch where orders were sampled; they add up to
+        the network's output.
 
     Raises:
         ValueError: as `residual_expansion` does, and for fewer than two orders.
@@ -116,10 +116,10 @@ def subset_expansion(
     Cost: 2^n forward passes, 256 at once, and memory for 2^n outputs; above 16 branches orders * n forward passes.
 
     Example:
-        >>> model = lambda x: (y := x + torch.tanh(2 * x)) + torch.sin(3 * y)  # two branches
-        >>> d = tw.functions.subset_expansion(model, torch.ones(1, 1, dtype=torch.float64)).check()
-        >>> one_of_them = 1 + torch.tanh(torch.tensor(2.0, dtype=torch.float64))
-        >>> bool((d.term() + d.term(0) - one_of_them).abs() < 1e-12)
+        >>> w, x = torch.randn(3, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+        >>> model = lambda x: (y := x + torch.tanh(x @ w)) + torch.sin(y @ w)  # two branches
+        >>> d = tw.functions.subset_expansion(model, x).check()
+        >>> torch.allclose(d.term() + d.term(0), x + torch.tanh(x @ w))  # without the second branch
         True
 
     Source: Veit, Wilber & Belongie 2016; Moebius inversion.
@@ -132,7 +132,7 @@ def subset_expansion(
         return _sampled(tower, whole, orders, seed)
     terms = _moebius(_values(tower, _bits(n)), n)
     index = {k: [sum(1 << i for i in s) for s in itertools.combinations(range(n), k)] for k in range(n + 1)}
-    parts = {f"size_{k}": terms[rows].movedim(0, -1) for k, rows in index.items()}
+    parts = {f"size_{k}": terms[rows].movedim(0, -1).contiguous() for k, rows in index.items()}
     return SubsetExpansion(whole, parts, tuple(tower.names), 0, whole.new_zeros(*whole.shape, n))
 
 
