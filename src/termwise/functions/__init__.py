@@ -9,9 +9,10 @@ from .radius import Radius, radius
 from .residual_paths import ResidualExpansion, residual_expansion
 from .scale_residuals import ScaledResiduals, scale_residuals
 from .subset_expansion import SubsetExpansion, subset_expansion
+from .tangent import TangentModel, tangent
 
 __all__ = [
-    "JET_RULES", "Expansion", "Jet", "Radius", "ResidualExpansion", "ScaledResiduals", "SubsetExpansion", "biharmonic",
-    "derivatives", "expand", "higher_order", "jet", "jet_rule", "laplacian", "linear_operator", "partial", "radius",
-    "residual_expansion", "scale_residuals", "subset_expansion",
+    "JET_RULES", "Expansion", "Jet", "Radius", "ResidualExpansion", "ScaledResiduals", "SubsetExpansion", "TangentModel",
+    "biharmonic", "derivatives", "expand", "higher_order", "jet", "jet_rule", "laplacian", "linear_operator", "partial",
+    "radius", "residual_expansion", "scale_residuals", "subset_expansion", "tangent",
 ]  # fmt: skip

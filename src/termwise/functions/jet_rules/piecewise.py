@@ -134,7 +134,7 @@ def larger(at: Any, a: Any, b: Any) -> Jet:
 
 @jet_rule("amax", "amin", "max", "min")
 def extreme(at: Any, x: Any, axis: Any = None, keepdim: bool = False) -> Any:
-    """The entry that is largest at t = 0 (of equal ones, the one that grows)."""
+    """The entry that is largest at t = 0 (of equal ones, the one that grows, or with ties="torch" the first)."""
     if isinstance(axis, (Jet, Tensor)):
         return larger(at, x, axis)
     name = at.op.__name__.partition(".")[0]
@@ -157,7 +157,7 @@ def _winner(at: Any, rows: Tensor, *, largest: bool) -> Tensor:
     best = value.amax(-1, keepdim=True)
     tied = value == best
     for k in range(1, len(rows)):
-        if not bool((tied.sum(-1) > 1).any()):
+        if at.ties == "torch" or not bool((tied.sum(-1) > 1).any()):
             break
         nxt = (rows[k] if largest else -rows[k]).masked_fill(~tied, -math.inf)
         tied = tied & (nxt == nxt.amax(-1, keepdim=True))

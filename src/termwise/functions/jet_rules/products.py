@@ -93,7 +93,12 @@ def convolution(at: Any, x: Any, weight: Any, bias: Any = None, *rest: Any, **kw
         y = at.op(batch, w, None, *rest, **kwargs)
         return y.reshape(*rows.shape[: -(kernel - 1)], *y.shape[1:])
 
-    rows = at.series.product(rows_of(at, x), rows_of(at, weight), apply)
+    if moves(x) and moves(weight):
+        rows = at.series.product(x.rows, weight.rows, apply)
+    elif moves(weight):
+        rows = torch.stack([apply(x, w) for w in weight.rows])
+    else:
+        rows = apply(rows_of(at, x), weight)
     if bias is None:
         return Jet(rows)
     bias = channels(bias, kernel - 2)
