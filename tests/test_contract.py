@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from termwise.core import Decomposition
-from termwise.functions import residual_expansion, subset_expansion
+from termwise.functions import residual_expansion, subset_expansion, tangent
 from termwise.predictions import (
     chefer,
     contrast,
@@ -112,6 +112,14 @@ def tokens(make_model, inputs: tuple, dtype: torch.dtype = torch.float64, **opti
     return Example(lambda *x: decompx(model, *x, **options), exact=True, inputs=inputs, models=(model,))
 
 
+def moved(model: nn.Module, *x: Tensor, params=None) -> Decomposition:
+    linear = tangent(model, params)
+    with torch.no_grad():
+        for v in linear.parameters():
+            v.add_(0.05)
+    return linear.decompose(*x)
+
+
 IDS = (torch.tensor([[1, 2, 3, 4, 5], [3, 3, 9, 10, 0], [7, 1, 2, 2, 8]]),)
 ROWS = {
     **{f"dense, {rules}": row(dense, (rand(3, 4),), rules=rules) for rules in ("zero", "epsilon", "gamma", "z+", "default")},
@@ -170,6 +178,9 @@ ROWS = {
     "residual paths, weak branches": baseline(residual_expansion, Towers, (rand(3, 4),), exact=True, order=8, scale=0.02),
     "subsets of residual branches": baseline(subset_expansion, Towers, (rand(3, 4),), exact=True),
     "subsets of residual branches, tokens": baseline(subset_expansion, Attention, IDS, exact=True),
+    "tangent": baseline(moved),
+    "tangent, attention by groups": baseline(moved, Attention, IDS, params=["*norm*", "*"]),
+    "tangent, the head alone": baseline(moved, exact=True, params="4.*"),
     "two inputs": Example(lambda a, b: explain(lambda a, b: (a * b).sum(1), a, b), exact=True, inputs=(rand(3, 4), rand(3, 4) + 1)),
 }  # fmt: skip
 

@@ -1,5 +1,5 @@
 """What the papers of this room claim, measured: one file per paper."""
 
-from . import higher_order_ad, residual_depth  # each registers its claims
+from . import higher_order_ad, residual_depth, taft  # each registers its claims
 
-__all__ = ["higher_order_ad", "residual_depth"]
+__all__ = ["higher_order_ad", "residual_depth", "taft"]
