@@ -282,8 +282,8 @@ SEEDS = range(3)
     statement="fine-tuned on digits 5 to 9 after 0 to 4, the tangent model comes within 3 points of the network itself",
     published="performs comparably with fine-tuning the original non-linear network on downstream image classification",
     note="two blocks of width 48, rates chosen on digits set aside, 3 seeds; control: the head alone is further off",
-    contradicted="7 points behind (4 to 10 over 3 seeds): 550 pictures of five digits make a start from which the head alone is 25"
-    " points behind, where the paper starts from ImageNet",
+    contradicted="7 points behind (4 to 10 over 3 seeds): 550 pictures of five digits make a start from which the head alone is"
+    " 25 points behind, where the paper starts from ImageNet",
 )
 def digits_within_three_points() -> tuple[str, bool]:
     found = [_digits(seed) for seed in SEEDS]
