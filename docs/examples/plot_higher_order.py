@@ -87,7 +87,7 @@ for n in sizes:
     costs["reverse"].append(gradient(network, (many, x)).count / once.count)
 for name, cost in costs.items():
     right.loglog([n + 1 for n in sizes], cost, "o-", label=name)
-right.axhline(6, color="black", linestyle=":", label="6 evaluations")
+right.axhline(5, color="black", linestyle=":", label="5 evaluations")
 right.set(xlabel="inputs", ylabel="operations, in evaluations", xticks=[2, 5, 9, 17, 33], xticklabels=[2, 5, 9, 17, 33])
 right.minorticks_off()
 right.legend(fontsize=8)

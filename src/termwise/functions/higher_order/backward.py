@@ -194,7 +194,8 @@ def gradient(term: Term, x: Any) -> Gradient:
     Raises:
         TypeError: for a program of another type.
 
-    Cost: at most 6 times the operations of the program, however many inputs there are; memory one entry per operation.
+    Cost: at most 5 times the operations of the program, however many inputs there are: each once, its partial derivatives in two
+        or none, a product and a sum for each argument. Memory one entry per operation.
 
     Example:
         >>> from termwise.functions.higher_order import Lam, Op, Proj, Var, gradient, reals
