@@ -32,6 +32,7 @@ def write(app: Any) -> None:
     tables = {
         "rules": rules(), "named": named_rules(), "sets": rule_sets(), "reproduction": reproduction(docs / "reproduction.json"),
         "methods": methods(docs / "data" / "relevance_peers.json"), "one_pass": one_pass(docs / "data" / "one_pass.json"),
+        "jets": jets(docs / "data" / "jets.json"), "jet_rules": jet_rules(),
     }  # fmt: skip
     for name, lines in tables.items():
         text = "\n".join(lines) + "\n"
@@ -178,6 +179,40 @@ def one_pass(results: Path) -> Iterator[str]:
     yield "|---|---|"
     for row in found["rows"]:
         yield f"| {_cell(row['change'])} | {row['abpc']:.3f} ({row['low']:.3f} to {row['high']:.3f}) |"
+
+
+def jets(results: Path) -> Iterator[str]:
+    """Milliseconds of jets beside their peers, and of Laplacians."""
+    found = json.loads(results.read_text("utf-8"))
+    yield "| subject | order | forward | ours | jax.jet | nested jvp | ours / jax | memory / forward |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for row in found["jets"]:
+        nested = f"{row['nested']:.0f} ms" if "nested" in row else ""
+        yield (
+            f"| {row['subject']} | {row['order']} | {row['forward']:.2f} ms | {row['ours']:.1f} ms | {row['jax']:.1f} ms | {nested} "
+            f"| {row['ours'] / row['jax']:.2f} | {row['memory']:.0f} |"
+        )
+    yield "\n| Laplacian in n variables | collapsed | Taylor, uncollapsed | forward over forward | collapsed / forward over forward |"
+    yield "|---|---|---|---|---|"
+    for row in found["laplacians"]:
+        ms, mib = row["ms"], row["MiB"]
+        cells = " | ".join(f"{ms[k]:.1f} ms, {mib[k]:.0f} MiB" for k in ("collapsed", "standard", "forward over forward"))
+        yield f"| {row['n']} | {cells} | {ms['collapsed'] / ms['forward over forward']:.2f} |"
+    yield f"\nMeasured with {_cell(', '.join(f'{k} {v}' for k, v in found['environment'].items()))}, interleaved, least of several."
+
+
+def jet_rules() -> Iterator[str]:
+    """One row per jet rule: operators, first line of the docstring."""
+    from termwise.functions import JET_RULES
+
+    operators: dict[Any, list[str]] = {}
+    for op, function in JET_RULES.items():
+        operators.setdefault(function, []).append(op)
+    yield f"{len(JET_RULES)} operators have a rule; the rules are {len(operators)} functions.\n"
+    yield "| operators | rule |"
+    yield "|---|---|"
+    for function, ops in operators.items():
+        yield f"| {', '.join(f'`{op}`' for op in sorted(ops))} | {_first_line(function)} |"
 
 
 def _first_line(function: Any) -> str:
