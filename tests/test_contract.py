@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from termwise.core import Decomposition
-from termwise.functions import residual_expansion, subset_expansion, tangent
+from termwise.functions import expand, residual_expansion, subset_expansion, tangent
 from termwise.predictions import (
     chefer,
     contrast,
@@ -120,6 +120,12 @@ def moved(model: nn.Module, *x: Tensor, params=None) -> Decomposition:
     return linear.decompose(*x)
 
 
+def towards(model: nn.Module, x: Tensor, **options) -> Decomposition:
+    """An expansion along a direction that a sample has by itself."""
+    h = x.sin() if x.is_floating_point() else 0.1 * (x.unsqueeze(-1) + torch.arange(8)).double().cos()
+    return expand(model, x, h, **options)
+
+
 IDS = (torch.tensor([[1, 2, 3, 4, 5], [3, 3, 9, 10, 0], [7, 1, 2, 2, 8]]),)
 ROWS = {
     **{f"dense, {rules}": row(dense, (rand(3, 4),), rules=rules) for rules in ("zero", "epsilon", "gamma", "z+", "default")},
@@ -174,6 +180,10 @@ ROWS = {
     "chefer, a contrast": baseline(chefer, Attention, IDS, exact=True, target=contrast(1, 0)),
     "dynamiclrp, several targets": row(Attention, IDS, rules="dynamiclrp", target=[0, contrast(1), contrast(1, "probabilities")]),
     "chefer in float32": baseline(chefer, Attention, IDS, dtype=torch.float32, exact=True),
+    "expansion": baseline(towards, order=3, at=0.1),
+    "expansion, of order ten": baseline(towards, lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), (rand(3, 4),),
+                                        exact=True, order=10, at=0.05),
+    "expansion, tokens": baseline(towards, Attention, IDS, order=2),
     "residual paths": baseline(residual_expansion, Towers, (rand(3, 4),), order=3),
     "residual paths, weak branches": baseline(residual_expansion, Towers, (rand(3, 4),), exact=True, order=8, scale=0.02),
     "subsets of residual branches": baseline(subset_expansion, Towers, (rand(3, 4),), exact=True),

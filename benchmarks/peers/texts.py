@@ -23,9 +23,9 @@ COUNTS = {
 }  # fmt: skip
 FEW = {"nanoguard": 12, "minilm-sentiment": 24, "smollm2-135m": 8}
 ON_ALL = {
-    "nanoguard": ("attnlrp, against the rest", "input x gradient"),
+    "nanoguard": ("attnlrp, against the rest", "attnlrp", "cp-lrp", "SmoothGrad x input", "input x gradient"),
     "minilm-sentiment": ("attnlrp", "cp-lrp", "AttnLRP", "AttnLRP, length held", "input x gradient"),
-    "smollm2-135m": ("attnlrp, against the rest", "attnlrp", "AttnLRP"),
+    "smollm2-135m": ("attnlrp, against the rest", "attnlrp", "cp-lrp", "AttnLRP"),
 }
 """All texts go to the row that is compared with and to its nearest cheap ones, the first few to all others: it is they, with
 the passes of their tests, that the time goes to."""

@@ -90,7 +90,7 @@ class Expansion(Decomposition):
 
     def summary(self) -> str:
         """One line: the remainder, and whether the series reaches as far as it was asked."""
-        text = f"order {self.order} at {self.at:g}: remainder {self.error():.1e} of the value"
+        text = f"order {self.order} at {self.at:g}: adds up to {self.error():.1e}"
         if abs(self.at) > self.kink_radius:
             return f"{text}; BEYOND A KINK at {self.kink_radius:.3g} ({self.kink}): no order makes it better"
         if self.order < 2:
