@@ -15,6 +15,7 @@ import json
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,6 +98,8 @@ def main() -> None:
     quick = parser.parse_args().quick
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
+    warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node")  # torch.func.linearize, of itself
+    transformers.logging.set_verbosity_error()
     rows = []
     for name, (model, x) in subjects().items():
         every, last = tw.tangent(model), tw.tangent(model, LAST[name])

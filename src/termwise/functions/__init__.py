@@ -5,6 +5,7 @@ from .differential import biharmonic, derivatives, laplacian, linear_operator, p
 from .expansion import Expansion, expand
 from .jet import jet
 from .jet_rules import JET_RULES, Jet, jet_rule
+from .private import privacy_spent, private_gradient
 from .radius import Radius, radius
 from .residual_paths import ResidualExpansion, residual_expansion
 from .scale_residuals import ScaledResiduals, scale_residuals
@@ -14,5 +15,5 @@ from .tangent import TangentModel, tangent
 __all__ = [
     "JET_RULES", "Expansion", "Jet", "Radius", "ResidualExpansion", "ScaledResiduals", "SubsetExpansion", "TangentModel",
     "biharmonic", "derivatives", "expand", "higher_order", "jet", "jet_rule", "laplacian", "linear_operator", "partial",
-    "radius", "residual_expansion", "scale_residuals", "subset_expansion", "tangent",
+    "privacy_spent", "private_gradient", "radius", "residual_expansion", "scale_residuals", "subset_expansion", "tangent",
 ]  # fmt: skip
