@@ -183,22 +183,24 @@ def one_pass(results: Path) -> Iterator[str]:
 
 def jets(results: Path) -> Iterator[str]:
     """Milliseconds of jets beside their peers, and of Laplacians."""
+    if not results.exists():
+        yield "*Not measured in this build.*"
+        return
     found = json.loads(results.read_text("utf-8"))
     yield "| subject | order | forward | ours | jax.jet | nested jvp | ours / jax | memory / forward |"
     yield "|---|---|---|---|---|---|---|---|"
     for row in found["jets"]:
-        nested = f"{row['nested']:.0f} ms" if "nested" in row else ""
-        yield (
-            f"| {row['subject']} | {row['order']} | {row['forward']:.2f} ms | {row['ours']:.1f} ms | {row['jax']:.1f} ms | {nested} "
-            f"| {row['ours'] / row['jax']:.2f} | {row['memory']:.0f} |"
-        )
-    yield "\n| Laplacian in n variables | collapsed | Taylor, uncollapsed | forward over forward | collapsed / forward over forward |"
+        ms = [f"{row[k]:.{1 if k != 'forward' else 2}f} ms" if k in row else "" for k in ("forward", "ours", "jax", "nested")]
+        cells = [row["subject"], row["order"], *ms, f"{row['ours'] / row['jax']:.2f}", f"{row['memory']:.0f}"]
+        yield f"| {' | '.join(map(str, cells))} |"
+    yield "\n| Laplacian in n variables | collapsed | Taylor, uncollapsed | forward over forward | first / last |"
     yield "|---|---|---|---|---|"
     for row in found["laplacians"]:
         ms, mib = row["ms"], row["MiB"]
-        cells = " | ".join(f"{ms[k]:.1f} ms, {mib[k]:.0f} MiB" for k in ("collapsed", "standard", "forward over forward"))
-        yield f"| {row['n']} | {cells} | {ms['collapsed'] / ms['forward over forward']:.2f} |"
-    yield f"\nMeasured with {_cell(', '.join(f'{k} {v}' for k, v in found['environment'].items()))}, interleaved, least of several."
+        cells = [f"{ms[k]:.1f} ms, {mib[k]:.0f} MiB" for k in ("collapsed", "standard", "forward over forward")]
+        yield f"| {row['n']} | {' | '.join(cells)} | {ms['collapsed'] / ms['forward over forward']:.2f} |"
+    environment = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
+    yield f"\nMeasured with {_cell(environment)}; interleaved, least of several."
 
 
 def jet_rules() -> Iterator[str]:
