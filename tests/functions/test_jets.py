@@ -128,6 +128,32 @@ OPERATIONS = {
     "mean and var": (lambda x: (x - x.mean(1, keepdim=True)).square().sum((0, 1)), None, [(2, 4, 3)]),
     "norm": (lambda x: F.normalize(x, dim=1), None, [(2, 4)]),
     "std": (lambda x: x.std(1) * x.var((0, 1), correction=0), lambda x: (((x - x.mean(1, keepdim=True)) ** 2).sum(1) / 3).sqrt() * (x - x.mean()).square().mean(), [(2, 4)]),
+    "where against fewer axes": (lambda x: torch.where(W > 0, x * x, W), None, [(2, 4)]),
+    "where by more axes": (lambda x: torch.where(double(2, 4, seed=60) > 0, x * x, double(2, 4, seed=61)), None, [(4,)]),
+    "masked_fill by more axes": (lambda x: (x * x).masked_fill(double(2, 4, seed=60) > 0, 0.5), None, [(4,)]),
+    "clamp between tensors": (lambda x: torch.clamp(x, min=W - 1, max=W + 1) ** 2, None, [(2, 4)]),
+    "maximum with fewer axes": (lambda x: torch.maximum(x, W) ** 2, None, [(2, 4)]),
+    "powers by entry": (lambda x: x.unsqueeze(-1) ** torch.arange(4), None, [(2, 4)]),
+    "a power of its own shape": (lambda x: x ** torch.tensor([[2.0]]), None, [(4,)]),
+    "scatter of a number": (lambda x: (x * x).scatter(1, torch.tensor([[0], [2]]), 3.0), None, [(2, 4)]),
+    "attention with nothing to see": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, torch.tensor([[True, True, False], [False] * 3, [True] * 3])),
+        lambda q, k, v: written_attention(q, k, v, torch.tensor([[False, False, True], [True] * 3, [False] * 3])) * torch.tensor([[1.0], [0.0], [1.0]]),
+        [(2, 2, 3, 4)] * 3,
+    ),
+    "attention by a moving mask": (
+        lambda q, m: F.scaled_dot_product_attention(q, q, q, m), lambda q, m: written_attention(q, q, q, torch.zeros(3, 3).bool(), m), [(1, 2, 3, 4), (1, 1, 3, 3)],
+    ),
+    "instance_norm": (
+        lambda x: F.instance_norm(x, weight=W, bias=B),
+        lambda x: written_norm(x, torch.ones(()), torch.zeros(())) * W[:, None] + B[:, None], [(2, 4, 3)],
+    ),
+    "group_norm of moving gains": (lambda w: F.group_norm(double(2, 4, 3), 2, w, w) ** 2, None, [(4,)]),
+    "prelu of moving slopes": (lambda w: F.prelu(double(2, 4), w) ** 2, None, [(4,)]),
+    "glu": (lambda x: F.glu(x, 1), lambda x: x[:, :2] / (1 + torch.exp(-x[:, 2:])), [(2, 4)]),
+    "tan": (torch.tan, lambda x: x.sin() / x.cos(), [(2, 4)]),
+    "einsum": (lambda a, b: torch.einsum("bij,bjk->bik", a, b), lambda a, b: a @ b, [(2, 3, 4), (2, 4, 3)]),
+    "adaptive max pool": (lambda x: F.adaptive_max_pool2d(x * x, 2), lambda x: (x * x).reshape(1, 2, 2, 2, 2, 2).amax((3, 5)), [(1, 2, 4, 4)]),
     "shapes": (lambda x: x.transpose(1, 2).reshape(2, 12)[:, 1::2].unsqueeze(1).expand(2, 3, 6).permute(1, 0, 2).select(0, 1) ** 2, None, [(2, 3, 4)]),
     "fft": (lambda x: torch.fft.irfft(torch.fft.rfft(x, dim=1), n=4, dim=1) ** 2, None, [(2, 4)]),
     "avg_pool": (lambda x: F.avg_pool2d(x * x, 2), None, [(1, 2, 4, 4)]),
@@ -323,6 +349,26 @@ def test_an_operation_without_a_rule_is_named_with_its_place():
     truth = by_nesting(model, [x], [line(x, x, 2)], 2)
     for a, b in zip([value, *found], truth, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_what_is_random_or_reduces_is_refused():
+    q = double(1, 2, 3, 4)
+    with pytest.raises(ValueError, match="dropout_p"):
+        jet(lambda q: F.scaled_dot_product_attention(q, q, q, dropout_p=0.5), [q], [[q]])
+    with pytest.raises(ValueError, match="reduces while it scatters"):
+        jet(
+            lambda x: torch.scatter(double(2, 4), 1, torch.tensor([[0], [1]]), x, reduce="multiply"),
+            [double(2, 1)],
+            [[double(2, 1)]],
+        )
+    with pytest.raises(ValueError, match="join them before"):
+        jet(lambda x: torch.diff(x, prepend=torch.ones(2, 1).double()), [double(2, 3)], [[double(2, 3)]])
+
+
+def test_factorials_of_high_orders():
+    x = torch.tensor(0.1, dtype=torch.float64)
+    _, found = jet(torch.exp, [x], [line(x, torch.ones_like(x), 30)], convention="derivatives")
+    assert found[-1].item() == pytest.approx(math.exp(0.1), rel=1e-12)
 
 
 def test_norms_are_not_nested():

@@ -1,13 +1,12 @@
 r"""Differential operators of a network: mixed derivatives, Laplacians, and sums of them, by Taylor series in a few directions.
 
-A K-th derivative along v is K! f_K(v). Mixed ones are combinations of such: with directions v_d and weights w_d that solve
+A K-th derivative along v is K! f_K(v). Mixed ones are combinations of such:
 
-    sum_d w_d v_d^beta / beta! = [beta = alpha]      for all |beta| = K
-    D^alpha f = sum_d w_d f_K(v_d)
+    D^K f [u_1, ..., u_K] = 2^(1-K) sum_signs (s_2 ... s_K) f_K(u_1 + s_2 u_2 + ... + s_K u_K)         (polarisation)
 
 So every linear operator of one order is a weighted sum of K-th coefficients, which travels as one value (`Collapsed`).
 
-Source: Griewank, Utke & Walther 2000, Math. Comp. 69, 1117 (directions by multi-indices); Dangel et al. 2025 (collapsing).
+Source: Griewank, Utke & Walther 2000, Math. Comp. 69, 1117 (mixed derivatives from directions); Dangel et al. 2025 (collapsing).
 """
 
 from __future__ import annotations
@@ -90,6 +89,8 @@ def laplacian(
     Source: Li et al. 2023 (forward Laplacian); Dangel et al. 2025; Hutchinson 1990.
     """
     n = _width(x)
+    if method == "hutchinson" and samples < 1:
+        raise ValueError(f"samples is 1 or more, got {samples}")
     if method not in ("collapsed", "hutchinson"):
         raise ValueError(f"method is 'collapsed' or 'hutchinson', got {method!r}")
     columns = torch.eye(n, dtype=x.dtype, device=x.device) if weights is None else weights.to(x)
@@ -157,21 +158,21 @@ def linear_operator(f: Function, x: Tensor, terms: Mapping[tuple[int, ...], floa
             if sum(alpha) == order:
                 for v, w in _combination(alpha):
                     weights[v] = weights.get(v, Fraction(0)) + w * Fraction(c)
-        weights = {v: w for v, w in weights.items() if w}
-        if not weights:
-            continue
+        weights = {v: w for v, w in weights.items() if w} or {(0,) * n: Fraction(0)}
         directions = torch.tensor(list(weights), dtype=x.dtype, device=x.device)
         sizes = torch.tensor([float(w) for w in weights.values()], dtype=x.dtype, device=x.device)
         found = _along(f, x, directions, sizes, order)
         total = found if total is None else total + found
     if total is None:
-        raise ValueError("the operator has no terms")
+        raise ValueError("the operator has no terms: give multi-indices with coefficients, as {(2, 0): 1.0}")
     return total
 
 
 def _width(x: Tensor) -> int:
     if x.ndim != 2:
         raise ValueError(f"x is (batch, n), got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"x is a tensor of {x.dtype}, in which there are no derivatives: give a floating one")
     return x.shape[1]
 
 
@@ -195,39 +196,20 @@ def _along(f: Function, x: Tensor, directions: Tensor, weights: Tensor, order: i
 
 @functools.lru_cache(maxsize=256)
 def _combination(alpha: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], Fraction], ...]:
-    """Directions and weights of one mixed derivative: whole numbers, and the solution of a system in fractions."""
-    order = sum(alpha)
-    used = [i for i, a in enumerate(alpha) if a]
-    if not used:
-        return (((0,) * len(alpha), Fraction(1)),)
-    nodes = [v for v in itertools.product(range(order + 1), repeat=len(used)) if sum(v) == order]
-    matrix = [
-        [
-            Fraction(math.prod(v**b for v, b in zip(node, beta, strict=True)), math.prod(map(math.factorial, beta)))
-            for node in nodes
-        ]
-        for beta in nodes
-    ]
-    wanted = [Fraction(int(beta == tuple(alpha[i] for i in used))) for beta in nodes]
-    found = []
-    for node, w in zip(nodes, _solve(matrix, wanted), strict=True):
-        if w:
-            v = [0] * len(alpha)
-            for i, value in zip(used, node, strict=True):
-                v[i] = value
-            found.append((tuple(v), w))
-    return tuple(found)
-
-
-def _solve(matrix: list[list[Fraction]], right: list[Fraction]) -> list[Fraction]:
-    """Gauss and Jordan, exactly."""
-    rows = [[*row, r] for row, r in zip(matrix, right, strict=True)]
-    for i in range(len(rows)):
-        pivot = next(j for j in range(i, len(rows)) if rows[j][i])
-        rows[i], rows[pivot] = rows[pivot], rows[i]
-        rows[i] = [v / rows[i][i] for v in rows[i]]
-        for j in range(len(rows)):
-            if j != i and rows[j][i]:
-                factor = rows[j][i]
-                rows[j] = [a - factor * b for a, b in zip(rows[j], rows[i], strict=True)]
-    return [row[-1] for row in rows]
+    """Directions and weights of one mixed derivative: u_1, ..., u_K are the unit vectors that alpha counts."""
+    order, used = sum(alpha), [i for i, a in enumerate(alpha) if a]
+    if len(used) <= 1:  # K! f_K along the axis itself
+        return ((tuple(int(a > 0) for a in alpha), Fraction(math.factorial(order))),)
+    units = [i for i in used for _ in range(alpha[i])]
+    weights: dict[tuple[int, ...], int] = {}
+    for signs in itertools.product((1, -1), repeat=order - 1):
+        v = [0] * len(alpha)
+        for i, sign in zip(units, (1, *signs), strict=True):
+            v[i] += sign
+        sign = math.prod(signs)
+        first = next((x for x in v if x), 0)
+        if first < 0:  # f_K(-v) = (-1)^K f_K(v)
+            v, sign = [-x for x in v], sign * (-1) ** order
+        if first:
+            weights[tuple(v)] = weights.get(tuple(v), 0) + sign
+    return tuple((v, Fraction(w, 2 ** (order - 1))) for v, w in weights.items() if w)

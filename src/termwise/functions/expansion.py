@@ -38,9 +38,9 @@ class Expansion(Decomposition):
     Attributes:
         series: (*S, K + 2), the coefficients f_0 ... f_(K+1) along the last axis; the last one only predicts the remainder.
         at: where along the direction the terms are taken.
-        kink_radius: smallest |t| towards `at` at which a unit changes its branch; inf when none does before 2 |at|.
+        kink_radius: smallest |t| towards `at` at which a unit changes its branch; inf when none is seen to before 2 |at|.
         kink: the operation that does.
-        blind: operations whose branches were not watched (windows of max-pooling).
+        blind: operations whose branches were not watched (windows of max-pooling, sorting, steps).
     """
 
     series: Tensor
@@ -61,15 +61,24 @@ class Expansion(Decomposition):
 
     @property
     def radius(self) -> Radius:
-        """How far the series reaches, estimated from its coefficients (of their norms, where there are several outputs)."""
-        return radius(self.series.movedim(-1, 0))
+        """How far the series reaches, estimated from its coefficients (of their norms, where there are several outputs).
+
+        nan below order 2: it takes four coefficients.
+        """
+        return radius(self.series.movedim(-1, 0)) if self.order >= 2 else Radius(math.nan, math.nan, math.nan, rough=True)
 
     @property
     def predicted_remainder(self) -> Tensor:
-        """|f_(K+1) at^(K+1)| / (1 - |at| / radius), shape S: from one order more; inf beyond the radius."""
-        first = self.series[..., -1].abs() * abs(self.at) ** (self.order + 1)
-        reach = abs(self.at) / self.radius.value if self.order >= 2 else 0.0
-        return first / (1 - reach) if reach < 1 else torch.full_like(first, math.inf)
+        """|f_(K+1) at^(K+1)| / (1 - |at| / radius), shape S, from one order more; inf beyond the radius or a kink.
+
+        In an odd or even series every other coefficient is 0: the last one, shrunk by |at| / radius, is the least that is left.
+        """
+        last, first = (self.series[..., k].abs() * abs(self.at) ** (self.order + 2 + k) for k in (-2, -1))
+        reach = abs(self.at) / self.radius.value
+        reach = 0.0 if math.isnan(reach) else reach
+        if reach >= 1 or abs(self.at) > self.kink_radius:
+            return torch.full_like(first, math.inf)
+        return torch.maximum(first, last * reach) / (1 - reach)
 
     def evaluate(self, t: float | Tensor) -> Tensor:
         """The polynomial sum_(k <= K) f_k t^k.
@@ -91,12 +100,13 @@ class Expansion(Decomposition):
     def summary(self) -> str:
         """One line: the remainder, and whether the series reaches as far as it was asked."""
         text = f"order {self.order} at {self.at:g}: adds up to {self.error():.1e}"
+        blind = f"; not watched: the branches of {self.blind[0]}" if self.blind else ""
         if abs(self.at) > self.kink_radius:
             return f"{text}; BEYOND A KINK at {self.kink_radius:.3g} ({self.kink}): no order makes it better"
         if self.order < 2:
-            return text
+            return text + blind
         text += f", radius {self.radius}"
-        return f"{text}: BEYOND IT, the partial sum is no approximation" if self.diverges() else text
+        return (f"{text}: BEYOND IT, the partial sum is no approximation" if self.diverges() else text) + blind
 
     def plot(self, sample: int = 0) -> Figure:
         """Draw the sizes of the terms by order, and of the remainder, on a logarithmic axis."""
@@ -165,8 +175,8 @@ def expand(
 
     Source: Taylor; Griewank & Walther ch. 13.
     """
-    if not args:
-        raise ValueError("give the model's inputs, and after them the direction")
+    if len(args) + len(kwargs or {}) < 2 or not isinstance(args[-1], (Tensor, Mapping)):
+        raise ValueError("give the model's inputs, and after them the direction: a tensor, or a mapping from names to tensors")
     *inputs, direction = args
     if not isinstance(order, int) or order < 0:
         raise ValueError(f"order is a number of 0 or more, got {order!r}")
@@ -177,14 +187,17 @@ def expand(
     model, positional, keywords = arguments(model, inputs, kwargs)
     program = capture(model, *positional, kwargs=keywords, select=select)
     tensors = program.tensors(*positional, kwargs=keywords)
-    curve = _Line(program, tensors, direction, wrt)
+    backwards = at < 0  # then the run goes along -h: at a kink the side is taken that the step leads to
+    curve = _Line(program, tensors, direction, wrt, -1.0 if backwards else 1.0)
     with torch.no_grad():
-        run = Run(Taylor(order + 1), ties=ties, fallback=fallback, horizon=2 * at)
+        run = Run(Taylor(order + 1), ties=ties, fallback=fallback, horizon=2 * abs(at))
         out = curve.through(run)
         rows = out.rows if isinstance(out, Jet) else out.unsqueeze(0)
         run.warn()
         rows = torch.cat([rows, rows.new_zeros(order + 2 - len(rows), *rows.shape[1:])])
-        whole = curve.value(at)
+        whole = curve.value(abs(at))
+        if backwards:
+            rows[1::2].neg_()
     parts = {f"order_{k}": rows[k] * at**k for k in range(order + 1)}
     kinks = run.kinks
     return Expansion(whole, parts, rows.movedim(0, -1), float(at), kinks.radius, kinks.where, tuple(kinks.blind))
@@ -193,8 +206,8 @@ def expand(
 class _Line:
     """The line x + t h in the inputs, embeddings or parameters of a program."""
 
-    def __init__(self, program: Program, tensors: list[Tensor], direction: Direction, wrt: str) -> None:
-        self.program, self.wrt = program, wrt
+    def __init__(self, program: Program, tensors: list[Tensor], direction: Direction, wrt: str, sign: float) -> None:
+        self.program, self.wrt, self.sign = program, wrt, sign
         self.values = program.bind(tensors)
         for name, value in self.values.items():
             if self._kind(name) == "input" and value.is_floating_point() and not bool(value.isfinite().all()):
@@ -213,20 +226,39 @@ class _Line:
             if self.wrt == "parameters":
                 raise ValueError("wrt='parameters' takes a mapping from parameter names to tensors: {'head.weight': ...}")
             direction = {self._only(known): direction}  # type: ignore[dict-item]
+        if not direction:
+            raise ValueError("the direction names nothing to move")
+        tied = self._tied() if self.wrt == "parameters" else {}
         found = {}
         for name, h in direction.items():
-            if name not in known:
+            if name not in known and name not in tied:
                 raise ValueError(f"the direction names {name!r}; the {wanted}s are {', '.join(list(known)[:12])}")
-            node, value = known[name], self.values[known[name]]
+            nodes = tied.get(name) or [known[name]]
+            value = self.values[nodes[0]]
             if not (value.is_floating_point() or value.is_complex()):
                 node, value = self._looked_up(name)
+                nodes = [node]
             h = torch.as_tensor(h, device=value.device)
             if h.shape != value.shape:
                 raise ValueError(f"the direction for {name} has shape {tuple(h.shape)}, and goes with {tuple(value.shape)}")
             if not bool(h.isfinite().all()):
                 raise ValueError(f"the direction for {name} is not finite")
-            found[node] = h.detach().to(value.dtype)
+            if h.is_complex() and not value.is_complex():
+                raise ValueError(f"the direction for {name} is complex, and what it goes with is real")
+            found |= dict.fromkeys(nodes, h.detach().to(value.dtype) * self.sign)
         return found
+
+    def _tied(self) -> dict[str, list[str]]:
+        """By every name that a parameter has: the placeholders of the same tensor, however the recording names them."""
+        model = self.program.model
+        if not isinstance(model, nn.Module):
+            return {}
+        tensors = dict(model.named_parameters(remove_duplicate=False))
+        nodes: dict[int, list[str]] = {}
+        for node, p in self.program.placeholders.items():
+            if p.name in tensors:
+                nodes.setdefault(id(tensors[p.name]), []).append(node)
+        return {name: nodes[id(t)] for name, t in tensors.items() if id(t) in nodes}
 
     def _only(self, known: Mapping[str, str]) -> str:
         """The first floating input, or the first ids."""

@@ -89,7 +89,7 @@ def jet(
     run.warn()
     zero = torch.zeros_like(rows[0])
     found = [rows[k] if k < len(rows) else zero for k in range(1, order + 1)]
-    return rows[0], [c * math.factorial(k) for k, c in enumerate(found, start=1)] if derivatives else found
+    return rows[0], [c * float(math.factorial(k)) for k, c in enumerate(found, start=1)] if derivatives else found
 
 
 def _curve(i: int, x: Tensor, series: Sequence[Tensor], derivatives: bool) -> Jet | None:
@@ -101,7 +101,7 @@ def _curve(i: int, x: Tensor, series: Sequence[Tensor], derivatives: bool) -> Je
     for k, c in enumerate(series, start=1):
         if c.shape != x.shape:
             raise ValueError(f"series[{i}]: order {k} has shape {tuple(c.shape)}, its primal {tuple(x.shape)}")
-    terms = [c.to(x.dtype) / (math.factorial(k) if derivatives else 1) for k, c in enumerate(series, start=1)]
+    terms = [c.to(x.dtype) / (float(math.factorial(k)) if derivatives else 1) for k, c in enumerate(series, start=1)]
     while terms and not terms[-1].requires_grad and not bool(terms[-1].any()):
         terms.pop()
     return Jet(torch.stack([x, *terms])) if terms else None
@@ -204,8 +204,13 @@ class Run:
         if type(self.series) is Taylor:
             self.kinks.see(x.rows, lambda: self.where, other_than)
 
-    def pooled(self) -> None:
-        """Say that a window's winner may change somewhere that is not looked for."""
+    @property
+    def overload(self) -> str:
+        """The operator's overload: "value" of scatter.value."""
+        return str(getattr(self.op, "_overloadname", ""))
+
+    def unwatched(self) -> None:
+        """Say that this operation changes its branch somewhere, which is not looked for."""
         self.kinks.unseen(self.where)
 
     def warn(self) -> None:

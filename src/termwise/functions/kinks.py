@@ -31,7 +31,7 @@ class Kinks:
     """
 
     def __init__(self, horizon: float) -> None:
-        """Look as far as this; a negative one looks along t < 0, 0 does not look."""
+        """Look as far as this; 0 does not look."""
         self.horizon = horizon
         self.radius, self.where, self.start = math.inf, "", ""
         self.blind: list[str] = []
@@ -50,8 +50,6 @@ class Kinks:
         if not self.horizon or len(rows) == 1:
             return
         rows = rows.detach().to(torch.float64)
-        if self.horizon < 0:
-            rows = rows * torch.tensor([(-1.0) ** k for k in range(len(rows))]).reshape(-1, *[1] * (rows.ndim - 1)).to(rows)
         if other_than is not None:  # the winner's distance to itself
             rows = rows.scatter(
                 -1,
@@ -63,7 +61,7 @@ class Kinks:
                 .expand(len(rows), *other_than.shape),
             )
         found = self._linear(rows) if len(rows) == 2 else self._curved(rows.flatten(1))
-        if found < self.radius:
+        if found < min(self.radius, self.horizon):
             self.radius, self.where = found, where()
 
     @staticmethod
@@ -74,7 +72,7 @@ class Kinks:
 
     def _curved(self, rows: Tensor) -> float:
         """The first change of sign on a grid up to what is known already, then halved until it is found."""
-        end = min(abs(self.horizon), self.radius)
+        end = min(self.horizon, self.radius)
         powers = torch.tensor([end**k for k in range(len(rows))], dtype=rows.dtype, device=rows.device)[1:, None]
         rows = rows[:, rows[0].abs() <= (rows[1:].abs() * powers).sum(0)]  # the others cannot get there
         rows = rows[:, rows[0] != 0]

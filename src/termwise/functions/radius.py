@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 __all__ = ["Radius", "radius"]
@@ -68,15 +69,25 @@ def radius(coefficients: Tensor | Sequence[float]) -> Radius:
         >>> abs(float(estimate) - 2) < 1e-6
         True
     """
+    if isinstance(coefficients, Tensor) and coefficients.is_complex():
+        coefficients = torch.view_as_real(coefficients.detach().resolve_conj())
     f = coefficients.detach().double().cpu().numpy() if isinstance(coefficients, Tensor) else np.asarray(coefficients, float)
     if len(f) < 4:
         raise ValueError(f"a radius needs four coefficients or more, got {len(f)}")
-    if f.ndim > 1 and f[0].size > 1:
-        return _summary(_roots(np.sqrt((f.reshape(len(f), -1) ** 2).sum(1))), len(f))
-    f = f.reshape(len(f))
-    present = np.flatnonzero(f)
-    if not len(present) or present[-1] < len(f) - 3:
+    if np.isnan(f).any():
+        return Radius(math.nan, math.nan, math.nan, rough=True)
+    norms = np.sqrt((f.reshape(len(f), -1) ** 2).sum(1))
+    present = np.flatnonzero(norms)
+    gap = int(np.diff(present).max()) if len(present) > 1 else 1
+    if not len(present) or len(f) - 1 - present[-1] > max(2, gap):
         return Radius(math.inf, math.inf, math.inf, rough=False)  # it ends: a polynomial
+    if f.ndim > 1 and f[0].size > 1:
+        return _summary(_roots(norms), len(f))
+    f = f.reshape(len(f))
+    stride = int(np.gcd.reduce(present - present[0])) if len(present) > 1 else 1
+    if stride > 1 and len(present) > 3:
+        found = radius(list(f[present[0] :: stride]))
+        return Radius(found.value ** (1 / stride), found.low ** (1 / stride), found.high ** (1 / stride), found.rough)
     f, stride = _without_zeros(f)
     estimates = (_one(f) or _pairs(f)) if len(f) >= 6 else []
     estimates = estimates or _roots(np.abs(f))

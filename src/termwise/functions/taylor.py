@@ -207,7 +207,7 @@ def aligned(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def _numbers(low: int, high: int, like: Tensor) -> Tensor:
     """Low, ..., high - 1 as rows that broadcast over `like`'s axes."""
-    return torch.arange(low, high, dtype=like.dtype, device=like.device).reshape(-1, *[1] * (like.ndim - 1))
+    return torch.arange(low, high, dtype=like.real.dtype, device=like.device).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _ahead(a: Tensor, order: int) -> Tensor:

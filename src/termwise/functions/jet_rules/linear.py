@@ -13,7 +13,8 @@ aten = torch.ops.aten
 
 
 @jet_rule(
-    "flatten", "unflatten", "narrow", "index_select", "gather", "take_along_dim", "take", "flip", "rot90", "roll", "repeat",
+    "flatten",
+    "unflatten", "narrow", "index_select", "gather", "take_along_dim", "take", "flip", "rot90", "roll", "repeat", "tile",
     "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "tril", "triu", "diagonal", "diag", "diag_embed", "chunk", "split",
     "split_with_sizes", "tensor_split", "unbind", "movedim", "swapaxes", "unfold", "unfold_copy", "im2col", "col2im",
     "repeat_interleave", "masked_select", "as_strided", "cumsum", "trace", "adaptive_avg_pool1d", "upsample_nearest1d",
@@ -29,12 +30,19 @@ def linear_in_rows(at: Any, *args: Any, **kwargs: Any) -> Any:
         zeros = (*args[:2], *_without_fill(args[2:]))
         rows = linear_in_rows(at, *zeros, **kwargs).rows
         return Jet(at.series.shifted(rows, at.op(torch.zeros_like(args[0].value), *args[1:], **kwargs) * bool(filled)))
+    if name == "diff" and len(args) + len(kwargs) > 3:
+        raise ValueError(f"{at.where} joins something to its input: join them before (torch.cat), and then take differences")
     return at.by_rows(at.op, *args, **kwargs)
 
 
 @jet_rule("masked_scatter", "scatter_add", "scatter", "index_add", "index_copy", "index_put", "select_scatter", "slice_scatter")
 def assembled(at: Any, *args: Any, **kwargs: Any) -> Jet:
     """Values put among others: a constant one of them is zero in the later rows."""
+    if kwargs.get("reduce") is not None:
+        raise ValueError(f"{at.where} reduces while it scatters: there is a jet rule for putting and adding only")
+    if args and isinstance(args[-1], (int, float)) and not isinstance(args[-1], bool) and "value" in at.overload:
+        zeros = at.by_rows(at.op, *args[:-1], 0.0, **kwargs)
+        return Jet(at.series.shifted(zeros.rows, at.op(*values((torch.zeros_like(args[0].value), *args[1:])), **kwargs)))
 
     def series(value: Any) -> Any:
         floating = isinstance(value, Tensor) and value.is_floating_point()
@@ -64,8 +72,10 @@ def sized(at: Any, x: Jet, size: Any, **_: Any) -> Jet:
 
 
 @jet_rule("clone", "contiguous", "alias", "detach", "lift_fresh", "lift_fresh_copy", "positive", "dropout")
-def same(at: Any, x: Jet, *_: Any, **__: Any) -> Jet:
+def same(at: Any, x: Jet, *args: Any, **__: Any) -> Jet:
     """Nothing happens."""
+    if at.op.__name__.startswith("dropout") and len(args) > 1 and args[1] and args[0]:
+        raise ValueError(f"{at.where} drops at random: call model.eval(), or pass training=False")
     return x
 
 

@@ -51,9 +51,22 @@ def native_layer_norm(at: Any, *args: Any) -> tuple[Jet, None, None]:
 @jet_rule("group_norm")
 def group_norm(at: Any, x: Jet, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Jet:
     """A layer norm of each group of channels."""
-    a = x.rows
+    a = rows_of(at, x)
     g = a.reshape(*a.shape[:2], groups, -1)
     normed = _normed(at, g - g.mean(-1, keepdim=True), [-1], eps).reshape(-1, *a.shape[1:])
+    return _scaled(at, normed, *(channels(v, a.ndim - 3) for v in (weight, bias)))
+
+
+@jet_rule("instance_norm")
+def instance_norm(
+    at: Any, x: Any, weight: Any, bias: Any, mean: Any, var: Any, own: bool, momentum: float, eps: float, *_: Any
+) -> Jet:
+    """A layer norm of each channel, or with running statistics an affine map."""
+    if not own:
+        return batch_norm(at, x, weight, bias, mean, var, False, momentum, eps)
+    a = rows_of(at, x)
+    axes = list(range(3 - a.ndim, 0))
+    normed = _normed(at, a - a.mean(axes, keepdim=True), axes, eps)
     return _scaled(at, normed, *(channels(v, a.ndim - 3) for v in (weight, bias)))
 
 
@@ -84,8 +97,12 @@ def vector_norm(at: Any, x: Jet, order: Any = 2, axes: Any = None, keepdim: bool
 
 
 @jet_rule("var", "std")
-def variance(at: Any, x: Jet, axes: Any = None, *, correction: float | None = 1, keepdim: bool = False) -> Jet:
+def variance(at: Any, x: Jet, *args: Any, correction: float | None = 1, keepdim: bool = False) -> Jet:
     """The mean of squared deviations, by n - correction; its root."""
+    axes = next((a for a in args if not isinstance(a, bool)), None)
+    flags = [a for a in args if isinstance(a, bool)]
+    if flags:  # (axes, unbiased, keepdim), of the older overloads
+        correction, keepdim = int(flags[0]), flags[1] if len(flags) > 1 else keepdim
     axes = list(range(x.ndim)) if axes in (None, []) else [axes] if isinstance(axes, int) else axes
     axes = [a % x.ndim - x.ndim for a in axes]
     n = math.prod(x.rows.shape[a] for a in axes)

@@ -10,14 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .products import mul
-from .table import Jet, channels, jet_rule, like, moves, padded, rows_of, values
-
-
-def _choose(at: Any, where: Tensor, a: Tensor, b: Tensor) -> Jet:
-    """The rows of one branch or the other, entry by entry."""
-    n = max(len(a), len(b))
-    a, b = padded(a, n), padded(b, n)
-    return Jet(torch.where(where, a, b))
+from .table import Jet, channels, choose, jet_rule, like, moves, rows_of, values
 
 
 @jet_rule("relu")
@@ -37,9 +30,10 @@ def leaky_relu(at: Any, x: Jet, slope: float = 0.01) -> Jet:
 @jet_rule("prelu", "_prelu_kernel")
 def prelu(at: Any, x: Jet, slope: Any) -> Jet:
     """The same with a learned slope per channel."""
+    x = Jet(rows_of(at, x))
     at.kink(x)
     below = mul(at, x, channels(slope, x.ndim - 2) if at.op.__name__.startswith("prelu") and x.ndim > 2 else slope)
-    return _choose(at, at.positive(x), x.rows, below.rows)
+    return choose(at.positive(x), x.rows, below.rows)
 
 
 @jet_rule("abs")
@@ -55,7 +49,7 @@ def elu(at: Any, x: Jet, alpha: float = 1, scale: float = 1, input_scale: float 
     at.kink(x)
     capped = torch.cat([x.rows[:1].clamp(max=0), x.rows[1:]]) * input_scale  # the other branch must not overflow
     curved = at.series.with_value(at.series.exp(capped), capped[0].expm1()) * (scale * alpha)
-    return _choose(at, at.positive(x), x.rows * scale, curved)
+    return choose(at.positive(x), x.rows * scale, curved)
 
 
 @jet_rule("selu")
@@ -71,8 +65,9 @@ def celu(at: Any, x: Jet, alpha: float = 1) -> Jet:
 
 
 @jet_rule("clamp", "clamp_min", "clamp_max", "hardtanh", "relu6")
-def clamp(at: Any, x: Jet, low: Any = None, high: Any = None) -> Jet:
+def clamp(at: Any, x: Any, low: Any = None, high: Any = None) -> Jet:
     """X between its ends, and these beyond."""
+    x = Jet(rows_of(at, x))
     name = at.op.__name__.partition(".")[0]
     if name == "clamp_max":
         low, high = None, low
@@ -85,7 +80,7 @@ def clamp(at: Any, x: Jet, low: Any = None, high: Any = None) -> Jet:
             bound = like(end, x)
             distance = Jet(at.series.added(x.rows, bound, -1) * inside)
             at.kink(distance)
-            x = _choose(at, at.positive(distance), x.rows, bound)
+            x = choose(at.positive(distance), x.rows, bound)
     return x
 
 
@@ -112,15 +107,14 @@ def where(at: Any, condition: Tensor, a: Any, b: Any) -> Jet:
     if moves(condition):
         condition = condition.value.bool()
     jet = a if moves(a) else b
-    return _choose(at, condition, like(a, jet), like(b, jet))
+    return choose(condition, like(a, jet), like(b, jet))
 
 
 @jet_rule("masked_fill")
-def masked_fill(at: Any, x: Jet, mask: Tensor, value: Any) -> Jet:
-    """A constant in some places: zeros in the later rows."""
-    rows = x.rows.masked_fill(mask, 0)
-    fill = value if isinstance(value, Tensor) else torch.tensor(value, dtype=rows.dtype, device=rows.device)
-    return Jet(torch.cat([rows[:1].masked_fill(mask, fill.item()), rows[1:]]))
+def masked_fill(at: Any, x: Any, mask: Tensor, value: Any) -> Jet:
+    """Another value in some places, mostly a constant: zeros in the later rows."""
+    jet = x if moves(x) else value
+    return choose(mask, like(value, jet), rows_of(at, x))
 
 
 @jet_rule("maximum", "minimum")
@@ -129,7 +123,7 @@ def larger(at: Any, a: Any, b: Any) -> Jet:
     sign = 1 if at.op.__name__.startswith("max") else -1
     distance = Jet(at.series.added(rows_of(at, a), rows_of(at, b), -1) * sign)
     at.kink(distance)
-    return _choose(at, at.positive(distance), rows_of(at, a), rows_of(at, b))
+    return choose(at.positive(distance), rows_of(at, a), rows_of(at, b))
 
 
 @jet_rule("amax", "amin", "max", "min")
@@ -179,8 +173,9 @@ def max_pool(at: Any, x: Jet, *args: Any, **kwargs: Any) -> Any:
     flat = x.rows.flatten(-spatial)
     found = flat.gather(-1, index.flatten(-spatial).expand(len(flat), *index.shape[:-spatial], -1))
     found = found.reshape(len(flat), *index.shape)
-    at.pooled()
-    return (Jet(found), index) if at.op.__name__.partition(".")[0].endswith("_with_indices") else Jet(found)
+    at.unwatched()
+    both = at.op.__name__.partition(".")[0].endswith("_with_indices") or name.startswith("adaptive")
+    return (Jet(found), index) if both else Jet(found)
 
 
 def _pool_arguments(args: Any) -> list[Any]:
@@ -191,6 +186,7 @@ def _pool_arguments(args: Any) -> list[Any]:
 @jet_rule("sort", "topk")
 def ordered(at: Any, x: Jet, *args: Any, **kwargs: Any) -> Any:
     """The order of t = 0, for every row."""
+    at.unwatched()
     _, index = at.op(x.value, *args, **kwargs)
     axis = (
         args[1]
@@ -201,13 +197,27 @@ def ordered(at: Any, x: Jet, *args: Any, **kwargs: Any) -> Any:
     return Jet(x.rows.gather(axis, index.expand(len(x.rows), *index.shape))), index
 
 
-@jet_rule(
-    "sign", "sgn", "floor", "ceil", "round", "trunc", "argmax", "argmin", "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf",
-    "isneginf", "logical_not", "bitwise_not", "bitwise_and", "bitwise_or", "zeros_like", "ones_like", "full_like", "empty_like",
-    "new_zeros", "new_ones", "new_full", "sym_size", "sym_numel", "sym_stride",
-)  # fmt: skip
+@jet_rule("eq", "ne", "lt", "le", "gt", "ge")
+def compared(at: Any, a: Any, b: Any) -> Tensor:
+    """As it is at t = 0; where the two are equal it changes."""
+    jet = a if moves(a) else b
+    at.kink(Jet(at.series.added(like(a, jet), like(b, jet), -1)))
+    return at.op(*values((a, b)))  # type: ignore[no-any-return]
+
+
+@jet_rule("sign", "sgn", "floor", "ceil", "round", "trunc", "argmax", "argmin")
 def steps(at: Any, *args: Any, **kwargs: Any) -> Any:
-    """Constant in pieces: only the value at t = 0."""
+    """Constant in pieces: only the value at t = 0. Where the next step is, nobody looks."""
+    at.unwatched()
+    return at.op(*values(args), **kwargs)
+
+
+@jet_rule(
+    "isnan", "isinf", "isneginf", "logical_not", "bitwise_not", "bitwise_and", "bitwise_or", "zeros_like", "ones_like",
+    "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "sym_size", "sym_numel", "sym_stride",
+)  # fmt: skip
+def unmoved(at: Any, *args: Any, **kwargs: Any) -> Any:
+    """Of the shape or kind of a value, which do not move."""
     return at.op(*values(args), **kwargs)
 
 

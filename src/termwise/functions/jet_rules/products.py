@@ -50,7 +50,7 @@ def reciprocal(at: Any, x: Jet) -> Jet:
     return Jet(at.series.reciprocal(x.rows))
 
 
-@jet_rule("matmul", "mm", "bmm")
+@jet_rule("matmul", "mm", "bmm", "mv", "dot")
 def matmul(at: Any, a: Any, b: Any) -> Jet:
     """A matrix product of what moves with what moves or not."""
     a, b = rows_of(at, a), rows_of(at, b)
@@ -75,7 +75,7 @@ def linear(at: Any, x: Any, weight: Any, bias: Any = None) -> Jet:
     return Jet(at.series.shifted_(rows, bias))
 
 
-@jet_rule("addmm", "addbmm", "baddbmm")
+@jet_rule("addmm", "baddbmm")
 def addmm(at: Any, bias: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Jet:
     """Beta bias + alpha a b."""
     rows = matmul(at, a, b).rows if moves(a) or moves(b) else at.series.constant(a @ b)
@@ -111,6 +111,8 @@ def attention(
     scale: float | None = None, enable_gqa: bool = False,
 ) -> Jet:  # fmt: skip
     """Softmax(q k^T scale + mask) v; the mask touches the first row only, and is put in after the products."""
+    if dropout:
+        raise ValueError(f"{at.where} drops weights at random (dropout_p={dropout:g}): pass 0")
     q, k, v = (rows_of(at, value) for value in (q, k, v))
     if enable_gqa:
         k, v = (value.repeat_interleave(q.shape[-3] // value.shape[-3], -3) for value in (k, v))
@@ -119,9 +121,36 @@ def attention(
     if causal:
         rows, columns = scores.shape[-2:]
         hidden = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).triu(1)
+    elif moves(mask):
+        scores = at.series.added(scores, mask.rows)
     elif mask is not None:
         hidden = ~mask if mask.dtype == torch.bool else mask.isneginf()
         if mask.dtype != torch.bool:
             scores = at.series.shifted(scores, mask.masked_fill(hidden, 0).expand(scores.shape[1:]))
     weights = softmax_rows(at, scores, -1, hidden)
     return Jet(at.series.matmul(weights, v.to(weights.dtype)))
+
+
+@jet_rule("addcmul")
+def addcmul(at: Any, x: Any, a: Any, b: Any, *, value: float = 1) -> Jet:
+    """X + value a b."""
+    rows = mul(at, a, b).rows if moves(a) or moves(b) else at.series.constant(a * b)
+    return Jet(at.series.added(rows_of(at, x), rows, value))
+
+
+@jet_rule("einsum")
+def einsum(at: Any, equation: str, operands: Any, **_: Any) -> Jet:
+    """Sums of products of two, or a sum over one."""
+    if "." in equation or "->" not in equation or len(operands) > 2:
+        raise ValueError(f"{at.where} ({equation!r}) has no jet rule: write two operands, all axes and an arrow")
+    given, wanted = equation.replace(" ", "").split("->")
+    row = next(letter for letter in "ZYXWVU" if letter not in equation)
+    if len(operands) == 1:
+        return Jet(torch.einsum(f"{row}{given}->{row}{wanted}", operands[0].rows))
+    first, second = given.split(",")
+
+    def times(a: Tensor, b: Tensor) -> Tensor:
+        moving = [row if len(v.shape) > len(names) else "" for v, names in ((a, first), (b, second))]
+        return torch.einsum(f"{moving[0]}{first},{moving[1]}{second}->{row if any(moving) else ''}{wanted}", a, b)
+
+    return Jet(at.series.product(*(rows_of(at, v) for v in operands), times))

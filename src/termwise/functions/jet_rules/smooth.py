@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .table import Jet, jet_rule, rows_of, smooth
+from .table import Jet, choose, jet_rule, like, moves, smooth
 
 
 @smooth("exp")
@@ -62,13 +62,34 @@ def rsqrt(at: Any, x: Jet) -> Jet:
 
 @jet_rule("pow")
 def power(at: Any, x: Any, r: Any) -> Jet:
-    """x^r with a number r; with an exponent that moves, or one per entry, e^(r log x)."""
+    """x^r with a number r, or a few; with an exponent that moves e^(r log x)."""
     if not isinstance(r, (Jet, Tensor)):
         return Jet(at.series.power(x.rows, r))
-    if isinstance(r, Tensor) and r.numel() == 1:
-        return Jet(at.series.power(x.rows, r.item()))
-    logarithm = at.series.log(rows_of(at, x).to(torch.promote_types(rows_of(at, x).dtype, rows_of(at, r).dtype)))
-    return Jet(at.series.exp(at.series.product(rows_of(at, r), logarithm)))
+    if isinstance(r, Tensor) and r.numel() <= FEW:
+        found = x.rows
+        for exponent in r.unique().tolist():
+            found = choose(r == exponent, at.series.power(x.rows, exponent), found).rows
+        return Jet(found)
+    jet = r if moves(r) else x
+    return Jet(at.series.exp(at.series.product(like(r, jet), at.series.log(like(x, jet)))))
+
+
+FEW = 64
+"""Exponents that are taken one by one."""
+
+
+@smooth("tan")
+def tan(at: Any, x: Jet) -> Jet:
+    """Sine over cosine."""
+    s, c = at.series.sin_cos(x.rows)
+    return Jet(at.series.product(s, at.series.reciprocal(c)))
+
+
+@jet_rule("glu")
+def glu(at: Any, x: Jet, axis: int = -1) -> Jet:
+    """A sigmoid(b), of two halves."""
+    a, b = x.rows.chunk(2, axis % x.ndim - x.ndim)
+    return Jet(at.series.product(a, sigmoid_rows(at, b)))
 
 
 @smooth("sin", "cos", "sinh", "cosh")
@@ -180,7 +201,10 @@ def softmax_rows(at: Any, a: Tensor, axis: int, hidden: Tensor | None = None) ->
     e = at.series.exp(below if hidden is None else below.masked_fill(hidden, 0))
     if hidden is not None:
         e = e.masked_fill(hidden, 0)
-    return at.series.product(e, at.series.reciprocal(e.sum(axis, keepdim=True)))
+    total = e.sum(axis, keepdim=True)
+    if hidden is not None:  # where all is hidden torch gives zeros
+        total = at.series.shifted(total, hidden.all(axis, keepdim=True).to(total.dtype))
+    return at.series.product(e, at.series.reciprocal(total))
 
 
 @jet_rule("log_softmax", "_log_softmax")

@@ -117,3 +117,11 @@ def channels(value: Any, trailing: int) -> Any:
 
 def values(args: Any) -> Any:
     return [a.value if isinstance(a, Jet) else values(a) if isinstance(a, (tuple, list)) else a for a in args]
+
+
+def choose(where: Tensor, a: Tensor, b: Tensor) -> Jet:
+    """The rows of one branch or the other, entry by entry; all three are broadcast as values, behind the rows."""
+    n = max(a.shape[0], b.shape[0])
+    axes = max(a.ndim - 1, b.ndim - 1, where.ndim)
+    a, b = (padded(r.reshape(r.shape[0], *[1] * (axes + 1 - r.ndim), *r.shape[1:]), n) for r in (a, b))
+    return Jet(torch.where(where, a, b))
