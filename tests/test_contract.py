@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from termwise.core import Decomposition
-from termwise.functions import expand, residual_expansion, subset_expansion, tangent
+from termwise.functions import expand, residual_expansion, shallow, subset_expansion, tangent
 from termwise.predictions import (
     chefer,
     contrast,
@@ -191,6 +191,8 @@ ROWS = {
     "tangent": baseline(moved),
     "tangent, attention by groups": baseline(moved, Attention, IDS, params=["*norm*", "*"]),
     "tangent, the head alone": baseline(moved, exact=True, params="4.*"),
+    "branches side by side": baseline(lambda m, x: shallow(m, x).decompose(x), Towers, (rand(3, 4),)),
+    "branches side by side, with pairs": baseline(lambda m, x: shallow(m, x, order=2).decompose(x), Towers, (rand(3, 4),)),
     "two inputs": Example(lambda a, b: explain(lambda a, b: (a * b).sum(1), a, b), exact=True, inputs=(rand(3, 4), rand(3, 4) + 1)),
 }  # fmt: skip
 

@@ -74,7 +74,12 @@ def find_blocks(program: Program) -> list[Block]:
     found: dict[fx.Node, tuple[fx.Node, fx.Node, int]] = {}
     for node in program.graph.nodes:
         before[node] = {m for a in _moving(node) for m in (a, *before[a])}
-        if node.op == "call_function" and op_name(node) == "add" and len(_moving(node)) == 2 and len(node.args) == 2:
+        if (
+            node.op == "call_function"
+            and op_name(node) == "add"
+            and len(_moving(node)) == len(node.args) == 2
+            and not node.kwargs
+        ):
             sides = [(_shared(node.args[1 - i], node.args[i], before, found), i) for i in (0, 1)]
             (_, base), branch = min(sides, key=lambda side: side[0][0])
             if base is not None and sides[0][0][0] != sides[1][0][0]:
