@@ -206,12 +206,13 @@ def _parity(depths: Sequence[int], widths: Sequence[int], steps: int) -> tuple[s
     apart = {at: gap.mean().item() for at, gap in zip(grid, gaps, strict=True) if abs(gap.mean().item()) > 2 * spread}
     clear = "; ".join(f"{'deep' if gap > 0 else 'parallel'} wins at {n} x {w} by {abs(gap):.2f}" for (n, w), gap in apart.items())
     means = {layout: torch.cat([table[layout, *at] for at in grid]).mean().item() for layout in LAYOUTS}
+    size, deepest = gaps.mean(1).abs().mean().item(), max(depths)
     measured = (
         f"held-out loss: deep {means['deep']:.3f}, parallel {means['parallel']:.3f}; difference {gaps.mean().item():+.3f} on "
-        f"average, {gaps.mean(1).abs().mean().item():.3f} in size, spread over seeds {spread:.3f}; at depth {max(depths)} "
-        f"without skips {min(worse):.1f} to {max(worse):.1f} times the loss; {clear or 'no configuration apart by more than 2 spreads'}"
+        f"average, {size:.3f} in size, spread over seeds {spread:.3f}; at depth {deepest} without skips {min(worse):.1f} to "
+        f"{max(worse):.1f} times the loss; {clear or 'no configuration apart by more than 2 spreads'}"
     )
-    return measured, gaps.mean(1).abs().mean().item() <= 2 * spread and min(worse) > 1.2
+    return measured, size <= 2 * spread and min(worse) > 1.2
 
 
 @claim(
