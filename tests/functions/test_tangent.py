@@ -146,8 +146,14 @@ def test_the_output_is_affine_in_v(seed, a, b):
     torch.testing.assert_close(both(x), expected, rtol=1e-11, atol=1e-11)
 
 
-def test_at_first_it_is_the_model_and_even_on_a_kink_it_is_linear():
-    base = mlp(0, nn.ReLU)
+class Largest(nn.Module):
+    def forward(self, x):
+        return torch.cat([x[:, :3].amax(1, keepdim=True), x[:, 1:]], 1)
+
+
+@pytest.mark.parametrize("act", [nn.ReLU, nn.LeakyReLU, Largest])
+def test_at_first_it_is_the_model_and_even_on_a_kink_it_is_linear(act):
+    base = mlp(0, act)
     with torch.no_grad():
         base[0].weight[:3] = 0  # three units exactly on their kink
         base[0].bias[:3] = 0
