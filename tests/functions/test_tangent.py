@@ -74,6 +74,10 @@ def test_one_kind_of_weights(name, ending):
 
 
 A, B, C = double(2, 3, 4), double(2, 3, 4, seed=1), double(2, 4, 3, seed=2)
+FUNCTIONS = [torch.exp, torch.log, torch.sqrt, torch.rsqrt, torch.square, torch.reciprocal, torch.sin, torch.cos, torch.tanh, torch.sigmoid,
+             F.silu, F.mish, torch.erf, F.gelu, lambda x: F.gelu(x, approximate="tanh"), torch.neg, lambda x: x**1.5]  # fmt: skip
+MOVES = [lambda x: x.mean(-1, keepdim=True), lambda x: x.sum(1), lambda x: x.permute(1, 0, 2).flip(0), lambda x: F.avg_pool1d(x, 3, 1, 1),
+         lambda x: x[:, 1:2].expand(2, 3, 4), lambda x: x[:, :1].squeeze(1), lambda x: x.roll(1, 2)]  # fmt: skip
 CASES = {
     "add": (lambda a, b: a + 2 * b, A, B), "sub": (lambda a, b: torch.sub(a, b, alpha=3), A, B), "mul": (torch.mul, A, B),
     "div": (torch.div, A, B), "matmul": (torch.matmul, A, C), "bmm": (torch.bmm, A, C), "cat": (lambda a, b: torch.cat([a, b], 1), A, B),
@@ -93,11 +97,8 @@ CASES = {
     "batch norm": (lambda x, w: F.batch_norm(x, A[0, :, 0], A[0, :, 1].square(), w[0, :, 0], w[0, :, 1]), A, B),
     "batch norm, fixed": (lambda x, w: F.batch_norm(x, A[0, :, 0], A[0, :, 1].square()) * w, A, B),
     "batch norm, offset": (lambda x, w: F.batch_norm(A, A[0, :, 0], A[0, :, 1].square(), B[0, :, 0], w[0, :, 1]), A, B),
-    **{name: (lambda a, b, f=f: f(a) * b, A.abs() + 0.5, B) for name, f in {
-        "exp": torch.exp, "log": torch.log, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "square": torch.square, "reciprocal": torch.reciprocal,
-        "sin": torch.sin, "cos": torch.cos, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "silu": F.silu, "mish": F.mish, "erf": torch.erf, "gelu": F.gelu,
-        "gelu tanh": lambda x: F.gelu(x, approximate="tanh"), "mean": lambda x: x.mean(-1, keepdim=True), "sum": lambda x: x.sum(1, keepdim=True),
-        "neg": torch.neg, "permute": lambda x: x.permute(1, 0, 2).squeeze(0).flip(0).permute(1, 0, 2), "pool": lambda x: F.avg_pool1d(x, 3, 1, 1), "slice": lambda x: x[:, 1:2].expand(2, 3, 4), "select": lambda x: x[:, :1], "roll": lambda x: x.roll(1, 2), "power": lambda x: x**1.5}.items()},
+    "functions": (lambda a, b: torch.stack([f(a) for f in FUNCTIONS]) * b, A.abs() + 0.5, B),
+    "moves and sums": (lambda a, b: torch.cat([f(a * b).flatten() for f in MOVES]), A, B),
     "relu": (lambda a, b: F.relu(a) * b, A, B), "max": (lambda a, b: a.amax(-1) * b[..., 0], A, B), "where": (lambda a, b: torch.where(A > 0, a, b), A, B),
 }  # fmt: skip
 
