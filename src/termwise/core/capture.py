@@ -54,8 +54,7 @@ def capture(
 
     Returns:
         The Program. It is cached per model: a second call whose inputs fit returns the same one, while it is among the last
-            `KEPT`. Batch size (and the
-        length of token inputs) stay free where export allows, see `Program.dynamic`.
+        `KEPT`. Batch size (and the length of token inputs) stay free where export allows, see `Program.dynamic`.
 
     Raises:
         TypeError: when `model` cannot be called.
