@@ -202,6 +202,18 @@ class Program:
             for name, p in self.placeholders.items()
         }
 
+    @property
+    def parameters(self) -> dict[str, list[str]]:
+        """The placeholders that hold each parameter, by every name that it has in the model: tied ones have several."""
+        if not isinstance(self.model, nn.Module):
+            return {}
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        held: dict[int, list[str]] = {}
+        for node, p in self.placeholders.items():
+            if p.kind == "parameter":
+                held.setdefault(id(_weight(self.model, p.name, detached=False)), []).append(node)
+        return {name: held[id(tensor)] for name, tensor in named.items() if id(tensor) in held}
+
     def tensors(self, *inputs: Any, kwargs: Mapping[str, Any] | None = None) -> list[Tensor]:
         """The tensors of a call, checked against what was recorded.
 

@@ -105,13 +105,12 @@ class Collapsed(Taylor):
                 c[k] = torch.addcmul(c[k], f[j], value)
         return self.join(c)
 
-    def along(self, a: Tensor) -> Tensor:
-        """a_0 + t, on which a function of numbers is expanded."""
-        return torch.stack([a[0], torch.ones_like(a[0])])
-
-    def _through(self, function: Callable[[Taylor, Tensor], Tensor], a: Tensor) -> Tensor:
+    def through(self, function: Callable[[Taylor, Tensor], Tensor], a: Tensor) -> Tensor:
+        """A function of numbers: its series along a_0 + t, and the chain rule."""
         series = Taylor(self.order)
-        return function(series, a) if len(a) == 1 else self.compose(function(series, self.along(a)), a)
+        if len(a) == 1:
+            return function(series, a)
+        return self.compose(function(series, torch.stack([a[0], torch.ones_like(a[0])])), a)
 
     def integrated(self, a: Tensor, slope: Tensor, value: Tensor) -> Tensor:
         """F(a) where f' = slope is known: c_k = (1/k) sum_j j a_j slope_(k-j)."""
@@ -124,21 +123,21 @@ class Collapsed(Taylor):
 
     def exp(self, a: Tensor) -> Tensor:
         """e^a."""
-        return self._through(Taylor.exp, a)
+        return self.through(Taylor.exp, a)
 
     def reciprocal(self, a: Tensor) -> Tensor:
         """1 / a."""
-        return self._through(Taylor.reciprocal, a)
+        return self.through(Taylor.reciprocal, a)
 
     def log(self, a: Tensor) -> Tensor:
         """The natural logarithm."""
-        return self._through(Taylor.log, a)
+        return self.through(Taylor.log, a)
 
     def power(self, a: Tensor, r: float) -> Tensor:
         """a^r."""
-        return self._through(lambda series, x: series.power(x, r), a)
+        return self.through(lambda series, x: series.power(x, r), a)
 
     def sin_cos(self, a: Tensor, sign: float = -1) -> tuple[Tensor, Tensor]:
         """Both."""
-        s, c = (self._through(lambda series, x, i=i: series.sin_cos(x, sign)[i], a) for i in range(2))
+        s, c = (self.through(lambda series, x, i=i: series.sin_cos(x, sign)[i], a) for i in range(2))
         return s, c

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from termwise.core.capture import capture
+from termwise.core.interpret import evaluate
 from termwise.core.program import Program
 
 from .collapsed import Collapsed
@@ -183,9 +184,7 @@ def _along(f: Function, x: Tensor, directions: Tensor, weights: Tensor, order: i
     values: dict[str, Any] = program.bind(program.tensors(x), detached=False)
     name = next(n for n, p in program.placeholders.items() if p.kind == "input")
     if order == 0:
-        values[name] = x
-        out = Run(Collapsed(2, weights)).of(program, values)
-        return out * weights.sum()  # type: ignore[no-any-return]
+        return evaluate(program.graph, values) * weights.sum()  # type: ignore[no-any-return]
     if order == 1:  # the sum of slopes is the slope along the sum
         line = torch.tensordot(weights, lines, dims=1)
         return jet(program, [x], [[line]])[1][0]

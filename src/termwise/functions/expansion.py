@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from termwise.core.capture import arguments, capture
 from termwise.core.decomposition import Decomposition
@@ -210,13 +210,12 @@ class _Line:
         self.program, self.wrt, self.sign = program, wrt, sign
         self.values = program.bind(tensors)
         for name, value in self.values.items():
-            if self._kind(name) == "input" and value.is_floating_point() and not bool(value.isfinite().all()):
+            if program.placeholders[name].kind == "input" and value.is_floating_point() and not bool(value.isfinite().all()):
                 raise ValueError(f"the input {program.placeholders[name].name} is not finite")
-        self.cuts = {n.name: info(n).origin for n in program.nodes if info(n).role == "cut"} if wrt == "inputs" else {}
-        self.lines = self._named(direction)
-
-    def _kind(self, placeholder: str) -> str:
-        return self.program.placeholders[placeholder].kind
+        self.cuts = {n.name: n for n in program.nodes if info(n).role == "cut"} if wrt == "inputs" else {}
+        lines = self._named(direction)
+        self.inner = {node: h for node, h in lines.items() if node in self.cuts}  # begin to move behind a look-up
+        self.outer = {node: h for node, h in lines.items() if node not in self.cuts}
 
     def _named(self, direction: Direction) -> dict[str, Tensor]:
         """Direction by placeholder, or by node where ids are looked up."""
@@ -228,7 +227,7 @@ class _Line:
             direction = {self._only(known): direction}  # type: ignore[dict-item]
         if not direction:
             raise ValueError("the direction names nothing to move")
-        tied = self._tied() if self.wrt == "parameters" else {}
+        tied = self.program.parameters if self.wrt == "parameters" else {}
         found = {}
         for name, h in direction.items():
             if name not in known and name not in tied:
@@ -248,18 +247,6 @@ class _Line:
             found |= dict.fromkeys(nodes, h.detach().to(value.dtype) * self.sign)
         return found
 
-    def _tied(self) -> dict[str, list[str]]:
-        """By every name that a parameter has: the placeholders of the same tensor, however the recording names them."""
-        model = self.program.model
-        if not isinstance(model, nn.Module):
-            return {}
-        tensors = dict(model.named_parameters(remove_duplicate=False))
-        nodes: dict[int, list[str]] = {}
-        for node, p in self.program.placeholders.items():
-            if p.name in tensors:
-                nodes.setdefault(id(tensors[p.name]), []).append(node)
-        return {name: nodes[id(t)] for name, t in tensors.items() if id(t) in nodes}
-
     def _only(self, known: Mapping[str, str]) -> str:
         """The first floating input, or the first ids."""
         floating = [name for name, node in known.items() if self.values[node].is_floating_point()]
@@ -267,37 +254,33 @@ class _Line:
 
     def _looked_up(self, name: str) -> tuple[str, Tensor]:
         """The node that looks these ids up, and what it finds."""
-        nodes = [node for node, origin in self.cuts.items() if origin == name]
-        if not nodes:
+        cut = next((node for node in self.cuts.values() if info(node).origin == name), None)
+        if cut is None:
             raise TypeError(
                 f"the input {name} holds integers and is looked up in no embedding: there is no line through integers. "
                 "Give floating inputs, or wrt='parameters'"
             )
-        found: dict[str, Tensor] = {}
 
-        def keep(node: Any, args: Any, kwargs: Any) -> Any:
-            value = node.target(*args, **kwargs)
-            if node.name == nodes[0]:
-                found[node.name] = value
-            return value
+        def computed(node: fx.Node) -> Any:
+            if node.op == "placeholder":
+                return self.values[node.name]
+            args, kwargs = fx.map_arg((node.args, node.kwargs), computed)
+            return node.target(*args, **kwargs)  # type: ignore[operator]
 
         with torch.no_grad():
-            interpret(self.program.graph, self.values, keep)
-        return nodes[0], found[nodes[0]]
+            return cut.name, computed(cut)
 
     def through(self, run: Run) -> Any:
         """The jet of the output."""
-        inner = {node: h for node, h in self.lines.items() if node in self.cuts}
-        given = {n: Jet(torch.stack([self.values[n], h])) for n, h in self.lines.items() if n not in inner}
-        return run.of(self.program, {**self.values, **given}, moved=inner)
+        given = {node: Jet(torch.stack([self.values[node], h])) for node, h in self.outer.items()}
+        return run.of(self.program, {**self.values, **given}, moved=self.inner)
 
     def value(self, t: float) -> Tensor:
         """F at t, by the program's own operations."""
-        inner = {node: h for node, h in self.lines.items() if node in self.cuts}
-        given = {n: self.values[n] + t * h for n, h in self.lines.items() if n not in inner}
+        given = {node: self.values[node] + t * h for node, h in self.outer.items()}
 
-        def visit(node: Any, args: Any, kwargs: Any) -> Any:
-            value = node.target(*args, **kwargs)
-            return value + t * inner[node.name] if node.name in inner else value
+        def visit(node: fx.Node, args: Any, kwargs: Any) -> Any:
+            value = node.target(*args, **kwargs)  # type: ignore[operator]
+            return value + t * self.inner[node.name] if node.name in self.inner else value
 
         return interpret(self.program.graph, {**self.values, **given}, visit)  # type: ignore[no-any-return]

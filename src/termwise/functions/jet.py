@@ -139,18 +139,19 @@ class Run:
         lines = moved or {}
 
         def visit(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            value = self._visit(node, args, kwargs)
+            value = self.visit(node, args, kwargs)
             return Jet(torch.stack([value, lines[node.name]])) if node.name in lines else value
 
         return interpret(program.graph, values, visit)
 
-    def _visit(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def visit(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The value of one node, by its rule where an argument moves."""
         target: Any = node.target
         if not (moves(args) or moves(tuple(kwargs.values()))):
             return target(*args, **kwargs)
         if isinstance(target, Composite):  # what the model spelled out, as it spelled it
             names = [n.name for n in target.graph.find_nodes(op="placeholder")]
-            return interpret(target.graph, dict(zip(names, args, strict=True)), self._visit)
+            return interpret(target.graph, dict(zip(names, args, strict=True)), self.visit)
         self.op, self.node, name = target, node, op_name(node)
         rule = JET_RULES.get(name)
         if rule is not None:

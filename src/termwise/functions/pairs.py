@@ -68,7 +68,7 @@ def run_pairs(program: Program, values: Mapping[str, Any]) -> Any:
         rule = PAIR_RULES.get(op_name(node))
         if rule is not None:
             return rule(target, *args, **kwargs)
-        return _pairs(rows._visit(node, _jets(args), {k: _jets(v) for k, v in kwargs.items()}))
+        return _pairs(rows.visit(node, _jets(args), {k: _jets(v) for k, v in kwargs.items()}))
 
     return interpret(program.graph, values, visit)
 

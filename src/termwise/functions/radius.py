@@ -83,12 +83,7 @@ def radius(coefficients: Tensor | Sequence[float]) -> Radius:
         return Radius(math.inf, math.inf, math.inf, rough=False)  # it ends: a polynomial
     if f.ndim > 1 and f[0].size > 1:
         return _summary(_roots(norms), len(f))
-    f = f.reshape(len(f))
-    stride = int(np.gcd.reduce(present - present[0])) if len(present) > 1 else 1
-    if stride > 1 and len(present) > 3:
-        found = radius(list(f[present[0] :: stride]))
-        return Radius(found.value ** (1 / stride), found.low ** (1 / stride), found.high ** (1 / stride), found.rough)
-    f, stride = _without_zeros(f)
+    f, stride = _without_gaps(f.reshape(len(f)), present)
     estimates = (_one(f) or _pairs(f)) if len(f) >= 6 else []
     estimates = estimates or _roots(np.abs(f))
     found = _summary(estimates, len(f))
@@ -96,8 +91,11 @@ def radius(coefficients: Tensor | Sequence[float]) -> Radius:
     return Radius(found.value**power, found.low**power, found.high**power, found.rough)
 
 
-def _without_zeros(f: np.ndarray) -> tuple[np.ndarray, int]:
-    """Of an odd or even series, whose every other coefficient is nothing but rounding, the rest: a series in t^2."""
+def _without_gaps(f: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, int]:
+    """Of a series in t^stride its coefficients, and stride; what stands between is 0, or in every other place only rounding."""
+    stride = int(np.gcd.reduce(present - present[0])) if len(present) > 3 else 1
+    if stride > 1:
+        return f[present[0] :: stride], stride
     if len(f) >= 8:
         sizes = np.log(np.maximum(np.abs(f), 1e-300))
         trend = (sizes[:-2] + sizes[2:]) / 2  # of the neighbours

@@ -163,10 +163,9 @@ class TangentModel(nn.Module):
             if program.accepts(call):
                 return program, names, call.tensors
         program = capture(self.primal, *positional, kwargs=keywords, select=self._select)
-        called = {id(p): n for n, p in self.primal.named_parameters()}  # one name for a weight that is used under several
-        own = {n: called.get(id(_at(self.primal, p.name))) for n, p in program.placeholders.items() if p.kind == "parameter"}
         used = {n.name for n in program.graph.find_nodes(op="placeholder") if n.users}
-        names = {placeholder: name for placeholder, name in own.items() if name in self.tangent and placeholder in used}
+        held = program.parameters
+        names = {placeholder: name for name in self.tangent for placeholder in held.get(name, ()) if placeholder in used}
         if not names:
             raise ValueError(
                 f"the output of {type(self.primal).__name__} depends on none of the parameters that have a tangent "
@@ -250,10 +249,3 @@ class TangentModel(nn.Module):
 
 def _named(v: TangentModel | Tangent) -> Tangent:
     return v.tangent if isinstance(v, TangentModel) else v
-
-
-def _at(model: nn.Module, path: str) -> Any:
-    owner: Any = model
-    for step in path.split("."):
-        owner = getattr(owner, step)
-    return owner

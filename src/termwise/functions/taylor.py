@@ -118,6 +118,10 @@ class Taylor:
             )
         return torch.stack(found)
 
+    def through(self, function: Callable[[Taylor, Tensor], Tensor], a: Tensor) -> Tensor:
+        """A function of numbers, given by what it does to the rows of a series in one variable."""
+        return function(self, a)
+
     # -- functions ----------------------------------------------------------------------------------------------------
 
     def slopes(self, a: Tensor) -> Tensor:
@@ -175,12 +179,9 @@ class Taylor:
         return torch.stack(c)
 
     def _whole_power(self, a: Tensor, r: int) -> Tensor:
-        if r == 0:
-            return torch.ones_like(a[:1])
-        half = self._whole_power(a, r // 2) if r > 1 else None
-        if half is None:
-            return a
-        even = self.square(half)
+        if r < 2:
+            return a if r else torch.ones_like(a[:1])
+        even = self.square(self._whole_power(a, r // 2))
         return self.product(even, a) if r % 2 else even
 
     def sin_cos(self, a: Tensor, sign: float = -1) -> tuple[Tensor, Tensor]:

@@ -7,16 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .table import Jet, jet_rule, like, moves, padded, rows_of, values
+from .table import Jet, axes_of, jet_rule, leveled, like, moves, rows_of, values
 
 aten = torch.ops.aten
 
 
 @jet_rule(
-    "flatten",
-    "unflatten", "narrow", "index_select", "gather", "take_along_dim", "take", "flip", "rot90", "roll", "repeat", "tile",
-    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "tril", "triu", "diagonal", "diag", "diag_embed", "chunk", "split",
-    "split_with_sizes", "tensor_split", "unbind", "movedim", "swapaxes", "unfold", "unfold_copy", "im2col", "col2im",
+    "flatten", "unflatten", "narrow", "index_select", "gather", "take_along_dim", "take", "flip", "rot90", "roll", "repeat",
+    "tile", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "tril", "triu", "diagonal", "diag", "diag_embed", "chunk",
+    "split", "split_with_sizes", "tensor_split", "unbind", "movedim", "swapaxes", "unfold", "unfold_copy", "im2col", "col2im",
     "repeat_interleave", "masked_select", "as_strided", "cumsum", "trace", "adaptive_avg_pool1d", "upsample_nearest1d",
     "upsample_linear1d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "fft_rfft", "fft_irfft", "fft_fft",
     "fft_ifft", "fft_rfft2", "fft_irfft2", "fft_fft2", "fft_ifft2", "fft_rfftn", "fft_irfftn", "avg_pool1d", "index",
@@ -26,13 +25,21 @@ aten = torch.ops.aten
 def linear_in_rows(at: Any, *args: Any, **kwargs: Any) -> Any:
     """Sums and moves: f(x_k) for every k at once. What is filled in (padding with a number) fills the first row only."""
     name = at.op.__name__.partition(".")[0]
-    if name in ("pad", "constant_pad_nd") and (filled := _fill(args)):
-        zeros = (*args[:2], *_without_fill(args[2:]))
-        rows = linear_in_rows(at, *zeros, **kwargs).rows
-        return Jet(at.series.shifted(rows, at.op(torch.zeros_like(args[0].value), *args[1:], **kwargs) * bool(filled)))
+    if name in ("pad", "constant_pad_nd") and any(_number(a) and a for a in args[2:]):
+        return _filling(at, args, [0.0 if _number(a) else a for a in args[2:]], kwargs)
     if name == "diff" and len(args) + len(kwargs) > 3:
         raise ValueError(f"{at.where} joins something to its input: join them before (torch.cat), and then take differences")
     return at.by_rows(at.op, *args, **kwargs)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _filling(at: Any, args: Any, empty: list[Any], kwargs: Any) -> Jet:
+    """An operation that fills in a number: linear where that is 0 (`empty`: its last arguments then), and a constant more."""
+    rows = at.by_rows(at.op, *args[: len(args) - len(empty)], *empty, **kwargs).rows
+    return Jet(at.series.shifted(rows, at.op(*values((torch.zeros_like(args[0].value), *args[1:])), **kwargs)))
 
 
 @jet_rule("masked_scatter", "scatter_add", "scatter", "index_add", "index_copy", "index_put", "select_scatter", "slice_scatter")
@@ -40,9 +47,8 @@ def assembled(at: Any, *args: Any, **kwargs: Any) -> Jet:
     """Values put among others: a constant one of them is zero in the later rows."""
     if kwargs.get("reduce") is not None:
         raise ValueError(f"{at.where} reduces while it scatters: there is a jet rule for putting and adding only")
-    if args and isinstance(args[-1], (int, float)) and not isinstance(args[-1], bool) and "value" in at.overload:
-        zeros = at.by_rows(at.op, *args[:-1], 0.0, **kwargs)
-        return Jet(at.series.shifted(zeros.rows, at.op(*values((torch.zeros_like(args[0].value), *args[1:])), **kwargs)))
+    if _number(args[-1]) and "value" in at.overload:
+        return _filling(at, args, [0.0], kwargs)
 
     def series(value: Any) -> Any:
         floating = isinstance(value, Tensor) and value.is_floating_point()
@@ -50,14 +56,6 @@ def assembled(at: Any, *args: Any, **kwargs: Any) -> Jet:
 
     found: Jet = at.by_rows(at.op, *map(series, args), **kwargs)
     return found
-
-
-def _fill(args: Any) -> float:
-    return next((float(a) for a in args[2:] if isinstance(a, (int, float)) and not isinstance(a, bool)), 0.0)
-
-
-def _without_fill(rest: Any) -> list[Any]:
-    return [0.0 if isinstance(a, (int, float)) and not isinstance(a, bool) else a for a in rest]
 
 
 @jet_rule("view", "reshape", "_unsafe_view", "expand", "view_copy", "_reshape_copy")
@@ -135,23 +133,19 @@ def sliced(at: Any, x: Jet, axis: int = 0, start: Any = None, end: Any = None, s
 @jet_rule("cat", "stack", "concat")
 def together(at: Any, tensors: Any, axis: int = 0) -> Jet:
     """Pieces, some of them constant: these have zeros in the later rows."""
-    rows = [
-        rows_of(at, v) for v in tensors if moves(v) or v.shape != (0,)
-    ]  # torch lets an empty list of numbers be joined to all
-    n = max(map(len, rows))
-    axes = rows[0].ndim - 1 + at.op.__name__.startswith("stack")
-    full = [padded(r, n) for r in rows]
-    return Jet((torch.stack if at.op.__name__.startswith("stack") else torch.cat)(full, axis % axes + 1))
+    # torch lets an empty list of numbers be joined to all
+    rows = leveled(rows_of(at, v) for v in tensors if moves(v) or v.shape != (0,))
+    stacks = at.op.__name__.startswith("stack")
+    return Jet((torch.stack if stacks else torch.cat)(rows, axis % (rows[0].ndim - 1 + stacks) + 1))
 
 
 @jet_rule("sum", "mean")
 def summed(at: Any, x: Jet, axes: Any = None, keepdim: bool = False, **kwargs: Any) -> Jet:
     """Over some axes, or all."""
-    axes = list(range(x.ndim)) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
-    moved = [a % x.ndim + 1 for a in axes]
-    if not moved:
+    axes = axes_of(x, axes)
+    if not axes:
         return x
-    return Jet(getattr(torch, at.op.__name__.partition(".")[0])(x.rows, moved, keepdim, dtype=kwargs.get("dtype")))
+    return Jet(getattr(torch, at.op.__name__.partition(".")[0])(x.rows, axes, keepdim, dtype=kwargs.get("dtype")))
 
 
 @jet_rule("add", "sub", "rsub")

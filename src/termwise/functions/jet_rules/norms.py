@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .table import Jet, channels, jet_rule, moves, rows_of
+from .table import Jet, axes_of, channels, jet_rule, moves, rows_of
 
 
 def _normed(at: Any, d: Tensor, axes: list[int], eps: float) -> Tensor:
@@ -86,8 +86,7 @@ def batch_norm(
 @jet_rule("linalg_vector_norm", "norm", "linalg_norm")
 def vector_norm(at: Any, x: Jet, order: Any = 2, axes: Any = None, keepdim: bool = False, **_: Any) -> Jet:
     """The root of a sum of squares, or the sum of absolute values."""
-    axes = list(range(x.ndim)) if axes in (None, []) else [axes] if isinstance(axes, int) else axes
-    axes = [a % x.ndim - x.ndim for a in axes]
+    axes = axes_of(x, axes)
     if order == 1:
         at.kink(x)
         return Jet(torch.where(at.positive(x), x.rows, -x.rows).sum(axes, keepdim=keepdim))
@@ -103,8 +102,7 @@ def variance(at: Any, x: Jet, *args: Any, correction: float | None = 1, keepdim:
     flags = [a for a in args if isinstance(a, bool)]
     if flags:  # (axes, unbiased, keepdim), of the older overloads
         correction, keepdim = int(flags[0]), flags[1] if len(flags) > 1 else keepdim
-    axes = list(range(x.ndim)) if axes in (None, []) else [axes] if isinstance(axes, int) else axes
-    axes = [a % x.ndim - x.ndim for a in axes]
+    axes = axes_of(x, axes)
     n = math.prod(x.rows.shape[a] for a in axes)
     d = x.rows - x.rows.mean(axes, keepdim=True)
     found = at.series.square(d).sum(axes, keepdim=keepdim) / (n - (1 if correction is None else correction))

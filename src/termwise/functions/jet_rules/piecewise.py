@@ -67,7 +67,6 @@ def celu(at: Any, x: Jet, alpha: float = 1) -> Jet:
 @jet_rule("clamp", "clamp_min", "clamp_max", "hardtanh", "relu6")
 def clamp(at: Any, x: Any, low: Any = None, high: Any = None) -> Jet:
     """X between its ends, and these beyond."""
-    x = Jet(rows_of(at, x))
     name = at.op.__name__.partition(".")[0]
     if name == "clamp_max":
         low, high = None, low
@@ -75,6 +74,10 @@ def clamp(at: Any, x: Any, low: Any = None, high: Any = None) -> Jet:
         low, high = -1.0 if low is None else low, 1.0 if high is None else high
     elif name == "relu6":
         low, high = 0.0, 6.0
+    return _between(at, Jet(rows_of(at, x)), low, high)
+
+
+def _between(at: Any, x: Jet, low: Any, high: Any) -> Jet:
     for end, inside in ((low, 1), (high, -1)):
         if end is not None:
             bound = like(end, x)
@@ -87,18 +90,8 @@ def clamp(at: Any, x: Any, low: Any = None, high: Any = None) -> Jet:
 @jet_rule("hardsigmoid", "hardswish")
 def hard(at: Any, x: Jet) -> Jet:
     """Clamp(x / 6 + 1 / 2, 0, 1), and x times that."""
-    gate = clamp(_Named(at, "clamp"), Jet(at.series.shifted(x.rows / 6, 0.5)), 0.0, 1.0)
+    gate = _between(at, Jet(at.series.shifted(x.rows / 6, 0.5)), 0.0, 1.0)
     return gate if at.op.__name__.startswith("hardsigmoid") else Jet(at.series.product(x.rows, gate.rows))
-
-
-class _Named:
-    """A place whose operator has another name."""
-
-    def __init__(self, at: Any, name: str) -> None:
-        self._at, self.op = at, type("op", (), {"__name__": name})
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._at, name)
 
 
 @jet_rule("where")
@@ -188,11 +181,8 @@ def ordered(at: Any, x: Jet, *args: Any, **kwargs: Any) -> Any:
     """The order of t = 0, for every row."""
     at.unwatched()
     _, index = at.op(x.value, *args, **kwargs)
-    axis = (
-        args[1]
-        if at.op.__name__.startswith("topk") and len(args) > 1
-        else kwargs.get("dim", args[0] if args and not at.op.__name__.startswith("topk") else -1)
-    )
+    place = 1 if at.op.__name__.startswith("topk") else 0  # behind k
+    axis = kwargs.get("dim", args[place] if len(args) > place else -1)
     axis = axis % x.ndim + 1 if x.ndim else 0
     return Jet(x.rows.gather(axis, index.expand(len(x.rows), *index.shape))), index
 

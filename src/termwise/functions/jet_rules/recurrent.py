@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .products import linear
 from .smooth import sigmoid_rows, tanh_rows
-from .table import Jet, jet_rule, padded, rows_of
+from .table import Jet, jet_rule, leveled, rows_of
 
 State = tuple[Tensor, ...]
 Step = Callable[[Any, Tensor, Tensor, State], State]
@@ -66,14 +66,8 @@ def recurrent(
                 if projection is not None:
                     state = (linear(at, Jet(state[0]), projection).rows, *state[1:])
                 found[t] = state[0]
-            most = max(len(rows) for rows in found.values())
-            outs.append(torch.stack([padded(found[t], most) for t in steps], 1))
+            outs.append(torch.stack(leveled(found[t] for t in steps), 1))
             last.append(state)
-        most = max(map(len, outs))
-        value = torch.cat([padded(rows, most) for rows in outs], -1)
+        value = torch.cat(leveled(outs), -1)
     out = value.transpose(1, 2) if batch_first else value
-    ends = []
-    for rows in zip(*last, strict=True):
-        most = max(map(len, rows))
-        ends.append(Jet(torch.stack([padded(r, most) for r in rows], 1)))
-    return Jet(out), *ends
+    return Jet(out), *(Jet(torch.stack(leveled(rows), 1)) for rows in zip(*last, strict=True))

@@ -1,24 +1,19 @@
-"""The table of jet rules, and what every rule works on.
-
-@jet_rule("square")
-def square(at, x):
-return Jet(at.series.square(x.rows))
-"""
+"""The table of jet rules, and what every rule works on: jets, their rows, and values that may or may not move."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..collapsed import Collapsed
-from ..taylor import Taylor
-
-__all__ = ["JET_RULES", "Jet", "channels", "jet_rule", "like", "moves", "padded", "rows_of", "smooth"]
+__all__ = [
+    "JET_RULES", "Jet", "axes_of", "channels", "choose", "jet_rule", "leveled", "like", "moves", "padded", "rows_of", "smooth",
+    "values",
+]  # fmt: skip
 
 Rule = Callable[..., Any]
 
@@ -69,11 +64,7 @@ def smooth(*ops: str) -> Callable[[Rule], Rule]:
     def enter(function: Rule) -> Rule:
         @functools.wraps(function)
         def rule(at: Any, x: Jet, *args: Any, **kwargs: Any) -> Jet:
-            if not isinstance(at.series, Collapsed) or len(x.rows) == 1:
-                found: Jet = function(at, x, *args, **kwargs)
-                return found
-            alone = at.over(Taylor(at.series.order))
-            return Jet(at.series.compose(function(alone, Jet(at.series.along(x.rows)), *args, **kwargs).rows, x.rows))
+            return Jet(at.series.through(lambda series, a: function(at.over(series), Jet(a), *args, **kwargs).rows, x.rows))
 
         jet_rule(*ops)(rule)
         return rule
@@ -106,6 +97,19 @@ def padded(rows: Tensor, n: int) -> Tensor:
     return rows if len(rows) == n else torch.cat([rows, rows.new_zeros(n - len(rows), *rows.shape[1:])])
 
 
+def leveled(several: Iterable[Tensor]) -> list[Tensor]:
+    """All with as many rows as the longest."""
+    several = list(several)
+    most = max(rows.shape[0] for rows in several)
+    return [padded(rows, most) for rows in several]
+
+
+def axes_of(x: Jet, axes: Any) -> list[int]:
+    """Axes of a value, counted from its end, where rows do not matter: None or none named are all."""
+    axes = range(x.ndim) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
+    return [a % x.ndim - x.ndim for a in axes]
+
+
 def channels(value: Any, trailing: int) -> Any:
     """A vector over channels, with axes of size 1 behind."""
     if value is None:
@@ -116,12 +120,12 @@ def channels(value: Any, trailing: int) -> Any:
 
 
 def values(args: Any) -> Any:
+    """Arguments at t = 0 (looking into lists)."""
     return [a.value if isinstance(a, Jet) else values(a) if isinstance(a, (tuple, list)) else a for a in args]
 
 
 def choose(where: Tensor, a: Tensor, b: Tensor) -> Jet:
     """The rows of one branch or the other, entry by entry; all three are broadcast as values, behind the rows."""
-    n = max(a.shape[0], b.shape[0])
     axes = max(a.ndim - 1, b.ndim - 1, where.ndim)
-    a, b = (padded(r.reshape(r.shape[0], *[1] * (axes + 1 - r.ndim), *r.shape[1:]), n) for r in (a, b))
+    a, b = leveled(r.reshape(r.shape[0], *[1] * (axes + 1 - r.ndim), *r.shape[1:]) for r in (a, b))
     return Jet(torch.where(where, a, b))
