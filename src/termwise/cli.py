@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from termwise import __version__
-from termwise.cli_subject import as_target, chosen_subject
+from termwise.cli_subject import ModelOption, SizeOption, as_target, check_kind, check_source, chosen_subject
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,12 +89,7 @@ def options(
 
 @app.command()
 def explain(
-    model: Annotated[
-        str,
-        typer.Option(
-            help="A name from `termwise models`, or path/to/file.py:factory. WARNING: the file is run; use only what you trust."
-        ),
-    ],
+    model: ModelOption,
     image: Annotated[Path | None, typer.Option(help="A picture.")] = None,
     text: Annotated[str | None, typer.Option(help="A text.")] = None,
     target: Annotated[
@@ -106,13 +101,12 @@ def explain(
     out: Annotated[Path | None, typer.Option(help="Write a self-contained page here (why.html).")] = None,
     weights: Annotated[Path | None, typer.Option(help="safetensors file for a model of your own; every key must match.")] = None,
     classes: Annotated[Path | None, typer.Option(help="Names of your model's classes, one per line.")] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Side of the picture that your model takes; 224 by default.")] = None,
+    size: SizeOption = None,
     float32: Annotated[bool, typer.Option("--float32", help="Compute in float32; float64 by default.")] = False,
     check: Annotated[bool, typer.Option(help="Test the map by removing what it calls important.")] = True,
 ) -> None:
     """Say why a model answered so: pixels or words, biases, constants, and the proof that they add up."""
-    if (image is None) == (text is None):
-        raise ValueError("give either --image or --text")
+    check_source(image, text)
     if out is not None:
         from termwise.report.output import check_writable
 
@@ -124,8 +118,7 @@ def explain(
     from termwise.showcase import examine
 
     subject = chosen_subject(model, weights, classes, size)
-    if subject.kind != ("text" if image is None else "image"):
-        raise ValueError(f"{model} takes {'a text: give --text' if image is not None else 'a picture: give --image'}")
+    check_kind(subject, model, image)
     subject.model.to(torch.float32 if float32 else torch.float64)  # whatever precision the weights came in
     chosen: Any = rules
     if rules == "EpsilonGammaBox":  # the one set that has to know the range of the input
@@ -150,12 +143,7 @@ def explain(
 
 @app.command()
 def compare(
-    model: Annotated[
-        str,
-        typer.Option(
-            help="A name from `termwise models`, or path/to/file.py:factory. WARNING: the file is run; use only what you trust."
-        ),
-    ],
+    model: ModelOption,
     image: Annotated[Path | None, typer.Option(help="A picture.")] = None,
     text: Annotated[str | None, typer.Option(help="A text.")] = None,
     methods: Annotated[str | None, typer.Option(help="Names of methods and rule sets, with commas between.")] = None,
@@ -164,12 +152,11 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Write a self-contained page here (compare.html).")] = None,
     weights: Annotated[Path | None, typer.Option(help="safetensors file for a model of your own.")] = None,
     classes: Annotated[Path | None, typer.Option(help="Names of your model's classes, one per line.")] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Side of the picture that your model takes; 224 by default.")] = None,
+    size: SizeOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="A list of objects instead of a table.")] = False,
 ) -> None:
     """Explain one answer by several methods: faithfulness, closing error, cancellation and time, side by side."""
-    if (image is None) == (text is None):
-        raise ValueError("give either --image or --text")
+    check_source(image, text)
     if out is not None:
         from termwise.report.output import check_writable
 
@@ -178,8 +165,7 @@ def compare(
     from termwise.showcase import side_by_side
 
     subject = chosen_subject(model, weights, classes, size)
-    if subject.kind != ("text" if image is None else "image"):
-        raise ValueError(f"{model} takes {'a text: give --text' if image is not None else 'a picture: give --image'}")
+    check_kind(subject, model, image)
     chosen = None if methods is None else [m.strip() for m in methods.split(",") if m.strip()]
     with steps(_console(stderr=True), 1, settings.progress) as step:
         source = text if image is None else image
@@ -199,14 +185,9 @@ def compare(
 
 @app.command()
 def coverage(
-    model: Annotated[
-        str,
-        typer.Option(
-            help="A name from `termwise models`, or path/to/file.py:factory. WARNING: the file is run; use only what you trust."
-        ),
-    ],
+    model: ModelOption,
     weights: Annotated[Path | None, typer.Option(help="safetensors file for a model of your own.")] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Side of the picture that your model takes; 224 by default.")] = None,
+    size: SizeOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Count a model's operations, and those that no rule covers."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from termwise.cli_subject import ModelOption, SizeOption, as_target, check_kind, check_source, chosen_subject
+
 if TYPE_CHECKING:
     from termwise.functions import Expansion
 
@@ -21,12 +23,7 @@ def register(app: typer.Typer) -> None:
 
 
 def expand(
-    model: Annotated[
-        str,
-        typer.Option(
-            help="A name from `termwise models`, or path/to/file.py:factory. WARNING: the file is run; use only what you trust."
-        ),
-    ],
+    model: ModelOption,
     image: Annotated[Path | None, typer.Option(help="A picture.")] = None,
     text: Annotated[str | None, typer.Option(help="A text; the direction then lies in its embedding.")] = None,
     order: Annotated[int, typer.Option(min=0, help="Highest order that is a part.")] = 4,
@@ -36,17 +33,15 @@ def expand(
     target: Annotated[str | None, typer.Option(help="Class to look at, by number or name.")] = None,
     out: Annotated[Path | None, typer.Option(help="Draw the sizes of the terms here (terms.png, .svg).")] = None,
     weights: Annotated[Path | None, typer.Option(help="safetensors file for a model of your own.")] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Side of the picture that your model takes; 224 by default.")] = None,
+    size: SizeOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Take a model's answer apart by order of a step in its input: f(x) + slope + curvature + ... + remainder."""
     import torch
 
-    from termwise.cli_subject import as_target, chosen_subject
     from termwise.functions import expand as expansion
 
-    if (image is None) == (text is None):
-        raise ValueError("give either --image or --text")
+    check_source(image, text)
     if to is not None and image is None:
         raise ValueError("--to goes from one picture to another: give --image")
     if out is not None:
@@ -54,8 +49,7 @@ def expand(
 
         check_writable(out)
     subject = chosen_subject(model, weights, None, size)
-    if subject.kind != ("text" if image is None else "image"):
-        raise ValueError(f"{model} takes {'a text: give --text' if image is not None else 'a picture: give --image'}")
+    check_kind(subject, model, image)
     subject.model.to(torch.float64)
     x = subject.prepare(text if image is None else image)
     x = x if isinstance(x, dict) else {"": x}

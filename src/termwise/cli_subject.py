@@ -3,9 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-__all__ = ["as_target", "chosen_subject"]
+import typer
+
+__all__ = ["ModelOption", "SizeOption", "as_target", "check_kind", "check_source", "chosen_subject"]
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        help="A name from `termwise models`, or path/to/file.py:factory. WARNING: the file is run; use only what you trust."
+    ),
+]
+SizeOption = Annotated[int | None, typer.Option(min=1, help="Side of the picture that your model takes; 224 by default.")]
+
+
+def check_source(image: Path | None, text: str | None) -> None:
+    """Exactly one of them is given."""
+    if (image is None) == (text is None):
+        raise ValueError("give either --image or --text")
+
+
+def check_kind(subject: Any, model: str, image: Path | None) -> None:
+    """What is given is what the model takes."""
+    if subject.kind != ("text" if image is None else "image"):
+        raise ValueError(f"{model} takes {'a text: give --text' if image is not None else 'a picture: give --image'}")
 
 
 def chosen_subject(model: str, weights: Path | None, classes: Path | None, size: int | None) -> Any:
