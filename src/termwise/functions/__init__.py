@@ -1,12 +1,17 @@
 """Expansions of a network as a function: Taylor jets, and what is made of them."""
 
 from . import higher_order
+from .activation_spectrum import Spectrum, activation_spectrum, relu_spectrum
+from .dc_component import dc_component
+from .dc_report import DCReport, dc_report
 from .differential import biharmonic, derivatives, laplacian, linear_operator, partial
 from .expansion import Expansion, expand
+from .harmonics import harmonics, relu_harmonics
 from .jet import jet
 from .jet_rules import JET_RULES, Jet, jet_rule
 from .private import privacy_spent, private_gradient
 from .radius import Radius, radius
+from .remove_dc import RemoveDC
 from .residual_paths import ResidualExpansion, residual_expansion
 from .scale_residuals import ScaledResiduals, scale_residuals
 from .shallow import ShallowNet, shallow
@@ -14,8 +19,9 @@ from .subset_expansion import SubsetExpansion, subset_expansion
 from .tangent import TangentModel, tangent
 
 __all__ = [
-    "JET_RULES", "Expansion", "Jet", "Radius", "ResidualExpansion", "ScaledResiduals", "ShallowNet", "SubsetExpansion",
-    "TangentModel", "biharmonic", "derivatives", "expand", "higher_order", "jet", "jet_rule", "laplacian",
-    "linear_operator", "partial", "privacy_spent", "private_gradient", "radius", "residual_expansion",
-    "scale_residuals", "shallow", "subset_expansion", "tangent",
+    "JET_RULES", "DCReport", "Expansion", "Jet", "Radius", "RemoveDC", "ResidualExpansion", "ScaledResiduals",
+    "ShallowNet", "Spectrum", "SubsetExpansion", "TangentModel", "activation_spectrum", "biharmonic", "dc_component",
+    "dc_report", "derivatives", "expand", "harmonics", "higher_order", "jet", "jet_rule", "laplacian",
+    "linear_operator", "partial", "privacy_spent", "private_gradient", "radius", "relu_harmonics", "relu_spectrum",
+    "residual_expansion", "scale_residuals", "shallow", "subset_expansion", "tangent",
 ]  # fmt: skip
