@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import core, functions, predictions, report, testing, zoo
+    from . import core, functions, optimizers, predictions, report, testing, zoo
     from .core import Decomposition, DoesNotAddUp, capture
     from .functions import Expansion, TangentModel, expand, jet, relu_spectrum, residual_expansion, shallow, tangent
     from .predictions import (
@@ -33,11 +33,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Decomposition", "DoesNotAddUp", "Expansion", "Explanation", "TangentModel", "__version__", "capture", "chefer",
     "compare", "continuation", "contrast", "core", "coverage", "decompx", "expand", "explain", "functions", "jet",
-    "next_token", "predictions", "relu_spectrum", "report", "residual_expansion", "shallow", "tangent", "testing", "weighting",
-    "zoo",
+    "next_token", "optimizers", "predictions", "relu_spectrum", "report", "residual_expansion", "shallow", "tangent", "testing",
+    "weighting", "zoo",
 ]  # fmt: skip
 
-_ROOMS = ("core", "functions", "predictions", "report", "testing", "zoo")
+_ROOMS = ("core", "functions", "optimizers", "predictions", "report", "testing", "zoo")
 _VERBS = {
     "capture": "core", "Decomposition": "core", "DoesNotAddUp": "core", "explain": "predictions",
     "Explanation": "predictions", "compare": "predictions", "decompx": "predictions",

@@ -44,7 +44,7 @@ PROJECTIONS = {"linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution"}
 NORMS = {"layer_norm", "native_layer_norm", "rms_norm", "group_norm", "instance_norm"}
 
 # A branch times its switch, or a whole axis of switched networks, may have other strides than the branch had.
-_SAFER = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
+SAFER = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
 
 
 @dataclass(frozen=True)
@@ -226,8 +226,8 @@ def switched(program: Program, blocks: Sequence[Block]) -> Program:
             switches = graph.placeholder("switches")
             switches.meta["info"] = copy.copy(info(program.output))
         new = seen[node] = graph.node_copy(node, seen.__getitem__)
-        if node.target in _SAFER:
-            new.target = _SAFER[node.target]
+        if node.target in SAFER:
+            new.target = SAFER[node.target]
         if node.name in branches:
             k, position = branches[node.name]
             with graph.inserting_before(new):

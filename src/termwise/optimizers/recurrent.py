@@ -1,0 +1,118 @@
+r"""Highway backpropagation through time: the state's own gate is the residual path.
+
+    h_t = f(x_t, h_(t-1)),      J_f = diag(a_t) + J_g,      d_t = dL/dh_t + a_(t+1) d_(t+1) + J_g^T d_(t+1)
+
+For a GRU a is its update gate, held: h_t = z h_(t-1) + (1 - z) n. Order k is all paths that leave the gated way in k of the T steps.
+The gated sums of all steps are one associative scan; one round through the cell is one call with the steps as rows.
+
+Source: papers.toml "highway" (Fagnou et al. 2025), section on recurrent networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .highway import HighwayGradients, _number, _row
+from .scan import reverse_scan
+
+__all__ = ["highway_recurrent"]
+
+
+def highway_recurrent(
+    cell: nn.Module,
+    loss_fn: Callable[..., Tensor],
+    batch: tuple[Tensor, Any],
+    iterations: int,
+    *,
+    state: Tensor | None = None,
+    gate: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> HighwayGradients:
+    """Take the gradient of a recurrent network apart by how often it left the gated way.
+
+        grad = paths_0 + paths_1 + ... + paths_K + remainder
+
+    Args:
+        cell: (x, h) -> h of the next step; x (rows, inputs), h (rows, width); each row by itself.
+        loss_fn: of all states h_1 ... h_T, (T, samples, width), and the targets; a number. Losses at any steps are fine. Where it is
+            a module (with the layers that read the states), its parameters get their gradient, which is exact.
+        batch: (inputs (T, samples, inputs), targets).
+        iterations: K; T make the gradient exact.
+        state: h_0, (samples, width); zeros when not given, for cells with a `hidden_size`.
+        gate: (x, h) -> a, (rows, width), which the state is multiplied by on its way through the cell. Of an `nn.GRUCell` it is
+            known. One that returns zeros makes backpropagation truncated to K steps, and its weights.
+
+    Returns:
+        `HighwayGradients` with layers = T; names are those of the cell, then `loss.` and those of the loss.
+
+    Raises:
+        TypeError: for a cell that is no module.
+        ValueError: for another cell without a gate, inputs of another rank or none, iterations < 0, a loss that is no number.
+
+    Cost: T steps forward, one after the other; K + 1 rounds of one call over T rows, O(T log T) for the scans; T steps backward for
+        the whole.
+
+    Example:
+        >>> cell, x = torch.nn.GRUCell(2, 3).double(), torch.randn(6, 4, 2, dtype=torch.float64)
+        >>> found = highway_recurrent(cell, torch.nn.functional.mse_loss, (x, torch.ones(6, 4, 3).double()), iterations=6)
+        >>> found.error() < 1e-12
+        True
+
+    Source: Fagnou et al. 2025.
+    """
+    if not isinstance(cell, nn.Module):
+        raise TypeError(f"cell must be a torch.nn.Module, whose parameters get gradients; got {type(cell).__name__}")
+    if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 0:
+        raise ValueError(f"iterations is a number of 0 or more, got {iterations!r}")
+    inputs, targets = batch
+    if inputs.ndim != 3 or not len(inputs):
+        raise ValueError(f"inputs are (T, samples, inputs) with T > 0, got {tuple(inputs.shape)}")
+    if gate is None and not isinstance(cell, nn.GRUCell):
+        raise ValueError(f"the gate of a {type(cell).__name__} is not known: give gate=, (x, h) -> what multiplies the state")
+    size = getattr(cell, "hidden_size", None)
+    if state is None and size is None:
+        raise ValueError(f"{type(cell).__name__} has no hidden_size to make h_0 of: give state=")
+    first = inputs.new_zeros(inputs.shape[1], size) if state is None else state.detach()
+    modules = {"": cell, **({"loss.": loss_fn} if isinstance(loss_fn, nn.Module) else {})}
+    named = {p + n: w for p, m in modules.items() for n, w in m.named_parameters() if w.requires_grad}
+    weights = list(named.values())
+
+    with torch.enable_grad():
+        states = [first]
+        for x in inputs:
+            states.append(cell(x, states[-1]))
+        found = torch.autograd.grad(_number(loss_fn(torch.stack(states[1:]), targets)), weights, allow_unused=True)
+        whole = _row(found, weights)
+
+        before = torch.stack(states[:-1]).detach().requires_grad_()
+        rows, h = inputs.flatten(0, 1), before.flatten(0, 1)
+        after = cell(rows, h).unflatten(0, before.shape[:2])
+        held = after.detach().requires_grad_()
+        loss = _number(loss_fn(held, targets))
+    with torch.no_grad():
+        kept = (_gru_gate(cell, rows, h) if gate is None else gate(rows, h)).unflatten(0, before.shape[:2])
+    if kept.shape != before.shape:
+        raise ValueError(f"gate makes {tuple(kept.shape)} of states {tuple(before.shape)}: it must have an entry for each unit")
+
+    # d[t] belongs to h_(t+1); the gate of the step behind it is kept[t + 1]
+    d, *ahead = torch.autograd.grad(loss, [held, *weights], allow_unused=True)
+    d = reverse_scan(kept[1:], d)
+    parts = {}
+    for k in range(iterations + 1):
+        *here, back = torch.autograd.grad(after, [*weights, before], d, retain_graph=True, allow_unused=True)
+        parts[f"paths_{k}"] = _row(here, weights) + (_row(ahead, weights) if k == 0 else 0)
+        left = back[1:] - kept[1:] * d[1:]
+        d = reverse_scan(kept[1:], torch.cat([left, torch.zeros_like(d[:1])]))
+    shapes = tuple(tuple(w.shape) for w in weights)
+    return HighwayGradients(whole, parts, tuple(named), shapes, len(inputs), iterations + 1)
+
+
+def _gru_gate(cell: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+    """z of a GRU, whose weights are stacked as r, z, n."""
+    own: Any = cell
+    made = nn.functional.linear(x, own.weight_ih, own.bias_ih) + nn.functional.linear(h, own.weight_hh, own.bias_hh)
+    _, z, _ = torch.sigmoid(made).chunk(3, -1)
+    return z
