@@ -43,6 +43,15 @@ class Tower(nn.Module):
         return self.head(z)
 
 
+class Parallel(Tower):
+    """Two branches beside each other, and one behind."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z, (a, b, c) = self.stem(x), self.layers
+        z = z + torch.tanh(a(z)) + torch.sigmoid(b(z))
+        return self.head(z + torch.tanh(c(z)))
+
+
 class Mixed(nn.Module):
     """Two stages with a projection between, convolutions, a ReLU behind the addition."""
 
@@ -61,14 +70,15 @@ class Mixed(nn.Module):
 
 
 class Heads(Tower):
-    """Whose head reads the stream on its way, and the input."""
+    """Whose head reads the stream on its way and the stem, and whose blocks are weighted by what the stem made."""
 
     def forward(self, x: Tensor) -> Tensor:
-        z, out = self.stem(x), self.head(self.stem(x) ** 2)
+        z = self.stem(x)
+        weight, kept = torch.sigmoid(self.stem(x + 1).sum(-1, keepdim=True)), [z]
         for layer in self.layers:
-            z = z + torch.tanh(layer(z)) * x.mean()
-            out = out + self.head(z)
-        return out
+            z = z + torch.tanh(layer(z)) * weight
+            kept.append(z)
+        return self.head(torch.stack(kept[::2]).square().sum(0))
 
 
 def autograd(model: nn.Module, loss_fn, x, y) -> dict[str, Tensor]:
@@ -89,6 +99,7 @@ CASES = {
     "rectified": (Tower(4, after=lambda z: F.leaky_relu(z, 0.2)), "dddi", double(5, 3)),
     "normed between": (Tower(3, after=lambda z: z / z.square().sum(-1, keepdim=True).sqrt()), "ggi", double(5, 3)),
     "tied": (Tower(4, tied=True), "iiii", double(5, 3)),
+    "parallel": (Parallel(3), "ii", double(5, 3)),
     "one block": (Tower(1), "i", double(5, 3)),
     "stages": (Mixed(), "ddgdi", double(2, 2, 5, 5)),
     "read on its way": (Heads(4), "iiii", double(5, 3)),
@@ -149,7 +160,19 @@ def test_the_backward_pass_is_the_partial_sum(k):
         slow = highway_gradients(model, F.mse_loss, (x, y), iterations=k)
         assert_same({n: p.grad for n, p in model.named_parameters()}, slow.gradient())
         assert slow.error() > 1e-6
-        check_decomposition(slow)
+
+
+@pytest.mark.parametrize(("k", "exact"), [(2, False), (4, True)])
+def test_it_keeps_the_contract(k, exact):
+    model, _, x = CASES["gated"]
+    y = double(5, 2)
+    check_decomposition(
+        lambda x: highway_gradients(model, F.mse_loss, (x, y), iterations=k),
+        exact=exact,
+        inputs=(x,),
+        models=(model,),
+        batched=False,
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -224,7 +247,7 @@ def autograd_of_the_trained(model, x, y):
     return dict(zip(named, torch.autograd.grad(F.mse_loss(model(x), y), list(named.values())), strict=True))
 
 
-@pytest.mark.parametrize("name", ["vit", "gpt-neox", "efficientnet", "resnet"])
+@pytest.mark.parametrize("name", ["vit", "resnet"])
 def test_architectures(name):
     subject = build(name).to(torch.float64)
     model = subject.model.requires_grad_(True)
@@ -322,6 +345,18 @@ class Unet(nn.Module):
         return b + torch.tanh(self.layers[2](b * a))
 
 
+class Both(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = Tower(2), Tower(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        read, z = self.encoder(x).sum(-1, keepdim=True), self.decoder.stem(x)
+        for layer in self.decoder.layers:
+            z = z + torch.tanh(layer(z) + read)
+        return self.decoder.head(z)
+
+
 def plain() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2))
 
@@ -344,9 +379,9 @@ def test_models_that_cannot_be_taken_apart(model, message):
 
 
 def test_an_encoder_and_a_decoder_are_two_stacks():
-    subject = build("t5")
+    model = Both().double().eval()
     with pytest.raises(ValueError, match="more than one stack"):
-        highway_gradients(subject.model.requires_grad_(True), lambda o, _: o.sum(), (dict(subject.kwargs), None), iterations=1)
+        highway_gradients(model, F.mse_loss, (double(5, 3), double(5, 2)), iterations=1)
 
 
 def test_bad_arguments():
@@ -357,12 +392,12 @@ def test_bad_arguments():
         with pytest.raises(ValueError, match="iterations is a number of 0 or more"):
             HighwayBackward(model, k)
     with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, .* got function"):
-        highway_gradients(torch.relu if False else lambda x: x, F.mse_loss, (x, y), iterations=1)
+        highway_gradients(lambda x: x, F.mse_loss, (x, y), iterations=1)
     with pytest.raises(ValueError, match="a pair"):
         highway_gradients(model, F.mse_loss, x, iterations=1)
     with pytest.raises(ValueError, match=r"one number .* shape \(5, 2\)"):
         highway_gradients(model, lambda out, y: out - y, (x, y), iterations=1)
-    with pytest.raises(ValueError, match="one number .* float"):
+    with pytest.raises(ValueError, match=r"one number .* float"):
         highway_gradients(model, lambda out, y: 1.0, (x, y), iterations=1)
     bad = x.clone()
     bad[0, 0] = float("nan")

@@ -1,16 +1,16 @@
 r"""Highway backpropagation: the gradient of a residual network as a sum over paths through k of its blocks, k = 0, 1, 2, ...
 
-    d_l = (J_(r_l) + J_(g_l))^T d_(l+1)    =>    d_0 = sum_(k=0..L) d^(k),    d^(k): all products with J_g in k places, J_r elsewhere
+    d_l = (J_(r_l) + J_(g_l))^T d_(l+1)   =>   d_0 = sum_(k=0..L) d^(k),   d^(k): all products with J_g in k places, J_r elsewhere
 
-for layers f_l = r_l + g_l with a residual path r (the identity, a gate) and a block g. One iteration sends the gradient back through
-every block at once and adds up along the residual path; after K of them what is there is the sum of all paths through at most K
-blocks, after L the gradient. Backpropagation takes L steps one after the other.
+for layers f_l = r_l + g_l with a residual path r (the identity, a gate) and a block g. One iteration sends the gradient back
+through every block at once and adds up along the residual path; after K of them what is there is the sum of all paths through at
+most K blocks, after L the gradient. Backpropagation takes L steps one after the other.
 
 Cost: K + 1 backward passes in place of one, each of depth one layer and a sum: it gains where layers run side by side, and where
 many small layers make one batched call. Memory: that of a backward pass and a copy of the layers' weights.
 
-Source: papers.toml "highway" (Fagnou et al. 2025, theorem on the decomposition and algorithm 1). Deviations: blocks are found in the
-recorded operations; a skip that a layer projects or normalises is one more sequential step; the exact gradient is measured too.
+Source: papers.toml "highway" (Fagnou et al. 2025). Deviations: blocks are found in the recorded operations; a skip that is
+projected or normalised is one more sequential step; the exact gradient is measured too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["HighwayBackward", "HighwayGradients", "highway_gradients"]
 
 @dataclass(frozen=True, repr=False, eq=False)
 class HighwayGradients(Decomposition):
-    """A gradient by the number of blocks that it came through: parts `paths_0` ... `paths_K`, each (1, P), of all parameters in a row.
+    """A gradient by the number of blocks that it came through: parts `paths_0` ... `paths_K`, (1, P), of all parameters in a row.
 
     Attributes:
         names: of the parameters.
@@ -73,10 +73,9 @@ class HighwayGradients(Decomposition):
     def summary(self) -> str:
         """One line: how near the sum is, and how many steps that took."""
         k = len(self.parts) - 1
-        found = self._sum(k)
         return (
-            f"paths through up to {k} of {self.layers} layers: cosine {torch.cosine_similarity(self.whole, found).item():.4f}, norm "
-            f"{(found.norm() / self.whole.norm()).item():.3g}, adds up to {self.error():.1e}; {self.rounds} sequential rounds"
+            f"paths through up to {k} of {self.layers} layers: cosine {self.cosines()[-1]:.4f}, norm {self.norms()[-1]:.3g}, "
+            f"adds up to {self.error():.1e}; {self.rounds} sequential rounds"
         )
 
     def _sum(self, order: int | None) -> Tensor:
@@ -106,14 +105,14 @@ def highway_gradients(
         select: picks the tensor that the loss is of out of what the model returns, where it has no logits.
 
     Returns:
-        `HighwayGradients`: whole = the gradient by autograd; the gradient of the head and of what lies behind the stack is exact and
-        belongs to paths_0; a block's weights see the paths behind the block; what lies before the stack sees all of them. The
-        remainder are paths through more than K.
+        `HighwayGradients`: whole = the gradient by autograd. That of weights behind the stack is exact and belongs to paths_0; a
+        block's weights see the paths behind the block; weights before the stack see all of them. The remainder are paths through
+        more than K.
 
     Raises:
         TypeError: for what is no module.
-        ValueError: for a network without residual branches or with more than one stack, a post-norm one, a module in training mode
-            (dropout), iterations < 0, a loss that is no number, inputs that are not finite.
+        ValueError: for a network without residual branches or with more than one stack, a post-norm one, a module in training
+            mode (dropout), iterations < 0, a loss that is no number, inputs that are not finite.
 
     Cost: one backward pass for the whole, K + 1 of the layers for the parts.
 
@@ -160,12 +159,12 @@ class HighwayBackward:
 
         loss = loss_fn(HighwayBackward(model, iterations=3)(x), y);     loss.backward();     optimizer.step()
 
-    fills `.grad` of the model's own parameters (and of inputs that require it) with the sum over all paths through at most K blocks.
+    fills `.grad` of the model's own parameters (and of inputs that require it) with the sum over paths through at most K blocks.
 
     Args:
         model: a residual network in eval mode (no dropout, running statistics); kept by reference.
-        iterations: K; from the number of layers on the gradient is exact, at 0 nothing is sent back through a block but to its own
-            weights.
+        iterations: K; from the number of layers on the gradient is exact, at 0 nothing is sent back through a block but
+            to its own weights.
         select: picks the tensor out of what the model returns, where it has no logits.
 
     Raises:
@@ -218,7 +217,9 @@ class _Highway(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, program: Program, stack: Stack, iterations: int, places: list[list[str]], *given: Tensor) -> Tensor:
         """`given` are values of placeholders, `places` the names of the placeholders that hold each."""
-        values = program.bind([t for t, (name, *_) in zip(given, places, strict=True) if program.placeholders[name].kind == "input"])
+        values = program.bind(
+            [t for t, (name, *_) in zip(given, places, strict=True) if program.placeholders[name].kind == "input"]
+        )
         if not any(ctx.needs_input_grad):
             found: Tensor = interpret(program.graph, values, call)
             return found
@@ -272,7 +273,9 @@ def _trained(program: Program) -> tuple[dict[str, Tensor], list[list[str]]]:
     used, held = {n.name for n in program.graph.find_nodes(op="placeholder") if n.users}, program.parameters
     named = {n: p for n, p in program.model.named_parameters() if p.requires_grad and used & {*held.get(n, ())}}
     if not named:
-        raise ValueError(f"{type(program.model).__name__} has no parameter that requires a gradient and that its output depends on")
+        raise ValueError(
+            f"{type(program.model).__name__} has no parameter that requires a gradient and that its output depends on"
+        )
     return named, [held[name] for name in named]
 
 
@@ -294,7 +297,9 @@ def _number(loss: Any) -> Tensor:
 
 def _row(found: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> Tensor:
     """(1, P): gradients one behind the other, zeros where there is none."""
-    return torch.cat([torch.zeros_like(v).flatten() if g is None else g.flatten() for g, v in zip(found, leaves, strict=True)])[None]
+    return torch.cat([torch.zeros_like(v).flatten() if g is None else g.flatten() for g, v in zip(found, leaves, strict=True)])[
+        None
+    ]
 
 
 def _split(row: Tensor, names: Sequence[str], shapes: Sequence[Sequence[int]]) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 r"""Gradients along paths through at most K branches of a residual stack, a layer's backward pass at a time, all layers at once.
 
-    d^0_l = e_l + J_(r_l)^T d^0_(l+1),        b_l = J_(g_l)^T d^k_(l+1),        d^(k+1)_l = d^0_l + sum_(m >= l) (J_r ... J_r)^T b_m
+    d^0_l = e_l + J_(r_l)^T d^0_(l+1),      b_l = J_(g_l)^T d^k_(l+1),      d^(k+1)_l = d^0_l + sum_(m >= l) (J_r ... J_r)^T b_m
 
 e_l is what the head sends back to the stream at l: for a plain network the gradient at its end alone. The values of the stream
 are those of one forward pass, from which every layer is run once more with what a backward pass needs; layers alike are one
@@ -66,12 +66,14 @@ class PathGradients:
             if group.carry == "diagonal":
                 ones = torch.ones_like(group.output)
                 (found,) = torch.autograd.grad(group.output, group.skip, ones, retain_graph=True)
-                for l, gate in zip(group.layers, found, strict=True):
-                    self._gates[l] = gate
+                for i, gate in zip(group.layers, found, strict=True):
+                    self._gates[i] = gate
 
     # -- along the stream ---------------------------------------------------------------------------------------------
 
-    def head(self, seed: Tensor, leaves: Sequence[Tensor], output: Tensor | None = None) -> tuple[list[Tensor], list[Tensor | None]]:
+    def head(
+        self, seed: Tensor, leaves: Sequence[Tensor], output: Tensor | None = None
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
         """What the head sends back: e_1 ... e_(n+1), and the gradient of the leaves on the way through it.
 
         Args:
@@ -115,7 +117,9 @@ class PathGradients:
         )
         return self._sources(found)
 
-    def last(self, d: Sequence[Tensor], leaves: Sequence[Tensor], *, keep: bool = False) -> tuple[list[Tensor | None], list[Tensor]]:
+    def last(
+        self, d: Sequence[Tensor], leaves: Sequence[Tensor], *, keep: bool = False
+    ) -> tuple[list[Tensor | None], list[Tensor]]:
         """One round with the gradients of the leaves, in the layers and in the stem; what `through` returns comes second.
 
         Args:
@@ -132,20 +136,20 @@ class PathGradients:
         return list(found[: len(leaves)]), self._sources(found[len(leaves) :]) if keep else []
 
     def _seeds(self, d: Sequence[Tensor]) -> list[Tensor]:
-        return [torch.stack([d[l + 1] for l in g.layers]) for g in self._groups]
+        return [torch.stack([d[i + 1] for i in g.layers]) for g in self._groups]
 
     def _sources(self, found: Sequence[Tensor]) -> list[Tensor]:
-        back = {l: row for g, rows in zip(self._groups, found, strict=True) for l, row in zip(g.layers, rows, strict=True)}
-        return [*(back[l] for l in range(len(back))), torch.zeros_like(self.points[-1])]
+        back = {i: row for g, rows in zip(self._groups, found, strict=True) for i, row in zip(g.layers, rows, strict=True)}
+        return [*(back[i] for i in range(len(back))), torch.zeros_like(self.points[-1])]
 
 
 class _Group:
     """Layers alike, run as one from the values of the stream; the first axis of `stream`, `skip` and `output` is the layer."""
 
     def __init__(self, stack: Stack, layers: list[int], points: Sequence[Tensor], known: Mapping[fx.Node, Any]) -> None:
-        self.layers, held = layers, [stack.layers[l] for l in layers]
+        self.layers, held = layers, [stack.layers[i] for i in layers]
         self.carry, graph = held[0].carry, held[0].graph
-        self.stream = torch.stack([points[l].detach() for l in layers]).requires_grad_()
+        self.stream = torch.stack([points[i].detach() for i in layers]).requires_grad_()
         self.skip = self.stream.detach()
         if self.carry != "identity":
             self.skip.requires_grad_()

@@ -2,10 +2,11 @@ r"""Highway backpropagation through time: the state's own gate is the residual p
 
     h_t = f(x_t, h_(t-1)),      J_f = diag(a_t) + J_g,      d_t = dL/dh_t + a_(t+1) d_(t+1) + J_g^T d_(t+1)
 
-For a GRU a is its update gate, held: h_t = z h_(t-1) + (1 - z) n. Order k is all paths that leave the gated way in k of the T steps.
-The gated sums of all steps are one associative scan; one round through the cell is one call with the steps as rows.
+For a GRU a is its update gate, held: h_t = z h_(t-1) + (1 - z) n. Order k is all paths that leave the gated way in
+k of the T steps. The gated sums of all steps are one associative scan; one round through the cell is one call with the steps
+as rows.
 
-Source: papers.toml "highway" (Fagnou et al. 2025), section on recurrent networks.
+Source: papers.toml "highway" (Fagnou et al. 2025).
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def highway_recurrent(
 
     Args:
         cell: (x, h) -> h of the next step; x (rows, inputs), h (rows, width); each row by itself.
-        loss_fn: of all states h_1 ... h_T, (T, samples, width), and the targets; a number. Losses at any steps are fine. Where it is
-            a module (with the layers that read the states), its parameters get their gradient, which is exact.
+        loss_fn: of all states h_1 ... h_T, (T, samples, width), and the targets; a number. Losses at any steps are fine.
+            Where it is a module (with the layers that read the states), its parameters get their gradient, which is exact.
         batch: (inputs (T, samples, inputs), targets).
         iterations: K; T make the gradient exact.
         state: h_0, (samples, width); zeros when not given, for cells with a `hidden_size`.
@@ -52,8 +53,8 @@ def highway_recurrent(
         TypeError: for a cell that is no module.
         ValueError: for another cell without a gate, inputs of another rank or none, iterations < 0, a loss that is no number.
 
-    Cost: T steps forward, one after the other; K + 1 rounds of one call over T rows, O(T log T) for the scans; T steps backward for
-        the whole.
+    Cost: T steps forward, one after the other; K + 1 rounds of one call over T rows, O(T log T) for the scans; T steps backward
+        for the whole.
 
     Example:
         >>> cell, x = torch.nn.GRUCell(2, 3).double(), torch.randn(6, 4, 2, dtype=torch.float64)
@@ -111,7 +112,7 @@ def highway_recurrent(
 
 
 def _gru_gate(cell: nn.Module, x: Tensor, h: Tensor) -> Tensor:
-    """z of a GRU, whose weights are stacked as r, z, n."""
+    """The gate z of a GRU, whose weights are stacked as r, z, n."""
     own: Any = cell
     made = nn.functional.linear(x, own.weight_ih, own.bias_ih) + nn.functional.linear(h, own.weight_hh, own.bias_hh)
     _, z, _ = torch.sigmoid(made).chunk(3, -1)

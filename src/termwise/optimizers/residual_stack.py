@@ -71,18 +71,18 @@ class Stack:
         for node in program.graph.nodes:
             if any(a in moved for a in node.all_input_nodes):
                 moved.add(node)
-        owner = {p: l for l, p in enumerate(self.points)}
+        owner = {p: i for i, p in enumerate(self.points)}
         adds = {named[b.add]: b for b in blocks}
         self.layers: list[Layer] = []
-        for l, (start, end) in enumerate(pairwise(self.points)):
+        for i, (start, end) in enumerate(pairwise(self.points)):
             region = self._region(start, end, moved, owner, adds)
-            owner |= dict.fromkeys(region, l)
+            owner |= dict.fromkeys(region, i)
             self.layers.append(_layer(sorted(region, key=place.__getitem__), start, end, adds))
         self.inside = {n for n in owner if n is not self.points[0]}
         self._check_head(moved)
         keys: dict[tuple[Any, ...], list[int]] = {}
-        for l, layer in enumerate(self.layers):
-            keys.setdefault(layer.key if layer.carry != "general" else (l,), []).append(l)
+        for i, layer in enumerate(self.layers):
+            keys.setdefault(layer.key if layer.carry != "general" else (i,), []).append(i)
         self.groups = list(keys.values())
 
     def _region(

@@ -1,4 +1,4 @@
-"""Sums along a residual path, from its end: all of them at once, in a number of steps that does not grow with the path, or as log n."""
+"""Sums along a residual path from its end, all of them at once: one cumulative sum, or an associative scan of log n steps."""
 
 from __future__ import annotations
 
