@@ -353,7 +353,7 @@ class Both(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         read, z = self.encoder(x).sum(-1, keepdim=True), self.decoder.stem(x)
         for layer in self.decoder.layers:
-            z = z + torch.tanh(layer(z) + read)
+            z = z + torch.tanh(layer(z) * read)
         return self.decoder.head(z)
 
 
