@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from termwise.core import Decomposition
-from termwise.functions import expand, residual_expansion, shallow, subset_expansion, tangent
+from termwise.functions import expand, linearity_scores, residual_expansion, shallow, subset_expansion, tangent
 from termwise.predictions import (
     chefer,
     contrast,
@@ -193,6 +193,9 @@ ROWS = {
     "tangent, the head alone": baseline(moved, exact=True, params="4.*"),
     "branches side by side": baseline(lambda m, x: shallow(m, x).decompose(x), Towers, (rand(3, 4),)),
     "branches side by side, with pairs": baseline(lambda m, x: shallow(m, x, order=2).decompose(x), Towers, (rand(3, 4),)),
+    "lines through units": Example(
+        lambda x: linearity_scores(seeded(dense).double().eval(), x)["1"], exact=False, inputs=(rand(3, 4),), batched=False
+    ),
     "two inputs": Example(lambda a, b: explain(lambda a, b: (a * b).sum(1), a, b), exact=True, inputs=(rand(3, 4), rand(3, 4) + 1)),
 }  # fmt: skip
 

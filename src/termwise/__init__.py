@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import core, functions, optimizers, predictions, report, testing, zoo
     from .core import Decomposition, DoesNotAddUp, capture
-    from .functions import Expansion, TangentModel, expand, jet, relu_spectrum, residual_expansion, shallow, tangent
+    from .functions import (
+        Expansion,
+        TangentModel,
+        expand,
+        jet,
+        linearize_channels,
+        relu_spectrum,
+        residual_expansion,
+        shallow,
+        tangent,
+    )
     from .predictions import (
         Explanation,
         chefer,
@@ -33,8 +43,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Decomposition", "DoesNotAddUp", "Expansion", "Explanation", "TangentModel", "__version__", "capture", "chefer",
     "compare", "continuation", "contrast", "core", "coverage", "decompx", "expand", "explain", "functions", "jet",
-    "next_token", "optimizers", "predictions", "relu_spectrum", "report", "residual_expansion", "shallow", "tangent", "testing",
-    "weighting", "zoo",
+    "linearize_channels", "next_token", "optimizers", "predictions", "relu_spectrum", "report", "residual_expansion",
+    "shallow", "tangent", "testing", "weighting", "zoo",
 ]  # fmt: skip
 
 _ROOMS = ("core", "functions", "optimizers", "predictions", "report", "testing", "zoo")
@@ -43,7 +53,7 @@ _VERBS = {
     "Explanation": "predictions", "compare": "predictions", "decompx": "predictions",
     "chefer": "predictions", "coverage": "predictions", "continuation": "predictions", "contrast": "predictions",
     "next_token": "predictions", "weighting": "predictions", "expand": "functions", "Expansion": "functions", "jet": "functions",
-    "relu_spectrum": "functions", "residual_expansion": "functions", "shallow": "functions",
+    "relu_spectrum": "functions", "residual_expansion": "functions", "shallow": "functions", "linearize_channels": "functions",
     "tangent": "functions", "TangentModel": "functions",
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from . import higher_order
 from .activation_spectrum import Spectrum, activation_spectrum, relu_spectrum
+from .channel_slopes import PartlyLinear, attach_slopes
 from .dc_component import dc_component
 from .dc_report import DCReport, dc_report
 from .differential import biharmonic, derivatives, laplacian, linear_operator, partial
@@ -9,6 +10,10 @@ from .expansion import Expansion, expand
 from .harmonics import harmonics, relu_harmonics
 from .jet import jet
 from .jet_rules import JET_RULES, Jet, jet_rule
+from .linear_channels import LinearizedChannels, linearize_channels
+from .linear_stretches import collapse
+from .linearity import LinearityScores, linearity_scores
+from .path_length import average_path_length
 from .private import privacy_spent, private_gradient
 from .radius import Radius, radius
 from .remove_dc import RemoveDC
@@ -19,9 +24,11 @@ from .subset_expansion import SubsetExpansion, subset_expansion
 from .tangent import TangentModel, tangent
 
 __all__ = [
-    "JET_RULES", "DCReport", "Expansion", "Jet", "Radius", "RemoveDC", "ResidualExpansion", "ScaledResiduals",
-    "ShallowNet", "Spectrum", "SubsetExpansion", "TangentModel", "activation_spectrum", "biharmonic", "dc_component",
+    "JET_RULES", "DCReport", "Expansion", "Jet", "LinearityScores", "LinearizedChannels", "PartlyLinear", "Radius",
+    "RemoveDC", "ResidualExpansion", "ScaledResiduals", "ShallowNet", "Spectrum", "SubsetExpansion", "TangentModel",
+    "activation_spectrum", "attach_slopes", "average_path_length", "biharmonic", "collapse", "dc_component",
     "dc_report", "derivatives", "expand", "harmonics", "higher_order", "jet", "jet_rule", "laplacian",
-    "linear_operator", "partial", "privacy_spent", "private_gradient", "radius", "relu_harmonics", "relu_spectrum",
-    "residual_expansion", "scale_residuals", "shallow", "subset_expansion", "tangent",
+    "linear_operator", "linearity_scores", "linearize_channels", "partial", "privacy_spent", "private_gradient",
+    "radius", "relu_harmonics", "relu_spectrum", "residual_expansion", "scale_residuals", "shallow", "subset_expansion",
+    "tangent",
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """What the papers of this room claim, measured: one file per paper."""
 
-from . import dc_is_all_you_need, higher_order_ad, residual_depth, shallow_again, taft  # each registers its claims
+# each registers its claims
+from . import dc_is_all_you_need, higher_order_ad, nonlinear_advantage, residual_depth, shallow_again, taft
 
-__all__ = ["dc_is_all_you_need", "higher_order_ad", "residual_depth", "shallow_again", "taft"]
+__all__ = ["dc_is_all_you_need", "higher_order_ad", "nonlinear_advantage", "residual_depth", "shallow_again", "taft"]
