@@ -1,6 +1,12 @@
 """What the papers of this room claim, measured: one file per paper."""
 
-# each registers its claims
-from . import dc_is_all_you_need, higher_order_ad, nonlinear_advantage, residual_depth, shallow_again, taft
+from . import (  # each registers its claims
+    dc_is_all_you_need,
+    higher_order_ad,
+    nonlinear_advantage,
+    residual_depth,
+    shallow_again,
+    taft,
+)
 
 __all__ = ["dc_is_all_you_need", "higher_order_ad", "nonlinear_advantage", "residual_depth", "shallow_again", "taft"]
