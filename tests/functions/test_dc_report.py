@@ -100,6 +100,35 @@ def test_functions_count_as_modules_do():
     torch.testing.assert_close(r.channels["leaky_relu (2)"][:, 3], other)
 
 
+class Moved(nn.Module):
+    """Channels last behind a convolution, channels first behind a product, and an activation written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(2, 5, 3), nn.Linear(5, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.a(x).transpose(1, 2))
+        z = self.b(y).permute(0, 2, 1)
+        return 0.5 * z * (1 + torch.erf(z / 2**0.5))
+
+
+def test_channels_are_found_where_they_were_moved():
+    model, x = seeded(Moved), double(3, 2, 12)
+    r = dc_report(model, x).check()
+    assert r.layers == ["relu", "pointwise"]
+    assert [len(c) for c in r.channels.values()] == [5, 7]
+    torch.testing.assert_close(r.channels["relu"][:, 2], F.relu(model.a(x)).mean((0, 2)).detach())
+    m, s = r.channels["pointwise"][:, :2].T
+    torch.testing.assert_close(r.channels["pointwise"][:, 3], dc_component(F.gelu, m, s))
+
+
+def test_batches_are_of_one_kind():
+    model = nn.Sequential(nn.ReLU()).eval()
+    with pytest.raises(ValueError, match="0 relu has 5 channels in one batch and 4 in another"):
+        dc_report(model, [double(3, 5, 8), double(3, 4, 8)])
+
+
 def test_slopes_may_be_learned():
     model, x = seeded(lambda: nn.Sequential(nn.Conv1d(1, 3, 3), nn.PReLU(3))), double(4, 1, 20)
     with torch.no_grad():

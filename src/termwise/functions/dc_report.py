@@ -34,6 +34,7 @@ __all__ = ["DCReport", "dc_report"]
 ACTIVATIONS = {
     "relu", "relu6", "leaky_relu", "hardtanh", "gelu", "silu", "mish", "elu", "celu", "selu", "softplus", "hardswish",
     "hardsigmoid", "sigmoid", "tanh", "prelu", "threshold", "log_sigmoid", "abs",
+    "pointwise",  # written out by hand
 }  # fmt: skip
 CLOSED: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {
     "relu": nn.ReLU, "relu6": nn.ReLU6, "leaky_relu": nn.LeakyReLU, "hardtanh": nn.Hardtanh,
@@ -153,7 +154,9 @@ def dc_report(model: nn.Module | Callable[..., Any], data: Any, *, select: Calla
     if not batches:
         raise ValueError("there are no batches in data")
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no activation layer: known are {', '.join(sorted(ACTIVATIONS))}")
+        raise ValueError(
+            f"{type(model).__name__} has no activation layer: known are {', '.join(sorted(ACTIVATIONS - {'pointwise'}))}"
+        )
     return _report(list(layers.values()))
 
 
@@ -202,7 +205,8 @@ class _Layer:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """One batch."""
-        x, y = (v.double().movedim(self.axis, -1).flatten(1, -2) if v.ndim > 2 else v.double().unsqueeze(1) for v in (x, y))
+        x, y = (v.double().movedim(self.axis, -1) for v in (x, y))
+        x, y = (v.flatten(1, -2) if v.ndim > 2 else v.unsqueeze(1) for v in (x, y))
         if self.count and y.shape[-1] != self.after.mean.numel():
             raise ValueError(f"{self.name} has {self.after.mean.numel()} channels in one batch and {y.shape[-1]} in another")
         self.space = y.shape[1] > 1  # (samples, space, channels)
@@ -216,13 +220,28 @@ class _Layer:
 
 
 def _channel_axis(node: fx.Node) -> int:
-    """1 behind a convolution, -1 behind a matrix product, by what the activation's input was computed from."""
-    above: Any = node
-    while isinstance(above, fx.Node) and above.op == "call_function":
-        if op_name(above) in CONVOLUTIONS | PRODUCTS:
-            return 1 if op_name(above) in CONVOLUTIONS else -1
-        above = next((a for a in above.all_input_nodes if info(a).active), None)
-    return 1
+    """Where the channels of an activation are: the second axis of a convolution before it, the last of a product, moved since."""
+    above, since = node, []
+    while op_name(above) not in CONVOLUTIONS | PRODUCTS:
+        since.append(above)
+        found = next((a for a in above.all_input_nodes if a.op == "call_function" and info(a).active), None)
+        if found is None:
+            return 1
+        above = found
+    size = above.meta["val"].ndim
+    axis = 1 if op_name(above) in CONVOLUTIONS else size - 1
+    for step in reversed(since):
+        value = step.meta["val"]
+        now = value.ndim if isinstance(value, Tensor) else size
+        if op_name(step) == "transpose":
+            a, b = (int(d) % now for d in step.args[1:3])  # type: ignore[arg-type]
+            axis = {a: b, b: a}.get(axis, axis)
+        elif op_name(step) == "permute":
+            axis = [d % now for d in step.args[1]].index(axis)  # type: ignore[operator, union-attr, arg-type]
+        elif now != size and axis == size - 1:
+            axis = now - 1
+        size = now
+    return axis
 
 
 def _report(layers: list[_Layer]) -> DCReport:
