@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .core import Decomposition, DoesNotAddUp, capture
     from .functions import (
         Expansion,
+        MultiStage,
         TangentModel,
         expand,
         jet,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Decomposition", "DoesNotAddUp", "Expansion", "Explanation", "TangentModel", "__version__", "capture", "chefer",
+    "Decomposition", "DoesNotAddUp", "Expansion", "Explanation", "MultiStage", "TangentModel", "__version__", "capture", "chefer",
     "compare", "continuation", "contrast", "core", "coverage", "decompx", "expand", "explain", "functions", "jet",
     "linearize_channels", "next_token", "optimizers", "predictions", "relu_spectrum", "report", "residual_expansion",
     "shallow", "tangent", "testing", "weighting", "zoo",
@@ -54,7 +55,7 @@ _VERBS = {
     "chefer": "predictions", "coverage": "predictions", "continuation": "predictions", "contrast": "predictions",
     "next_token": "predictions", "weighting": "predictions", "expand": "functions", "Expansion": "functions", "jet": "functions",
     "relu_spectrum": "functions", "residual_expansion": "functions", "shallow": "functions", "linearize_channels": "functions",
-    "tangent": "functions", "TangentModel": "functions",
+    "tangent": "functions", "TangentModel": "functions", "MultiStage": "functions",
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from .channel_slopes import PartlyLinear, attach_slopes
 from .dc_component import dc_component
 from .dc_report import DCReport, dc_report
 from .differential import biharmonic, derivatives, laplacian, linear_operator, partial
+from .dominant_frequency import dominant_frequency
 from .expansion import Expansion, expand
 from .harmonics import harmonics, relu_harmonics
 from .jet import jet
@@ -13,6 +14,8 @@ from .jet_rules import JET_RULES, Jet, jet_rule
 from .linear_channels import LinearizedChannels, linearize_channels
 from .linear_stretches import collapse
 from .linearity import LinearityScores, linearity_scores
+from .multistage import MultiStage
+from .multistage_pinn import Derivatives, MultiStagePINN
 from .path_length import average_path_length
 from .private import privacy_spent, private_gradient
 from .radius import Radius, radius
@@ -24,11 +27,11 @@ from .subset_expansion import SubsetExpansion, subset_expansion
 from .tangent import TangentModel, tangent
 
 __all__ = [
-    "JET_RULES", "DCReport", "Expansion", "Jet", "LinearityScores", "LinearizedChannels", "PartlyLinear", "Radius",
-    "RemoveDC", "ResidualExpansion", "ScaledResiduals", "ShallowNet", "Spectrum", "SubsetExpansion", "TangentModel",
-    "activation_spectrum", "attach_slopes", "average_path_length", "biharmonic", "collapse", "dc_component",
-    "dc_report", "derivatives", "expand", "harmonics", "higher_order", "jet", "jet_rule", "laplacian",
-    "linear_operator", "linearity_scores", "linearize_channels", "partial", "privacy_spent", "private_gradient",
-    "radius", "relu_harmonics", "relu_spectrum", "residual_expansion", "scale_residuals", "shallow", "subset_expansion",
-    "tangent",
+    "JET_RULES", "DCReport", "Derivatives", "Expansion", "Jet", "LinearityScores", "LinearizedChannels", "MultiStage",
+    "MultiStagePINN", "PartlyLinear", "Radius", "RemoveDC", "ResidualExpansion", "ScaledResiduals", "ShallowNet",
+    "Spectrum", "SubsetExpansion", "TangentModel", "activation_spectrum", "attach_slopes", "average_path_length",
+    "biharmonic", "collapse", "dc_component", "dc_report", "derivatives", "dominant_frequency", "expand", "harmonics",
+    "higher_order", "jet", "jet_rule", "laplacian", "linear_operator", "linearity_scores", "linearize_channels", "partial",
+    "privacy_spent", "private_gradient", "radius", "relu_harmonics", "relu_spectrum", "residual_expansion",
+    "scale_residuals", "shallow", "subset_expansion", "tangent",
 ]  # fmt: skip

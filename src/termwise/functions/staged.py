@@ -1,0 +1,226 @@
+r"""A function as a sum of stages, each fitted to what those before it left: what the regressor and the solver share.
+
+    u(x) = sum_n u_n(x),    u_n = eps_n N_n
+
+Source: Wang & Lai 2023.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from termwise.core.decomposition import Decomposition
+
+from .dominant_frequency import resolved
+from .quasi_newton import OPTIMIZERS
+from .stage import Stage, StageRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from matplotlib.figure import Figure
+
+__all__ = ["Staged", "points"]
+
+FORMAT = 1
+"""Version of the file layout written by `Staged.save`."""
+
+
+class Report(Protocol):
+    """What a progress bar is told."""
+
+    def __call__(self, done: int) -> None:
+        """So many iterations more."""
+
+
+class Staged:
+    """A sum of fitted stages.
+
+    Attributes:
+        fitted: the stages.
+        history: a `StageRecord` for each.
+    """
+
+    fitted: list[Stage]
+    history: list[StageRecord]
+
+    def __init__(self, stages: int, hidden: Sequence[int], iterations: int, optimizer: str) -> None:
+        """Check what the two have in common."""
+        if stages < 1 or iterations < 1:
+            raise ValueError(f"stages and iterations are 1 or more, got {stages} and {iterations}")
+        if not hidden or min(hidden) < 1:
+            raise ValueError(f"hidden has a width for each hidden layer, as (20, 20): got {hidden!r}")
+        if optimizer not in OPTIMIZERS:
+            near = difflib.get_close_matches(str(optimizer), OPTIMIZERS, 1, 0.3)
+            raise ValueError(
+                f"optimizer is one of {', '.join(OPTIMIZERS)}, got {optimizer!r}; nearest is {(near or OPTIMIZERS)[0]}"
+            )
+        self.stages, self.hidden, self.iterations, self.optimizer = stages, tuple(hidden), iterations, optimizer
+        self.fitted, self.history = [], []
+
+    def predict(self, X: Any) -> Tensor:
+        """The sum of the stages at points.
+
+        Args:
+            X: (n,) or (n, d), a float64 tensor or array.
+
+        Returns:
+            (n,).
+
+        Raises:
+            RuntimeError: before `fit`.
+            ValueError: for points of another dimension.
+            TypeError: for points that are not float64.
+        """
+        parts = self._parts(X)
+        return torch.stack(list(parts.values())).sum(0)
+
+    def decompose(self, X: Any, y: Any = None) -> Decomposition:
+        """Every stage's share at points.
+
+        Args:
+            X: (n,) or (n, d), a float64 tensor or array.
+            y: the true values there, (n,).
+
+        Returns:
+            A Decomposition with parts `stage_0`, `stage_1`, ...; whole is y, and the remainder the error of the fit. Without y
+            the whole is what `predict` gives.
+
+        Raises:
+            RuntimeError, ValueError, TypeError: as `predict`; ValueError for y of another shape.
+        """
+        parts = self._parts(X)
+        whole = torch.stack(list(parts.values())).sum(0) if y is None else points(y, "y").reshape(-1)
+        if whole.shape != parts["stage_0"].shape:
+            raise ValueError(f"y is ({len(parts['stage_0'])},), one value per point; got {tuple(whole.shape)}")
+        return Decomposition(whole, parts)
+
+    def plot(self) -> Figure:
+        """Draw what is left after each stage, and the frequency of what each was given."""
+        from matplotlib.figure import Figure
+
+        self._check_fitted()
+        left = [self.history[0].eps, *(r.left for r in self.history)]
+        figure = Figure(figsize=(8, 3.2), layout="constrained")
+        first, second = figure.subplots(1, 2)
+        first.semilogy(range(len(left)), [max(v, 1e-18) for v in left], "o-")
+        first.set(xlabel="stages", ylabel="root mean square left", xticks=range(len(left)))
+        later = [r for r in self.history if r.f_d]
+        second.loglog([max(r.f_d) for r in later], [max(r.eps, 1e-18) for r in later], "o")
+        second.set(xlabel="dominant frequency of what a stage was given", ylabel="its magnitude eps")
+        return figure
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file: weights as tensors, the rest as JSON in its header. No pickle.
+
+        Args:
+            path: where to; `.safetensors` is appended when there is no suffix.
+
+        Returns:
+            The path written; `MultiStage.load` reads it. An equation is code, and is not in it.
+
+        Raises:
+            RuntimeError: before `fit`.
+            OSError: when the path cannot be written.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        self._check_fitted()
+        path = Path(path)
+        path = path if path.suffix else path.with_suffix(".safetensors")
+        tensors = {f"{i}.{k}": v.detach().contiguous() for i, s in enumerate(self.fitted) for k, v in s.state_dict().items()}
+        options = {"stages": self.stages, "hidden": self.hidden, "iterations": self.iterations, "optimizer": self.optimizer}
+        header = {"format": FORMAT, "options": options, "history": [asdict(r) for r in self.history]}
+        try:
+            save_file(tensors, path, {"termwise.multistage": json.dumps(header)})
+        except SafetensorError as problem:
+            raise OSError(f"{path} cannot be written ({problem}): choose a folder that exists and is yours to write") from None
+        return path
+
+    # -- what fitting is made of --------------------------------------------------------------------------------------
+
+    def _parts(self, X: Any) -> dict[str, Tensor]:
+        self._check_fitted()
+        x = points(X, "X")
+        if x.shape[1] != (d := len(self.fitted[0].centre)):
+            raise ValueError(f"X has points of {x.shape[1]} coordinates, the stages were fitted to {d}: give (n, {d})")
+        with torch.no_grad():
+            return {f"stage_{n}": stage(x) for n, stage in enumerate(self.fitted)}
+
+    def _check_fitted(self) -> None:
+        if not self.fitted:
+            raise RuntimeError(f"this {type(self).__name__} has no stages yet: call fit first")
+
+    @contextmanager
+    def _bar(self, shown: bool) -> Iterator[Report]:
+        """A progress bar over all iterations of all stages."""
+        from rich.progress import Progress
+
+        with Progress(disable=not shown, transient=True) as bar:
+            task = bar.add_task("fitting", total=self.stages * self.iterations)
+
+            def report(done: int) -> None:
+                bar.update(task, advance=done, description=f"stage {len(self.fitted)}")
+
+            yield report
+
+
+def points(values: Any, name: str) -> Tensor:
+    """Float64 points, (n, d), out of a tensor or array of (n,) or (n, d).
+
+    Raises:
+        TypeError: for anything but float64.
+        ValueError: for other shapes, none at all, or values that are not finite.
+    """
+    found = values if isinstance(values, Tensor) else torch.as_tensor(values)
+    if found.dtype != torch.float64:
+        raise TypeError(
+            f"{name} is {str(found.dtype).removeprefix('torch.')}, the stages work in float64: float32 rounds at 6e-8 of the "
+            f"whole, and every stage from there on fits that rounding. Compute {name} in float64, or accept that with .double()"
+        )
+    found = found.detach().unsqueeze(1) if found.ndim == 1 else found.detach()
+    if found.ndim != 2 or not found.numel():
+        raise ValueError(f"{name} is (n,) or (n, d) with at least one point, got {tuple(found.shape)}")
+    if not bool(found.isfinite().all()):
+        row = int((~found.isfinite()).any(1).nonzero()[0, 0])
+        raise ValueError(f"{name} is not finite at point {row} ({found[row].tolist()}): leave such points out")
+    return found
+
+
+def box(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Lowest and highest corner of points (n, d)."""
+    low, high = x.amin(0), x.amax(0)
+    if not bool((high > low).all()):
+        raise ValueError(f"X has no extent along axis {int((high - low).argmin())}: its points all lie at one place there")
+    return low, high
+
+
+def factor(x: Tensor, f_d: Tensor, stage: int) -> Tensor:
+    """Kappa = 2 pi f_d in coordinates of [-1, 1], at least 1; warns where the points cannot show that frequency.
+
+    N >= 3 pi f_d points per unit of length are asked for.
+    """
+    short = resolved(x) < 3 * math.pi * f_d
+    if bool(short.any()):
+        axis = int(short.nonzero()[0, 0])
+        wanted = math.ceil(3 * math.pi * float(f_d[axis] * (x[:, axis].max() - x[:, axis].min())))
+        warnings.warn(
+            f"stage {stage}: what is left oscillates {float(f_d[axis]):.3g} times per unit of axis {axis}, the points are too "
+            f"few to show that ({float(resolved(x)[axis]):.3g} per unit): between them it fits an alias. Give {wanted} or more "
+            f"along that axis, or fewer stages",
+            stacklevel=4,
+        )
+    low, high = box(x)
+    return (2 * math.pi * f_d * (high - low) / 2).clamp(min=1.0)
