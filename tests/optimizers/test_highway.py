@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from termwise.core.capture import capture
-from termwise.optimizers import HighwayBackward, highway_gradients, highway_recurrent
+from termwise.optimizers import HighwayBackward, HighwayRecurrent, highway_gradients, highway_recurrent
 from termwise.optimizers.path_gradients import PathGradients
 from termwise.optimizers.residual_stack import stack_of
 from termwise.optimizers.scan import reverse_scan, reverse_sum
@@ -314,6 +314,32 @@ def test_through_time_it_is_the_gradient_and_its_subsets(steps, seed, gru):
     assert found.error() < 1e-12
     if steps > 2:
         assert found.errors()[0] > 1e-5
+
+
+@pytest.mark.parametrize("k", [0, 2, 6])
+@pytest.mark.parametrize("gru", [True, False])
+def test_the_recurrent_backward_pass_is_the_partial_sum(k, gru):
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        cell, loss = (nn.GRUCell(2, 3) if gru else Leaky()).double(), Read().double()
+    x, y, h = double(6, 4, 2).requires_grad_(), double(6, 4, 1, seed=1), double(4, 3, seed=2).requires_grad_()
+    gate = None if gru else lambda x, h: cell.keep.expand_as(h)
+    loss(HighwayRecurrent(cell, k, gate=gate)(x, h), y).backward()
+    slow = highway_recurrent(cell, loss, (x.detach(), y), iterations=k, state=h, gate=gate)
+    assert_same(
+        {
+            **{n: p.grad for n, p in cell.named_parameters()},
+            "loss.out.weight": loss.out.weight.grad,
+            "loss.out.bias": loss.out.bias.grad,
+        },
+        slow.gradient(),
+    )
+    if k == 6:
+        states = [h]
+        for row in x:
+            states.append(cell(row, states[-1]))
+        exact = torch.autograd.grad(loss(torch.stack(states[1:]), y), [x, h])
+        torch.testing.assert_close((x.grad, h.grad), exact)
 
 
 def test_a_gate_of_zeros_truncates():

@@ -270,8 +270,11 @@ def _recorded(
 
 def _trained(program: Program) -> tuple[dict[str, Tensor], list[list[str]]]:
     """The parameters that the output depends on and that are trained, tied ones once; and the placeholders that hold each."""
-    used, held = {n.name for n in program.graph.find_nodes(op="placeholder") if n.users}, program.parameters
-    named = {n: p for n, p in program.model.named_parameters() if p.requires_grad and used & {*held.get(n, ())}}
+    if "held" not in program.derived:
+        used = {n.name for n in program.graph.find_nodes(op="placeholder") if n.users}
+        program.derived["held"] = {name: places for name, places in program.parameters.items() if used & {*places}}
+    held = program.derived["held"]
+    named = {n: p for n, p in program.model.named_parameters() if p.requires_grad and n in held}
     if not named:
         raise ValueError(
             f"{type(program.model).__name__} has no parameter that requires a gradient and that its output depends on"
