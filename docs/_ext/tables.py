@@ -33,6 +33,7 @@ def write(app: Any) -> None:
         "rules": rules(), "named": named_rules(), "sets": rule_sets(), "reproduction": reproduction(docs / "reproduction.json"),
         "methods": methods(docs / "data" / "relevance_peers.json"), "one_pass": one_pass(docs / "data" / "one_pass.json"),
         "jets": jets(docs / "data" / "jets.json"), "jet_rules": jet_rules(),
+        "highway": highway(docs / "data" / "highway.json"),
     }  # fmt: skip
     for name, lines in tables.items():
         text = "\n".join(lines) + "\n"
@@ -201,6 +202,22 @@ def jets(results: Path) -> Iterator[str]:
         yield f"| {row['n']} | {' | '.join(cells)} | {ms['collapsed'] / ms['forward over forward']:.2f} |"
     environment = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
     yield f"\nMeasured with {_cell(environment)}; interleaved, least of several."
+
+
+def highway(results: Path) -> Iterator[str]:
+    """A training step and its backward pass, as a share of autograd's."""
+    if not results.exists():
+        yield "*Not measured in this build.*"
+        return
+    found = json.loads(results.read_text("utf-8"))
+    yield "| subject | autograd: step, backward | K | step / autograd's | backward / autograd's | rounds, layers | cosine |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in found["highway"]:
+        ms = f"{row['autograd step ms']:.0f} ms, {row['autograd backward ms']:.0f} ms"
+        ratios = f"{row['step']:.2f} | {row['backward']:.2f}"
+        yield f"| {row['subject']} | {ms} | {row['K']} | {ratios} | {row['rounds']}, {row['layers']} | {row['cosine']:.3f} |"
+    environment = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
+    yield f"\nMeasured with {_cell(environment)}; wall time, interleaved, least of 25."
 
 
 def jet_rules() -> Iterator[str]:

@@ -95,8 +95,8 @@ class HighwayRecurrent:
 
         states = HighwayRecurrent(cell, iterations=3)(x);     loss_fn(states, y).backward();     optimizer.step()
 
-    fills `.grad` of the cell's parameters (and of inputs and a first state that require it) with the sum over all paths that leave
-    the gated way at most K times.
+    fills `.grad` of the cell's parameters (and of inputs and a first state that require it) with the sum over all paths that
+    leave the gated way at most K times.
 
     Args:
         cell: as `highway_recurrent` takes it; kept by reference.
@@ -199,7 +199,7 @@ def _steps(cell: nn.Module, gate: Gate | None, inputs: Tensor, first: Tensor) ->
 
 
 def _beside(back: Tensor, kept: Tensor, d: Tensor) -> Tensor:
-    """J_g^T d for h_1 ... h_T of J_f^T d for h_0 ... h_(T-1): without the gated way. Entry t of d and `kept` belongs to f_(t+1)."""
+    """J_g^T d for h_1 ... h_T of J_f^T d for h_0 ... h_(T-1): without the gated way. Entries t belong to f_(t+1)."""
     return torch.cat([back[1:] - kept[1:] * d[1:], torch.zeros_like(d[:1])])
 
 
