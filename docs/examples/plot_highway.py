@@ -2,13 +2,13 @@
 A gradient by the blocks that it came through
 =============================================
 
-In a residual network the gradient at the bottom is a sum over paths: those that go through none of the blocks, through one, through
-two. Highway backpropagation collects them an order at a time, each from one backward pass through all blocks at once. How many orders
-does a gradient need?
+In a residual network the gradient at the bottom is a sum over paths: those that go through none of the blocks, through one,
+through two. Highway backpropagation collects them an order at a time, each from one backward pass through all blocks at once. How
+many orders does a gradient need?
 """
 
 # %%
-# Twenty-four blocks. The parts are the orders, the whole is the gradient by autograd, and the remainder is what longer paths bring.
+# Twenty-four blocks. The parts are the orders, the whole is the gradient by autograd, the remainder is what longer paths bring.
 
 import matplotlib.pyplot as plt
 import torch
@@ -39,18 +39,24 @@ for strength, gradient in found.items():
     print(f"strength {strength}: {gradient.check().summary()}; cosine after 3: {gradient.cosines()[3]:.3f}")
 
 # %%
-# All of them end at the gradient, exactly. Weak blocks are nearly there after two iterations; strong ones are not, and training with
-# few iterations would follow another direction. Through time, a GRU's update gate is the highway: with it, paths that leave the gate
-# once or twice are enough; without it (a gate of zeros) the same iterations are backpropagation truncated to K steps.
+# All of them end at the gradient, exactly. Weak blocks are nearly there after two iterations; strong ones are not, and training
+# with few iterations would follow another direction. Through time, a GRU's update gate is the highway: with it, paths that leave
+# the gate once or twice are enough; without it (a gate of zeros) the same iterations are backpropagation truncated to K steps.
 
 cell, x = nn.GRUCell(2, 16).double(), torch.randn(50, 8, 2, dtype=torch.float64)
 with torch.no_grad():
     cell.bias_ih[16:32] += 2  # it remembers
 last = nn.Linear(16, 1).double()
-recall = lambda states, y: F.mse_loss(last(states[-1]), y)
+early = x[:10, :, :1].sum(0)
+
+
+def recall(states: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return F.mse_loss(last(states[-1]), y)
+
+
 through_time = {
-    "its own gate": highway_recurrent(cell, recall, (x, x[:10, :, :1].sum(0)), 12),
-    "no gate: truncated": highway_recurrent(cell, recall, (x, x[:10, :, :1].sum(0)), 12, gate=lambda x, h: torch.zeros_like(h)),
+    "its own gate": highway_recurrent(cell, recall, (x, early), 12),
+    "no gate: truncated": highway_recurrent(cell, recall, (x, early), 12, gate=lambda x, h: torch.zeros_like(h)),
 }
 
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
@@ -63,7 +69,7 @@ axes[1].set(xlabel="iterations", title="a GRU of 50 steps")
 
 
 # %%
-# ``HighwayBackward`` is called in a model's place and fills ``.grad``. Sixteen pre-norm blocks on digits, the same batches for all.
+# ``HighwayBackward`` is called in a model's place and fills ``.grad``. Sixteen pre-norm blocks on digits, same batches for all.
 
 
 class Block(nn.Module):
@@ -105,5 +111,5 @@ for axis in axes:
 plt.show()
 
 # %%
-# Backpropagation takes sixteen steps through blocks, one after the other; three iterations take four, with all blocks side by side.
+# Backpropagation takes sixteen steps through blocks, one after the other; three iterations take four, with all side by side.
 # Which of the two is faster depends on how much a machine can do side by side.
