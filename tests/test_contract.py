@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from termwise.core import Decomposition
-from termwise.functions import expand, linearity_scores, residual_expansion, shallow, subset_expansion, tangent
+from termwise.functions import expand, linearity_scores, quadratic, residual_expansion, shallow, subset_expansion, tangent
 from termwise.predictions import (
     chefer,
     contrast,
@@ -126,6 +126,13 @@ def towards(model: nn.Module, x: Tensor, **options) -> Decomposition:
     return expand(model, x, h, **options)
 
 
+def composed(x: Tensor) -> Decomposition:
+    """The loss of two modules together, in the inputs' precision."""
+    model = seeded(dense).to(x.dtype).eval()
+    taus = [{n: 0.1 * k * torch.ones_like(p) for n, p in model.named_parameters()} for k in (1, -2)]
+    return quadratic(model, nn.functional.mse_loss, x, torch.zeros(len(x), 3, dtype=x.dtype), taus)
+
+
 IDS = (torch.tensor([[1, 2, 3, 4, 5], [3, 3, 9, 10, 0], [7, 1, 2, 2, 8]]),)
 ROWS = {
     **{f"dense, {rules}": row(dense, (rand(3, 4),), rules=rules) for rules in ("zero", "epsilon", "gamma", "z+", "default")},
@@ -196,6 +203,7 @@ ROWS = {
     "lines through units": Example(
         lambda x: linearity_scores(seeded(dense).double().eval(), x)["1"], exact=False, inputs=(rand(3, 4),), batched=False
     ),
+    "a composed loss": Example(composed, exact=False, inputs=(rand(3, 4),), batched=False),
     "two inputs": Example(lambda a, b: explain(lambda a, b: (a * b).sum(1), a, b), exact=True, inputs=(rand(3, 4), rand(3, 4) + 1)),
 }  # fmt: skip
 

@@ -2,13 +2,18 @@
 
 from . import higher_order
 from .activation_spectrum import Spectrum, activation_spectrum, relu_spectrum
+from .adapters import adapter
 from .channel_slopes import PartlyLinear, attach_slopes
+from .composition import Composition, compose
+from .compositional_loss import CompositionalLoss, quadratic
 from .dc_component import dc_component
 from .dc_report import DCReport, dc_report
 from .differential import biharmonic, derivatives, laplacian, linear_operator, partial
 from .dominant_frequency import dominant_frequency
 from .expansion import Expansion, expand
+from .fisher import diagonal_fisher
 from .harmonics import harmonics, relu_harmonics
+from .incremental import IEL, ITA
 from .jet import jet
 from .jet_rules import JET_RULES, Jet, jet_rule
 from .linear_channels import LinearizedChannels, linearize_channels
@@ -27,11 +32,12 @@ from .subset_expansion import SubsetExpansion, subset_expansion
 from .tangent import TangentModel, tangent
 
 __all__ = [
-    "JET_RULES", "DCReport", "Derivatives", "Expansion", "Jet", "LinearityScores", "LinearizedChannels", "MultiStage",
-    "MultiStagePINN", "PartlyLinear", "Radius", "RemoveDC", "ResidualExpansion", "ScaledResiduals", "ShallowNet",
-    "Spectrum", "SubsetExpansion", "TangentModel", "activation_spectrum", "attach_slopes", "average_path_length",
-    "biharmonic", "collapse", "dc_component", "dc_report", "derivatives", "dominant_frequency", "expand", "harmonics",
+    "IEL", "ITA", "JET_RULES", "Composition", "CompositionalLoss", "DCReport", "Derivatives", "Expansion", "Jet",
+    "LinearityScores", "LinearizedChannels", "MultiStage", "MultiStagePINN", "PartlyLinear", "Radius", "RemoveDC",
+    "ResidualExpansion", "ScaledResiduals", "ShallowNet", "Spectrum", "SubsetExpansion", "TangentModel",
+    "activation_spectrum", "adapter", "attach_slopes", "average_path_length", "biharmonic", "collapse", "compose",
+    "dc_component", "dc_report", "derivatives", "diagonal_fisher", "dominant_frequency", "expand", "harmonics",
     "higher_order", "jet", "jet_rule", "laplacian", "linear_operator", "linearity_scores", "linearize_channels", "partial",
-    "privacy_spent", "private_gradient", "radius", "relu_harmonics", "relu_spectrum", "residual_expansion",
+    "privacy_spent", "private_gradient", "quadratic", "radius", "relu_harmonics", "relu_spectrum", "residual_expansion",
     "scale_residuals", "shallow", "subset_expansion", "tangent",
 ]  # fmt: skip

@@ -30,7 +30,7 @@ from termwise.core.program import Program
 
 from .pairs import Pair, run_pairs
 
-__all__ = ["TangentModel", "tangent"]
+__all__ = ["TangentModel", "parameter_groups", "tangent"]
 
 Tangent = Mapping[str, Tensor]
 
@@ -65,6 +65,12 @@ def tangent(
 
     Source: Liu, Golatkar & Soatto 2024.
     """
+    groups = parameter_groups(model, params)
+    return TangentModel(model, groups, select)
+
+
+def parameter_groups(model: nn.Module, params: str | Sequence[str] | None) -> dict[str, list[str]]:
+    """Names of floating parameters by the pattern they fit first, as `tangent` takes them; refuses a module in training mode."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, whose parameters have names; got {type(model).__name__}")
     if training := [n for n, m in model.named_modules() if m.training]:
@@ -81,7 +87,7 @@ def tangent(
             raise ValueError(f"no parameter of {type(model).__name__} is called {pattern!r}; there are {', '.join(near)}, ...")
         taken = {n for group in groups.values() for n in group}
         groups[pattern] = [n for n in names if fnmatchcase(n, pattern) and n not in taken]
-    return TangentModel(model, groups, select)
+    return groups
 
 
 class TangentModel(nn.Module):

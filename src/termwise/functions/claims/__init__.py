@@ -1,14 +1,15 @@
 """What the papers of this room claim, measured: one file per paper."""
 
-from . import (  # each registers its claims
+from . import (
     dc_is_all_you_need,
     higher_order_ad,
     multistage,
     nonlinear_advantage,
     residual_depth,
+    second_order,
     shallow_again,
     taft,
-)
+)  # each registers its claims
 
 __all__ = [
     "dc_is_all_you_need",
@@ -16,6 +17,7 @@ __all__ = [
     "multistage",
     "nonlinear_advantage",
     "residual_depth",
+    "second_order",
     "shallow_again",
     "taft",
 ]
