@@ -41,7 +41,7 @@ for k, (exact, found) in enumerate(zip(relu_harmonics(1.0, 6), spectra[0].amplit
     print(f"harmonic {k}: {exact:+.5f}, by FFT {found:.5f}")
 
 # %%
-# The paper comes to the lines by a Taylor series of the root in |x| = sqrt(x^2), whose powers are convolutions of spectra. It
+# The paper comes to the lines by a Taylor series of the root in ``|x| = sqrt(x^2)``, whose powers are convolutions of spectra. It
 # converges, slowly: at x = 0 its error falls like N^(-1/2).
 
 for order in (1, 4, 16, 64):
