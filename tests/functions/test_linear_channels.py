@@ -187,6 +187,26 @@ def test_by_jacobian_paths_have_their_weights():
     assert average_path_length(net, x, weighting="jacobian") == pytest.approx(t / n, rel=1e-12)
 
 
+def test_by_jacobian_a_slope_may_outweigh_a_falling_unit():
+    class Falling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(F.gelu(self.up(x))) + x
+
+    model, x, a = Falling().double().eval(), torch.full((1, 1), -0.7).double(), 0.05  # gelu falls at -1.4
+    model.up.weight.data.fill_(2.0)
+    model.down.weight.data.fill_(1.5)
+    net = attach_slopes(model, x)
+    net.slopes.data.fill_(a)
+    steep = torch.func.jvp(F.gelu, (2 * x,), (torch.ones_like(x),))[1].item()
+    size = 3 * abs((1 - a) * steep + a)
+    assert steep < 0
+    assert average_path_length(net, x, weighting="jacobian") == pytest.approx(size / (1 + size), rel=1e-12)
+
+
 def test_lengths_of_convolutions():
     """A path of a convolution ends at one of the values under its kernel: counted by a network of ones, one layer each."""
     layers = nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)
@@ -206,6 +226,8 @@ def test_paths_that_cannot_be_counted_are_refused():
     assert average_path_length(model, x) == 1
     with pytest.raises(ValueError, match=r'paths through aten.max_pool2d at 2 .*weighting="normalized"'):
         average_path_length(model, x, weighting="paths")
+    with pytest.raises(ValueError, match=r"paths through aten\.reciprocal|paths through aten\.div"):
+        average_path_length(lambda x: 1 / F.relu(x + 1), torch.randn(2, 3), weighting="paths")
     with pytest.raises(ValueError, match="weighting is one of normalized, paths, jacobian, got 'mean'"):
         average_path_length(model, x, weighting="mean")
 

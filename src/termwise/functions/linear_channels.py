@@ -210,7 +210,7 @@ class _Batches:
         return self.count
 
     def example(self) -> tuple[Any, ...]:
-        """The inputs of a batch, of two samples at least where there are: a batch of one would be recorded as broadcast."""
+        """The inputs of a batch, unshuffled."""
         return (self.data[0][: self.size],) if self.pair else self._checked(next(iter(self.data)))[0]
 
     def __iter__(self) -> Iterator[tuple[tuple[Any, ...], Tensor]]:

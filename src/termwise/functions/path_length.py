@@ -161,10 +161,10 @@ class _Count:
         return found
 
     def _derive(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a node as it is; of a unit keep |phi'(x)|."""
+        """Run a node as it is; of a unit keep phi'(x)."""
         if _is_unit(node):
             f: Callable[[Tensor], Tensor] = lambda x: node.target(x, *args[1:], **kwargs)  # type: ignore[operator]  # noqa: E731
-            self.slopes[node.name] = torch.func.jvp(f, (args[0],), (torch.ones_like(args[0]),))[1].abs().double()
+            self.slopes[node.name] = torch.func.jvp(f, (args[0],), (torch.ones_like(args[0]),))[1].double()
         elif _mixes(node, self.active):
             before = node.args[0].name  # type: ignore[union-attr]
             self.slopes[before] = torch.lerp(self.slopes[before], torch.ones(()).double(), args[2].double())
@@ -190,7 +190,7 @@ class _Count:
             other = [a for a in args if not isinstance(a, _Ways)]
             sides = [*flat, *(first.map(lambda v: torch.zeros_like(v + o)) for o in other)]
             return _Ways(sides[0].n + sides[1].n, sides[0].t + sides[1].t)
-        if name in ("mul", "div", "neg") and len(flat) == 1:
+        if name in ("mul", "div", "neg") and len(flat) == 1 and (isinstance(args[0], _Ways) or name == "mul"):
             factors = [a for a in args if not isinstance(a, _Ways)]
             return first.map(lambda v: run(v, *(self._weight(torch.as_tensor(f)) for f in factors)) if factors else v)
         if name == "batch_norm":
@@ -202,7 +202,7 @@ class _Count:
             if isinstance(n, (tuple, list)):
                 return [_Ways(*pair) for pair in zip(n, t, strict=True)]
             scale = 1.0 if self.weighted or name not in POOLS else _pooled(name, args, first.n, n)
-            return _Ways(n * scale, t * scale)
+            return _Ways(n.double() * scale, t.double() * scale)
         raise ValueError(
             f"paths through {describe(node)} cannot be counted: it is neither a layer, a sum, a unit nor a view. "
             'weighting="normalized" walks through every operation'
@@ -210,7 +210,7 @@ class _Count:
 
     def _unit(self, node: fx.Node, x: _Ways) -> _Ways:
         if node.name in self.slopes:
-            x = x.map(lambda v: v * self.slopes[node.name])
+            x = x.map(lambda v: v * self.slopes[node.name].abs())
         on, axis = self.active.get(node.name, (torch.ones(1), -1))
         return _Ways(x.n, x.t + x.n * on.double().view(-1, *[1] * (-axis - 1)))
 
