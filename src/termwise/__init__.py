@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import core, functions, optimizers, predictions, report, testing, zoo
+    from . import core, functions, optimizers, predictions, report, testing, weights, zoo
     from .core import Decomposition, DoesNotAddUp, capture
     from .functions import (
         Expansion,
@@ -38,17 +38,19 @@ if TYPE_CHECKING:
         next_token,
         weighting,
     )
+    from .weights import Compressed, Factorization, compress, load_compressed
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Decomposition", "DoesNotAddUp", "Expansion", "Explanation", "MultiStage", "TangentModel", "__version__", "capture", "chefer",
-    "compare", "continuation", "contrast", "core", "coverage", "decompx", "expand", "explain", "functions", "jet",
-    "linearize_channels", "next_token", "optimizers", "predictions", "relu_spectrum", "report", "residual_expansion",
-    "shallow", "tangent", "testing", "weighting", "zoo",
+    "Compressed", "Decomposition", "DoesNotAddUp", "Expansion", "Explanation", "Factorization", "MultiStage", "TangentModel",
+    "__version__", "capture", "chefer", "compare", "compress", "continuation", "contrast", "core", "coverage", "decompx",
+    "expand", "explain", "functions", "jet", "linearize_channels", "load_compressed", "next_token", "optimizers",
+    "predictions", "relu_spectrum", "report", "residual_expansion", "shallow", "tangent", "testing", "weighting", "weights",
+    "zoo",
 ]  # fmt: skip
 
-_ROOMS = ("core", "functions", "optimizers", "predictions", "report", "testing", "zoo")
+_ROOMS = ("core", "functions", "optimizers", "predictions", "report", "testing", "weights", "zoo")
 _VERBS = {
     "capture": "core", "Decomposition": "core", "DoesNotAddUp": "core", "explain": "predictions",
     "Explanation": "predictions", "compare": "predictions", "decompx": "predictions",
@@ -56,6 +58,7 @@ _VERBS = {
     "next_token": "predictions", "weighting": "predictions", "expand": "functions", "Expansion": "functions", "jet": "functions",
     "relu_spectrum": "functions", "residual_expansion": "functions", "shallow": "functions", "linearize_channels": "functions",
     "tangent": "functions", "TangentModel": "functions", "MultiStage": "functions",
+    "compress": "weights", "Compressed": "weights", "Factorization": "weights", "load_compressed": "weights",
 }  # fmt: skip
 
 

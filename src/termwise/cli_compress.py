@@ -1,0 +1,97 @@
+"""`termwise compress`: a smaller model within a budget, written as a folder, with the account of what it cost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from termwise.cli_subject import ModelOption, SizeOption, chosen_subject
+
+if TYPE_CHECKING:
+    from termwise.weights import Compressed
+
+__all__ = ["register"]
+
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(compress)
+
+
+def compress(
+    ctx: typer.Context,
+    model: ModelOption,
+    data: Annotated[
+        Path, typer.Option(help="Folder of pictures, or a file of text: one text a line, prose for a language model.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write the smaller model to.")],
+    budget: Annotated[float, typer.Option(help="Share to keep; for --unit error the largest change of the output.")] = 0.9,
+    unit: Annotated[str, typer.Option(help="params, flops, bytes, latency or error.")] = "params",
+    method: Annotated[str, typer.Option(help="auto, or the method of a paper.")] = "auto",
+    keep: Annotated[list[str] | None, typer.Option(help="Leave layers of this pattern alone; repeatable.")] = None,
+    samples: Annotated[int, typer.Option(min=4, help="Pictures, texts, or windows of a text, at most.")] = 32,
+    window: Annotated[int, typer.Option(min=8, help="Tokens in a window of a language model's text.")] = 512,
+    weights: Annotated[Path | None, typer.Option(help="safetensors file for a model of your own.")] = None,
+    size: SizeOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Make a model smaller, and say by how much its output changed. An interrupted run goes on where it was."""
+    from termwise.weights import compress as smaller
+
+    if not data.exists():
+        raise ValueError(f"--data {data} does not exist")
+    if out.exists() and not (out / "recipe.json").is_file():
+        raise ValueError(f"--out {out} exists and holds something else than a compressed model: choose another folder")
+    subject = chosen_subject(model, weights, None, size)
+    net, batches = _batches(subject, data, samples, window)
+    work = out.with_name(out.name + ".work")
+    found = smaller(
+        net, budget, data=batches, unit=unit, method=method, keep=keep or (), work=work,
+        progress=ctx.obj.progress and not ctx.obj.quiet and not as_json,
+    )  # fmt: skip
+    found.save(out)
+    shutil.rmtree(work)
+    _print(found, out, as_json)
+
+
+def _batches(subject: Any, data: Path, samples: int, window: int) -> tuple[Any, list[Any]]:
+    """The model proper, and what it is called with."""
+    if subject.kind == "image":
+        paths = sorted(p for p in data.rglob("*") if p.suffix.lower() in PICTURES) if data.is_dir() else [data]
+        if not paths:
+            raise ValueError(f"--data {data} has no pictures ({', '.join(sorted(PICTURES))})")
+        return subject.model, [subject.prepare(path) for path in paths[:samples]]
+    if data.is_dir():
+        raise ValueError(f"{subject.name} takes text: give --data a text file, not the folder {data}")
+    text = data.read_text("utf-8")
+    language = getattr(subject.model, "language_model", None)
+    if language is None:
+        lines = [line for line in text.splitlines() if line.strip()]
+        if not lines:
+            raise ValueError(f"--data {data} is empty")
+        return subject.model, [subject.prepare(line, truncate=True) for line in lines[:samples]]
+    import torch
+
+    ids = torch.tensor(subject.preparation.tokenizer.encode(text))
+    windows = [w[None] for w in ids.split(window) if len(w) == window][:samples]
+    if len(windows) < 4:
+        raise ValueError(f"--data {data} has {len(ids)} tokens, no four windows of {window}: give more, or a smaller --window")
+    language.config.use_cache = False
+    return language, [{"input_ids": w} for w in windows]
+
+
+def _print(found: Compressed, out: Path, as_json: bool) -> None:
+    if as_json:
+        names = ("method", "unit", "budget", "kept", "predicted", "measured", "metric", "before", "after")
+        facts = {name: None if (v := getattr(found, name)) != v else v for name in names}  # NaN is no JSON
+        typer.echo(json.dumps(facts | {"out": str(out), "layers": [asdict(row) for row in found.layers]}, indent=2))
+        return
+    typer.echo(found.report())
+    typer.echo(f"written to {out}; read it with termwise.load_compressed({str(out)!r}, model)")

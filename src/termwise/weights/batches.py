@@ -1,0 +1,123 @@
+"""How data is handed in, and how a model is called with it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+__all__ = ["Batches", "call", "evaluating", "read_batches"]
+
+CHUNK = 32
+"""Samples per batch, where one tensor holds all of them."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Three disjoint lists of batches.
+
+    Attributes:
+        fit: what statistics are taken from, half of them.
+        select: what choices are made on, a quarter.
+        report: what is measured on in the end, a quarter.
+        apart: whether they are disjoint; one batch of one sample cannot be split.
+    """
+
+    fit: list[Any]
+    select: list[Any]
+    report: list[Any]
+    apart: bool = True
+
+
+def read_batches(data: Any) -> Batches:
+    """Read data and hold some of it out.
+
+    Args:
+        data: a tensor of samples; or batches, each a tensor, a tuple or list of positional arguments, or a mapping of keyword
+            arguments: a list, a DataLoader, a generator. Of a tuple the model takes as many entries as it has arguments, so a
+            loader of (inputs, labels) will do. One batch alone is cut in four.
+
+    Raises:
+        TypeError: for data that is none of these.
+        ValueError: when there is none, or a batch holds NaN.
+    """
+    if isinstance(data, Tensor):
+        batches = list(data.split(CHUNK))
+    elif isinstance(data, Mapping):
+        batches = [data]
+    elif isinstance(data, Iterable) and not isinstance(data, str | bytes):
+        batches = list(data)
+    else:
+        raise TypeError(f"data is a tensor of samples or batches (a list, a DataLoader), got {type(data).__name__}")
+    if len(batches) == 1:
+        batches = _quarters(batches[0])
+    if not batches or not any(isinstance(leaf, Tensor) and leaf.numel() for leaf in pytree.tree_leaves(batches)):
+        raise ValueError("data is empty: give a few batches of what the model takes")
+    for i, batch in enumerate(batches):
+        for leaf in pytree.tree_leaves(batch):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all():
+                raise ValueError(f"batch {i} of data, shape {tuple(leaf.shape)}, holds NaN or infinity: clean it first")
+    if len(batches) < 3:
+        return Batches(batches[:1], batches[-1:], batches[-1:], apart=False)
+    held = max(1, len(batches) // 4)
+    return Batches(batches[: -2 * held], batches[-2 * held : -held], batches[-held:])
+
+
+def _quarters(batch: Any) -> list[Any]:
+    """One batch as four, along the first axis of its tensors, where they all have one of the same length."""
+    leaves, spec = pytree.tree_flatten(batch)
+    sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves if isinstance(leaf, Tensor)}
+    if len(sizes) != 1 or min(sizes) < 2:
+        return [batch]
+    step = -(-sizes.pop() // 4)
+    split = [leaf.split(step) if isinstance(leaf, Tensor) else None for leaf in leaves]
+    count = max(len(s) for s in split if s is not None)
+    return [
+        pytree.tree_unflatten([leaf if s is None else s[i] for leaf, s in zip(leaves, split, strict=True)], spec)
+        for i in range(count)
+    ]
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """The model on one batch.
+
+    Raises:
+        ValueError: when the model does not take it; the message has the shapes.
+    """
+    try:
+        if isinstance(batch, Mapping):
+            return model(**batch)
+        if isinstance(batch, tuple | list):
+            return model(*batch[: _arguments(model)])
+        return model(batch)
+    except (TypeError, RuntimeError, IndexError, ValueError) as problem:
+        if isinstance(problem, torch.OutOfMemoryError):
+            raise
+        shapes = pytree.tree_map(lambda leaf: tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf, batch)
+        raise ValueError(f"the model does not take this batch of data, {shapes}: {problem}") from problem
+
+
+def _arguments(model: nn.Module) -> int | None:
+    """How many positional arguments its forward takes; None for any number."""
+    kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return None
+    return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Any:
+    """In evaluation mode for as long as this takes, every module as it was afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

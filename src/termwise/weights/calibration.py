@@ -1,0 +1,236 @@
+r"""What the layers of a model read: means, scatter matrices and sizes of their inputs, in one pass over some data.
+
+    scatter = sum_i (x_i - mean)(x_i - mean)^T,     C = scatter / N,     G = C + mean mean^T
+
+Batches are joined by the pairwise update, which does not cancel where the mean is large beside the spread:
+
+    scatter <- scatter + scatter_b + d d^T N N_b / (N + N_b),     d = mean_b - mean
+
+Source: Chan, Golub & LeVeque 1983, Algorithms for computing the sample variance, eq. 2.1.
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from .batches import call, evaluating
+from .layers import Layer
+
+__all__ = ["CalibrationStats", "LayerStats", "shrink"]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStats:
+    """Statistics of N rows x of size n.
+
+    Attributes:
+        count: N.
+        mean: shape (n,).
+        scatter: centred, shape (n, n).
+        abs_mean: mean of |x|, shape (n,).
+    """
+
+    count: int
+    mean: Tensor
+    scatter: Tensor
+    abs_mean: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, dtype: torch.dtype = torch.float64) -> Self:
+        """Those of rows of shape (N, n)."""
+        rows = rows.detach().to(dtype)
+        mean = rows.mean(0)
+        centred = rows - mean
+        return cls(len(rows), mean, centred.T @ centred, rows.abs().mean(0))
+
+    def merge(self, other: LayerStats) -> LayerStats:
+        """Those of both together. Associative, so that workers can share the data."""
+        count = self.count + other.count
+        share, d = other.count / count, other.mean - self.mean
+        scatter = self.scatter + other.scatter + torch.outer(d, d) * (self.count * share)
+        return LayerStats(count, self.mean + d * share, scatter, self.abs_mean + (other.abs_mean - self.abs_mean) * share)
+
+    @property
+    def covariance(self) -> Tensor:
+        """C, shape (n, n)."""
+        return self.scatter / self.count
+
+    @property
+    def gram(self) -> Tensor:
+        """G = E[x x^T], shape (n, n)."""
+        return self.covariance + torch.outer(self.mean, self.mean)
+
+    @property
+    def norms(self) -> Tensor:
+        """Root mean square of each entry, shape (n,): WANDA's column norms over sqrt(N)."""
+        return (self.covariance.diagonal() + self.mean.square()).sqrt()
+
+
+@dataclass(frozen=True)
+class CalibrationStats(Mapping[str, LayerStats]):
+    """Statistics by path of a layer. Layers that read the same tensor share one object.
+
+    Attributes:
+        layers: as named; a layer that the data never reached is missing.
+        positions: rows per batch entry... of each layer, from the first batch: tokens, pixels.
+    """
+
+    layers: dict[str, LayerStats]
+    positions: dict[str, int]
+
+    def __getitem__(self, name: str) -> LayerStats:
+        return self.layers[name]
+
+    def __iter__(self) -> Any:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    @classmethod
+    def collect(
+        cls,
+        model: nn.Module,
+        batches: Iterable[Any],
+        layers: Mapping[str, Layer],
+        *,
+        dtype: torch.dtype = torch.float64,
+        patches: int = 256,
+        mask: str | None = "attention_mask",
+        generator: torch.Generator | None = None,
+    ) -> CalibrationStats:
+        """Run the model on batches and keep what its layers read.
+
+        Args:
+            model: run as it is, in evaluation mode; hooks, modes and random state are afterwards as they were.
+            batches: as `read_batches` gives them.
+            layers: whose inputs to look at.
+            dtype: of the sums. float32 loses the directions below 1e-7 of the largest.
+            patches: rows taken at random from each picture that a convolution reads; all of them where there are fewer.
+            mask: name of the keyword argument that is 0 where a token is padding; such rows do not count.
+            generator: of the patches; seed 0 when not given.
+
+        Returns:
+            The statistics.
+
+        Raises:
+            ValueError: when a batch does not fit the model; when layers that share an input in one batch do not in another.
+
+        Cost: one forward pass per batch and N n^2 per layer; layers that read one tensor pay once. Memory: O(sum of n^2).
+        """
+        run = _Run(dict(layers), dtype, patches, generator or torch.Generator().manual_seed(0))
+        handles = [layer.module.register_forward_hook(run.hook(name)) for name, layer in layers.items()]
+        try:
+            with evaluating(model), torch.no_grad():
+                for batch in batches:
+                    run.keep = _kept(batch, mask)
+                    call(model, batch)
+                    run.end_batch()
+        finally:
+            for handle in handles:
+                handle.remove()
+        return cls(run.stats, run.positions)
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file."""
+        from safetensors.torch import save_file
+
+        shared: dict[int, str] = {}
+        first = {name: shared.setdefault(id(stats), name) for name, stats in self.layers.items()}
+        tensors = {
+            f"{name}/{part}": getattr(self.layers[name], part).contiguous()
+            for name in dict.fromkeys(first.values())
+            for part in ("mean", "scatter", "abs_mean")
+        }
+        counts = {name: self.layers[name].count for name in first}
+        header = {"shared": first, "counts": counts, "positions": self.positions}
+        save_file(tensors, path, {"termwise": json.dumps(header)})
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> CalibrationStats:
+        """Read what `save` wrote."""
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["termwise"])
+            own = {
+                name: LayerStats(
+                    header["counts"][name], *(file.get_tensor(f"{name}/{p}") for p in ("mean", "scatter", "abs_mean"))
+                )
+                for name in dict.fromkeys(header["shared"].values())
+            }
+        return cls({name: own[first] for name, first in header["shared"].items()}, header["positions"])
+
+
+class _Run:
+    """The hooks' memory: what each layer read so far."""
+
+    def __init__(self, layers: dict[str, Layer], dtype: torch.dtype, patches: int, generator: torch.Generator) -> None:
+        self.layers, self.dtype, self.patches, self.generator = layers, dtype, patches, generator
+        self.stats: dict[str, LayerStats] = {}
+        self.positions: dict[str, int] = {}
+        self.keep: Tensor | None = None
+        self.leaders: dict[str, str] = {}
+        self.batch: dict[str, LayerStats] = {}
+        self.seen: list[tuple[Any, int, tuple[Any, ...], str]] = []
+
+    def hook(self, name: str) -> Any:
+        layer = self.layers[name]
+
+        def read(_: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
+            x = args[0]
+            self.positions.setdefault(name, y.numel() // layer.shape[0])
+            how = (type(layer.module), getattr(layer.module, "kernel_size", None), getattr(layer.module, "stride", None),
+                   getattr(layer.module, "padding", None), getattr(layer.module, "dilation", None))  # fmt: skip
+            leader = next((n for ref, version, h, n in self.seen if ref() is x and version == x._version and h == how), None)
+            if self.leaders.setdefault(name, leader or name) != (leader or name):
+                raise ValueError(f"{name} reads the same tensor as {self.leaders[name]} in one batch and not in another")
+            if leader is not None:
+                return
+            self.seen.append((weakref.ref(x), x._version, how, name))
+            rows = self.rows(layer, x)
+            if len(rows):
+                new = LayerStats.of(rows, self.dtype)
+                self.batch[name] = self.batch[name].merge(new) if name in self.batch else new
+
+        return read
+
+    def rows(self, layer: Layer, x: Tensor) -> Tensor:
+        """Rows of one call: a sample of the patches of a picture, the tokens that are none of padding."""
+        rows = layer.rows(x)
+        if isinstance(layer.module, nn.Conv2d) and len(rows) > self.patches * len(x):
+            return rows[torch.randperm(len(rows), generator=self.generator)[: self.patches * len(x)].to(rows.device)]
+        if self.keep is not None and x.shape[:-1] == self.keep.shape:
+            return rows[self.keep.reshape(-1)]
+        return rows
+
+    def end_batch(self) -> None:
+        for name, new in self.batch.items():
+            self.stats[name] = self.stats[name].merge(new) if name in self.stats else new
+        for name, leader in self.leaders.items():
+            if leader != name:
+                self.stats[name] = self.stats[leader]
+        self.batch, self.seen = {}, []
+
+
+def _kept(batch: Any, mask: str | None) -> Tensor | None:
+    """Where a token counts."""
+    if mask is None or not isinstance(batch, Mapping) or not isinstance(batch.get(mask), Tensor) or batch[mask].ndim != 2:
+        return None
+    kept: Tensor = batch[mask] != 0
+    return None if kept.all() else kept
+
+
+def shrink(gram: Tensor, share: float) -> Tensor:
+    """(1 - share) G + share (tr G / n) I: between the data (0) and no data at all (1), against over-fitting few rows."""
+    size = gram.diagonal().mean()
+    return torch.eye(len(gram), dtype=gram.dtype, device=gram.device).mul_(share * size).add_(gram, alpha=1 - share)

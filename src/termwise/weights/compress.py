@@ -1,0 +1,251 @@
+"""A smaller model in one call: evidence from data, choices for every layer, one allocation, one plain model."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from .allocation import Allocation
+from .batches import read_batches
+from .compressed import Compressed, LayerRow
+from .ladder import Curve, Ladder, Replacement
+from .layers import find_layers, put, sharing_copy
+from .low_rank_linear import LowRankLinear
+from .methods import METHODS, Method
+from .sensitivity import Distance
+from .task import Task, Unit, cost_of
+
+__all__ = ["compress"]
+
+UNITS = ("params", "flops", "bytes", "latency", "error")
+
+
+def compress(
+    model: nn.Module,
+    budget: float = 0.5,
+    *,
+    data: Any,
+    unit: Unit = "params",
+    method: str = "auto",
+    keep: Sequence[str] = (),
+    metric: Distance | Literal["auto"] = "auto",
+    shrinkage: float = 0.1,
+    progress: bool = True,
+    inplace: bool = False,
+    generator: torch.Generator | None = None,
+) -> Compressed:
+    """Make a model smaller, and measure by how much its output changed.
+
+        min over choices of  sum_l E |f(x; W) - f(x; W_l')|^2      subject to   sum_l cost(W_l') <= budget * sum_l cost(W_l)
+
+    Layers that are matrices (linear layers, convolutions of one group) are replaced by products of smaller ones, or stay as they
+    are. Embeddings, tied heads, depth-wise convolutions, biases and norms are left alone and count in no budget.
+
+    Args:
+        model: any model with `nn.Linear` or `nn.Conv2d`. It is not changed; what stays is shared with the result.
+        budget: share of what the compressible layers cost now, between 0 and 1; for "error" the largest relative change of the
+            output that is allowed, |f~ - f| / |f| (or nats per position, see `metric`).
+        data: some unlabelled inputs: a tensor of samples, a list of batches or a DataLoader, see `read_batches`. Half is for
+            statistics, a quarter to choose on, a quarter to report on. 8 rows (tokens, patches) per input feature are few.
+        unit: of the budget: "params", "flops" (of the inputs given), "bytes", "latency" (measured on this machine) or "error".
+        method: a key of `METHODS`. "auto" weighs errors by what they do to the output of the model.
+        keep: patterns of paths left alone, as of a shell: "head", "encoder.layer.0.*".
+        metric: what a change of the output is: "l2", or "kl" of the softmax over its last axis; "auto" takes "kl" for what
+            returns `logits`, unless the budget is an "error".
+        shrinkage: share of the identity in every statistic, against over-fitting few rows.
+        progress: show a bar.
+        inplace: replace in the model itself, for one that does not fit twice.
+        generator: of what is random (patches, signs); seed 0 when not given.
+
+    Returns:
+        A `Compressed`: `.model`, `.report()`, `.parts` (a `Factorization` for each replaced layer), `.save()`.
+
+    Raises:
+        ValueError: for a budget that makes no sense for its unit or is too small, an unknown method (with the nearest), data that
+            the model does not take or that hold NaN, a model with nothing to compress.
+
+    Cost: for "auto" one forward and one forward and backward pass per batch, and per layer an eigenproblem of its smaller side.
+    Memory: the model, its factors, and up to 2 GiB of statistics at a time.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(20, 40), torch.nn.ReLU(), torch.nn.Linear(40, 5))
+        >>> small = tw.compress(model, 0.6, data=torch.randn(400, 20), progress=False)
+        >>> small.kept <= 0.6, small.model(torch.randn(3, 20)).shape
+        (True, torch.Size([3, 5]))
+    """
+    chosen = _method(method)
+    _check(budget, unit, shrinkage)
+    layers, left = find_layers(model, keep)
+    task = Task(model, layers, read_batches(data), shrinkage=shrinkage, generator=generator or torch.Generator().manual_seed(0))
+    task.metric = _metric(metric, unit, task)
+    with _bar(progress, task, chosen):
+        positions = task.positions()
+        ladders = {e.layer.name: _step(task, chosen.ladder(e)) for e in _evidence(task, chosen)}
+    unreached = [name for name in ladders if name not in positions]
+    for name in unreached:  # nothing is known of it
+        ladders[name] = ladders[name].only([len(ladders[name]) - 1])
+        left[name] = "never reached by the data"
+    _warn(task, unreached, left)
+    costs = {name: cost_of(ladder, unit, positions.get(name, 0.0)) for name, ladder in ladders.items()}
+    curves = {name: ladder.curve(costs[name]) for name, ladder in ladders.items()}
+    dense = sum(float(c[-1]) for c in costs.values())
+
+    def at(limit: float) -> tuple[Allocation, nn.Module, dict[str, Replacement]]:
+        allocation = chosen.policy(ladders, curves, limit)
+        built = {name: ladders[name].build(i) for name, i in allocation.choice.items()}
+        return allocation, _assemble(task, built), built
+
+    if unit == "error":
+        allocation, small, built = _within_error(task, at, dense, curves, budget)
+    else:
+        allocation, small, built = at(budget * dense)
+    measured = task.change(small, "report")
+    if inplace:
+        for name, replacement in built.items():
+            if replacement.weight is not None:
+                put(model, name, small.get_submodule(name))
+        small = model
+    rows = [
+        LayerRow(
+            name, ladder.layer.shape, ladder.labels[i], ladder.layer.size, int(ladder.params[i]), float(ladder.errors[i]),
+            0.0 if (weight := built[name].weight) is None else weight.error(),
+        )
+        for name, ladder in ladders.items()
+        for i in (allocation.choice[name],)
+    ]  # fmt: skip
+    predicted = task.relative(allocation.error) if chosen.sensitive else math.nan
+    return Compressed(
+        small, method, unit, budget, rows, {name: r.weight for name, r in built.items() if r.weight is not None}, left,
+        allocation.cost / dense, predicted, task.relative(measured), task.metric, sum(p.numel() for p in model.parameters()),
+    )  # fmt: skip
+
+
+def _method(name: str) -> Method:
+    if name not in METHODS:
+        import difflib
+
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown method {name!r}: {hint}There are: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def _check(budget: float, unit: str, shrinkage: float) -> None:
+    if unit not in UNITS:
+        raise ValueError(f"unit is one of {', '.join(UNITS)}, got {unit!r}")
+    if not isinstance(budget, int | float) or isinstance(budget, bool) or not 0 < budget < math.inf:
+        raise ValueError(f"budget is a positive number, got {budget!r}")
+    if unit != "error" and budget > 1:
+        raise ValueError(f"budget is the share of the {unit} to keep, up to 1, got {budget!r}: for one half write budget=0.5")
+    if not 0 <= shrinkage <= 1:
+        raise ValueError(f"shrinkage is a share from 0 to 1, got {shrinkage!r}")
+
+
+def _metric(metric: str, unit: str, task: Task) -> Distance:
+    if metric in ("l2", "kl"):
+        return metric  # type: ignore[return-value]
+    if metric != "auto":
+        raise ValueError(f"metric is 'l2', 'kl' or 'auto', got {metric!r}")
+    from .batches import call, evaluating
+
+    with evaluating(task.model), torch.no_grad():
+        result = call(task.model, task.batches.fit[0])
+    return "kl" if unit != "error" and hasattr(result, "logits") else "l2"
+
+
+def _evidence(task: Task, method: Method) -> Iterator[Any]:
+    from .evidence import Evidence
+
+    if method.data:
+        yield from task.evidence(method.sensitive)
+    else:
+        yield from (Evidence(layer) for layer in task.layers.values())
+
+
+def _step(task: Task, ladder: Ladder) -> Ladder:
+    task.step(f"taking apart {ladder.layer.name}")
+    return ladder
+
+
+@contextlib.contextmanager
+def _bar(show: bool, task: Task, method: Method) -> Iterator[None]:
+    """A progress bar over passes and layers, which are counted before the first."""
+    if not show:
+        yield
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    data = len(task.batches.fit) + len(task.batches.select) if method.data else 0
+    total = len(task.layers) + len(task.groups(method.sensitive)) * data * (2 if method.sensitive else 1)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as bar:
+        work = bar.add_task("compress", total=total)
+
+        def step(what: str) -> None:
+            bar.update(work, advance=1, description=what[:48])
+
+        task.step = step
+        if method.data:
+            bar.console.print(f"{len(task.layers)} layers; {task.passes(method.sensitive)}", style="dim", highlight=False)
+        yield
+        task.step = lambda what: None
+
+
+def _warn(task: Task, unreached: list[str], left: dict[str, str]) -> None:
+    if not task.batches.apart:
+        warnings.warn("data is fewer than three batches: what is reported was not held out; give more", UserWarning, stacklevel=3)
+    if unreached:
+        warnings.warn(
+            f"{len(unreached)} layers were never reached by the data and stay as they are: {', '.join(unreached[:3])}",
+            UserWarning, stacklevel=3,
+        )  # fmt: skip
+
+
+def _assemble(task: Task, built: dict[str, Replacement]) -> nn.Module:
+    """A copy of the model with its layers replaced, in a form that it can run."""
+    for wrap in (lambda m: m, _with_attributes):
+        small = sharing_copy(task.model)
+        for name, replacement in built.items():
+            if replacement.weight is not None:
+                put(small, name, wrap(replacement.module))
+        try:
+            task.outputs(small, task.batches.select[:1])
+        except (AttributeError, ValueError) as problem:
+            if wrap is _with_attributes:
+                raise RuntimeError(f"the compressed model does not run: {problem}; name the layer in keep=") from problem
+            continue
+        return small
+    raise AssertionError
+
+
+def _with_attributes(module: nn.Module) -> nn.Module:
+    """A sequence of linear layers that answers what an `nn.Linear` is asked."""
+    linear = isinstance(module, nn.Sequential) and all(isinstance(m, nn.Linear) for m in module)
+    return LowRankLinear(*module) if linear else module
+
+
+def _within_error(
+    task: Task,
+    at: Callable[[float], tuple[Allocation, nn.Module, dict[str, Replacement]]],
+    dense: float,
+    curves: dict[str, Curve],
+    ceiling: float,
+) -> tuple[Allocation, nn.Module, dict[str, Replacement]]:
+    """The cheapest found whose measured change, on the batches to select on, is below the ceiling."""
+    low, high = sum(float(c.costs.min()) for c in curves.values()), dense
+    best = at(high)
+    for _ in range(7):  # to within 1 % of the dense cost
+        middle = (low + high) / 2
+        trial = at(middle)
+        task.step(f"trying {middle / dense:.0%}")
+        if task.relative(task.change(trial[1], "select"), "select") <= ceiling:
+            best, high = trial, middle
+        else:
+            low = middle
+    return best

@@ -1,0 +1,144 @@
+"""What `compress` returns: a smaller model, what each layer became, and how far its output is from what it was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from .factorization import Factorization
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["Compressed", "LayerRow"]
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """What became of one layer.
+
+    Attributes:
+        layer: its path.
+        shape: (m, n) of its matrix.
+        choice: "rank 128", "dense".
+        dense, params: numbers before and after, without the bias.
+        error: what the method expected it to spoil, squared, in its unit.
+        weight_error: |W - W'| / |W|.
+    """
+
+    layer: str
+    shape: tuple[int, int]
+    choice: str
+    dense: int
+    params: int
+    error: float
+    weight_error: float
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """A smaller model and its account.
+
+    Attributes:
+        model: plain torch modules.
+        method, unit, budget: as asked.
+        layers: one row for each layer that could be compressed.
+        parts: the factorization of each layer that was replaced, by path.
+        left: why other modules with weights were left alone, by path.
+        kept: what the compressible layers cost now, as a share of what they cost.
+        predicted: change of the output expected by the allocator; NaN where the method does not say.
+        measured: change of the output on data that nothing else was done with: |f~ - f| / |f|, or nats per position for "kl".
+        metric: "l2" or "kl".
+        before: parameters of the whole model as it was.
+    """
+
+    model: nn.Module
+    method: str
+    unit: str
+    budget: float
+    layers: list[LayerRow]
+    parts: Mapping[str, Factorization]
+    left: Mapping[str, str]
+    kept: float
+    predicted: float
+    measured: float
+    metric: str
+    before: int
+
+    @property
+    def after(self) -> int:
+        """Parameters of the whole model now."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def summary(self) -> str:
+        """What was kept and what it cost, in two lines."""
+        dense = sum(row.dense for row in self.layers)
+        changed = sum(row.choice != "dense" for row in self.layers)
+        expected = "" if math.isnan(self.predicted) else f" (expected {self._change(self.predicted)})"
+        return (
+            f"{self.method}: {changed} of {len(self.layers)} layers replaced, {self.kept:.1%} of their {self.unit_name} kept "
+            f"({sum(row.params for row in self.layers):,} of {dense:,} numbers; whole model {self.after:,} of {self.before:,})\n"
+            f"output changed by {self._change(self.measured)} on held-out data{expected}"
+        )
+
+    @property
+    def unit_name(self) -> str:
+        """What the share in `kept` is of."""
+        return "params" if self.unit == "error" else self.unit
+
+    def _change(self, value: float) -> str:
+        return f"{value:.2%}" if self.metric == "l2" else f"{value:.3g} nats per position"
+
+    def report(self) -> str:
+        """A table, one line per layer, the most spoiling first, and the summary."""
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=None, header_style="dim", padding=(0, 1))
+        for title in ("layer", "shape", "choice", "kept", "weights off", "expected error"):
+            table.add_column(title, justify="left" if title in ("layer", "choice") else "right")
+        for row in sorted(self.layers, key=lambda row: -row.error):
+            table.add_row(
+                row.layer, f"{row.shape[0]} x {row.shape[1]}", row.choice, f"{row.params / row.dense:.0%}",
+                f"{row.weight_error:.1%}", f"{row.error:.2e}",
+            )  # fmt: skip
+        console = Console(width=120, record=True, file=_Nowhere())
+        console.print(table)
+        for name, why in self.left.items():
+            console.print(f"not compressed: {name} ({why})", markup=False, highlight=False)
+        console.print(self.summary(), markup=False, highlight=False)
+        return console.export_text()
+
+    def show(self) -> None:
+        """Print the report."""
+        print(self.report())
+
+    def __repr__(self) -> str:
+        return f"Compressed({self.summary()})"
+
+    def to_frame(self) -> pandas.DataFrame:
+        """One row per layer."""
+        import pandas
+
+        return pandas.DataFrame([asdict(row) for row in self.layers])
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the weights, the recipe and the modules they need: see `saved.save`."""
+        from .saved import save
+
+        return save(self, folder)
+
+
+class _Nowhere:
+    """Where a recording console writes."""
+
+    def write(self, text: str) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass

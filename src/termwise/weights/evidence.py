@@ -1,0 +1,76 @@
+"""What is known of one layer from data: what it reads, what its errors do, and both once more on data held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .calibration import LayerStats, shrink
+from .layers import Layer
+from .projection import Projection, project
+
+__all__ = ["Evidence"]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Statistics of a layer.
+
+    Attributes:
+        layer: of which.
+        stats: of the rows it reads; None where data never reached it.
+        held: of other data.
+        sensitivity: H, shape (m, m), where it was asked for.
+        held_sensitivity: of other data.
+        shrinkage: how much of the identity is mixed into G and H: 0 trusts the data, 1 ignores it.
+    """
+
+    layer: Layer
+    stats: LayerStats | None = None
+    held: LayerStats | None = None
+    sensitivity: Tensor | None = None
+    held_sensitivity: Tensor | None = None
+    shrinkage: float = 0.1
+
+    @property
+    def gram(self) -> Tensor | None:
+        """What errors of this layer are weighed with: C where a bias can take the mean, else G; shrunk."""
+        return None if self.stats is None else shrink(self.second_moment(self.stats), self.shrinkage)
+
+    def second_moment(self, stats: LayerStats) -> Tensor:
+        """C where the layer has a bias, else G."""
+        return stats.gram if self.layer.bias is None else stats.covariance
+
+    def project(self) -> Projection:
+        """The best terms for this evidence."""
+        h = None if self.sensitivity is None else shrink(self.sensitivity, self.shrinkage)
+        return project(self.layer.matrix, self.gram, h)
+
+    def shift(self, left: Tensor, right: Tensor) -> Tensor | None:
+        """(W - W') E[x], which the bias takes."""
+        if self.stats is None or self.layer.bias is None:
+            return None
+        mean = self.stats.mean
+        return self.layer.matrix.to(mean) @ mean - left @ (right @ mean)
+
+    def errors(self, found: Projection) -> Tensor:
+        """What each rank spoils of data held out, shape (k + 1,); squared, in the unit of H, or of the layer's own output.
+
+        With E the terms left out, tr(E^T H E G) = sum over pairs of terms of (left_i^T H left_j)(right_i G right_j): a cumulative
+        sum over both axes gives all ranks at once.
+        """
+        held = self.held or self.stats
+        h = self.held_sensitivity if self.held_sensitivity is not None else self.sensitivity
+        g = None if held is None else self.second_moment(held)
+        outer = found.left.T @ (found.left if h is None else h.double() @ found.left)
+        inner = (found.right if g is None else found.right @ g.double()) @ found.right.T
+        pairs = (outer * inner).flip(0, 1).cumsum(0).cumsum(1).diagonal().flip(0)
+        return torch.cat([pairs, pairs.new_zeros(1)]).clamp_min(0)
+
+    def total(self) -> float:
+        """What leaving the layer out altogether spoils: the whole that errors of its own output are shares of."""
+        held = self.held or self.stats
+        w = self.layer.matrix.double()
+        return float(w.square().sum() if held is None else (w @ self.second_moment(held).double()).mul(w).sum())

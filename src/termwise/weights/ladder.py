@@ -1,0 +1,124 @@
+"""What one layer may become: its choices from cheap to dense, what each costs and what each spoils."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from .factorization import Factorization
+from .layers import Layer
+
+__all__ = ["Curve", "Ladder", "Replacement", "merge", "ranks_below"]
+
+STEPS = 64
+"""Ranks on a ladder, at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Costs and errors of the choices of one layer. The last choice is the layer as it is.
+
+    Attributes:
+        costs: shape (k,), in one unit for all layers.
+        errors: shape (k,), squared, of a unit that can be added over layers.
+    """
+
+    costs: np.ndarray
+    errors: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.costs.shape != self.errors.shape or self.costs.ndim != 1 or not len(self.costs):
+            raise ValueError(
+                f"costs and errors are two lists of one length, got shapes {self.costs.shape} and {self.errors.shape}"
+            )
+        if not np.isfinite(self.costs).all() or not np.isfinite(self.errors).all() or (self.errors < 0).any():
+            raise ValueError("costs and errors are finite, and errors not negative")
+
+
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """What takes a layer's place.
+
+    Attributes:
+        module: of torch's classes, or of `low_rank_linear`.
+        weight: its weight beside the one it stands for; None where it is the layer itself.
+    """
+
+    module: nn.Module
+    weight: Factorization | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """The choices of one layer.
+
+    Attributes:
+        layer: as it is.
+        labels: of the choices, "rank 128"; the last is "dense".
+        params: numbers that each stores, without the bias, shape (k,).
+        errors: what each is expected to spoil, shape (k,): squared, in the unit of the statistics it was made with.
+        build: makes the choice with this index.
+    """
+
+    layer: Layer
+    labels: Sequence[str]
+    params: np.ndarray
+    errors: np.ndarray
+    build: Callable[[int], Replacement]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def curve(self, costs: np.ndarray | None = None) -> Curve:
+        """Costs (`params` when not given) against errors, made monotone: what is dearer is not worse."""
+        return Curve(np.asarray(self.params if costs is None else costs, dtype=float), self.errors)
+
+    def only(self, chosen: Sequence[int]) -> Ladder:
+        """Some of its choices."""
+        index = list(chosen)
+        return Ladder(
+            self.layer, [self.labels[i] for i in index], self.params[index], self.errors[index], lambda i: self.build(index[i])
+        )
+
+
+def with_dense(
+    layer: Layer, labels: Sequence[str], params: np.ndarray, errors: np.ndarray, build: Callable[[int], Replacement]
+) -> Ladder:
+    """A ladder of these choices that save something, and the layer as it is."""
+    kept = [i for i in range(len(labels)) if params[i] < layer.size]
+    last = len(kept)
+    return Ladder(
+        layer,
+        [*(labels[i] for i in kept), "dense"],
+        np.append(params[kept], layer.size).astype(np.int64),
+        np.append(np.maximum(errors[kept], 0), 0.0),
+        lambda i: Replacement(layer.module) if i == last else build(kept[i]),
+    )
+
+
+def ranks_below(limit: int, step: int = 1) -> np.ndarray:
+    """Up to STEPS ranks from 1 to `limit`, evenly spread, multiples of `step` where there are many."""
+    step = max(step, 1) if limit >= 8 * step else 1
+    ranks = np.arange(step, limit + 1, step)
+    return ranks if len(ranks) <= STEPS else ranks[np.unique(np.linspace(0, len(ranks) - 1, STEPS).round().astype(int))]
+
+
+def merge(ladders: Sequence[Ladder]) -> Ladder:
+    """All choices of several ladders of one layer that no other choice beats in cost and error together."""
+    rungs = sorted(
+        (int(ladder.params[i]), float(ladder.errors[i]), k, i) for k, ladder in enumerate(ladders) for i in range(len(ladder))
+    )
+    best: list[tuple[int, float, int, int]] = []
+    for rung in rungs:
+        if not best or rung[1] < best[-1][1]:
+            best.append(rung)
+    return Ladder(
+        ladders[0].layer,
+        [ladders[k].labels[i] for _, _, k, i in best],
+        np.array([p for p, *_ in best]),
+        np.array([e for _, e, *_ in best]),
+        lambda j: ladders[best[j][2]].build(best[j][3]),
+    )

@@ -1,0 +1,165 @@
+"""Which modules of a model can be taken apart, and how each one is a matrix.
+
+    y = W x + b,    W of shape (m, n) = (out, in),    x one row of what the module reads
+
+A linear layer is one already; a convolution is one over unfolded patches, W of shape (f, c * kh * kw).
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+__all__ = ["Layer", "find_layers", "put", "sharing_copy"]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A module that is a matrix.
+
+    Attributes:
+        name: its path in the model.
+        module: `nn.Linear`, `nn.Conv2d` with one group, or the transposed linear layer of GPT-2 (transformers' `Conv1D`).
+    """
+
+    name: str
+    module: nn.Module
+
+    @property
+    def matrix(self) -> Tensor:
+        """W, shape (m, n), as it is now, detached."""
+        weight: Tensor = self.module.weight.detach()  # type: ignore[assignment]
+        return weight.T if _transposed(self.module) else weight.flatten(1)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """b, shape (m,), detached."""
+        bias: Tensor | None = self.module.bias  # type: ignore[assignment]
+        return None if bias is None else bias.detach()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        m, n = self.matrix.shape
+        return m, n
+
+    @property
+    def size(self) -> int:
+        """Its m n entries: how many numbers it is as it stands, without its bias."""
+        return self.matrix.numel()
+
+    def rows(self, x: Tensor) -> Tensor:
+        """What W multiplies, shape (N, n), from what the module reads."""
+        if not isinstance(self.module, nn.Conv2d):
+            return x.reshape(-1, x.shape[-1])
+        conv = self.module
+        padding = conv.padding
+        if isinstance(padding, str) or conv.padding_mode != "zeros":
+            x = F.pad(x, conv._reversed_padding_repeated_twice, "constant" if conv.padding_mode == "zeros" else conv.padding_mode)
+            padding = (0, 0)
+        patches = F.unfold(x, conv.kernel_size, conv.dilation, padding, conv.stride)  # type: ignore[arg-type]
+        return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+
+    def outputs(self, y: Tensor) -> Tensor:
+        """What came out, shape (N, m), one row for each of `rows`."""
+        return (
+            y.flatten(2).transpose(1, 2).reshape(-1, y.shape[1])
+            if isinstance(self.module, nn.Conv2d)
+            else y.reshape(-1, y.shape[-1])
+        )
+
+
+def find_layers(model: nn.Module, keep: Sequence[str] = ()) -> tuple[dict[str, Layer], dict[str, str]]:
+    """The modules that can be taken apart.
+
+    Args:
+        model: any model.
+        keep: patterns of paths that are left alone, as of a shell: "head", "layers.0.*".
+
+    Returns:
+        The layers by path, in order of registration, and for every other module with a matrix of weights why it is left alone.
+
+    Raises:
+        ValueError: when a pattern fits no module; when nothing is left to take apart.
+    """
+    paths = [name for name, _ in model.named_modules() if name]
+    for pattern in keep:
+        if not fnmatch.filter(paths, pattern):
+            raise ValueError(f"keep={pattern!r} fits no module of this model; its paths look like {', '.join(paths[:3])}, ...")
+    layers: dict[str, Layer] = {}
+    left: dict[str, str] = {}
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    for name, module in model.named_modules():
+        if any(fnmatch.fnmatch(name, pattern) for pattern in keep) and _is_matrix(module):
+            left[name] = "kept on request"
+        elif (why := _why_not(module, owners)) is None:
+            layers[name] = Layer(name, module)
+        elif why:
+            left[name] = why
+    if not layers:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(left.items())[:4]) or "it has no nn.Linear and no nn.Conv2d"
+        raise ValueError(f"nothing in this model can be compressed ({reasons})")
+    return layers, left
+
+
+def _why_not(module: nn.Module, owners: dict[int, list[str]]) -> str | None:
+    """None for a layer, "" for a module without a matrix, else why it is left alone."""
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return "an embedding"
+    if not _is_matrix(module):
+        known = isinstance(module, nn.modules.conv._ConvNd | nn.Bilinear | nn.RNNBase | nn.MultiheadAttention)
+        return f"{type(module).__name__} is not taken apart" if known else ""
+    if parametrize.is_parametrized(module) or any(n.endswith(("weight_v", "original1")) for n, _ in module.named_parameters()):
+        return "its weight is computed from other parameters (remove the parametrization first)"
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    if not weight.is_floating_point():
+        return f"its weights are {weight.dtype}: take a model that is not quantised"
+    if len(owners.get(id(weight), ())) > 1:
+        return f"its weights are tied: {' and '.join(owners[id(weight)])} share them"
+    if isinstance(module, nn.Conv2d) and module.groups > 1:
+        return "a grouped convolution"
+    if not weight.isfinite().all():
+        raise ValueError(f"the weights of {type(module).__name__} hold NaN or infinity: nothing can be said of such a model")
+    return None
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | nn.Conv2d) or _transposed(module)
+
+
+def _transposed(module: nn.Module) -> bool:
+    """Whether it is GPT-2's linear layer, which transformers calls Conv1D and keeps as (in, out)."""
+    library = sys.modules.get("transformers.pytorch_utils")
+    return library is not None and isinstance(module, library.Conv1D)
+
+
+def sharing_copy(model: nn.Module) -> nn.Module:
+    """A copy of the tree of modules over the same tensors: replacing a module in it leaves the model as it was."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def put(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Set a module everywhere where the one at this path is, in place."""
+    old = model.get_submodule(name)
+    for parent, key in list(_places(model, old)):
+        parent._modules[key] = module
+    module.train(old.training)
+
+
+def _places(model: nn.Module, wanted: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    for parent in model.modules():
+        for key, child in parent._modules.items():
+            if child is wanted:
+                yield parent, key

@@ -1,0 +1,85 @@
+"""Layers stored as products of smaller ones. This file needs torch alone: it is written beside the weights that use it."""
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["LowRankLinear", "Pivoted"]
+
+
+class LowRankLinear(nn.Sequential):
+    """Linear layers one after the other, with the attributes of one `nn.Linear`, for models that read them.
+
+    Its parameters have the names that a plain `nn.Sequential` gives them.
+    """
+
+    @property
+    def in_features(self) -> int:
+        """Inputs, n."""
+        return self[0].in_features
+
+    @property
+    def out_features(self) -> int:
+        """Outputs, m."""
+        return self[-1].out_features
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Of the last."""
+        return self[-1].bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix (m, n), multiplied out at every access."""
+        product = self[-1].weight
+        for layer in reversed(self[:-1]):
+            product = product @ layer.weight
+        return product
+
+
+class Pivoted(nn.Module):
+    """A layer of rank r by r of its own outputs, and what the other outputs are made of.
+
+        h = first(x),      y = (h, mix(h)) in the order of `position`
+
+    r (m + n - r) numbers: fewer than the dense m n for every r below both, which two factors of r (m + n) are not.
+
+    Args:
+        first: `nn.Linear` or `nn.Conv2d` to r outputs.
+        mix: `nn.Linear`, or `nn.Conv2d` of kernel 1, from r to m - r outputs.
+        position: output i is entry position[i] of (h, mix(h)), shape (m,).
+    """
+
+    def __init__(self, first: nn.Module, mix: nn.Module, position: Tensor) -> None:
+        super().__init__()
+        self.first, self.mix = first, mix
+        self.axis = -1 if isinstance(first, nn.Linear) else 1
+        self.register_buffer("position", position)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As of the layer it stands for."""
+        h = self.first(x)
+        return torch.cat([h, self.mix(h)], self.axis).index_select(self.axis, self.position)
+
+    @property
+    def in_features(self) -> int:
+        """Inputs, n."""
+        return self.first.in_features
+
+    @property
+    def out_features(self) -> int:
+        """Outputs, m."""
+        return len(self.position)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Shape (m,), multiplied out."""
+        if self.first.bias is None:
+            return None
+        own = self.first.bias
+        return torch.cat([own, self.mix.bias + self.mix.weight.flatten(1) @ own])[self.position]
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix (m, n), multiplied out at every access."""
+        rows = self.first.weight
+        return torch.cat([rows, (self.mix.weight.flatten(1) @ rows.flatten(1)).reshape(-1, *rows.shape[1:])])[self.position]

@@ -1,0 +1,118 @@
+"""From two factors of a matrix to a module that computes with them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .factorization import Factorization
+from .ladder import Replacement
+from .layers import Layer
+from .low_rank_linear import Pivoted
+
+__all__ = ["linear", "pair", "pair_size", "pivoted", "pivoted_size"]
+
+
+def pair_size(shape: tuple[int, int], rank: int) -> int:
+    """Numbers in a pair: r (m + n)."""
+    return rank * sum(shape)
+
+
+def pivoted_size(shape: tuple[int, int], rank: int) -> int:
+    """Numbers in a pivoted layer: r (m + n - r)."""
+    return rank * (sum(shape) - rank)
+
+
+def pair(layer: Layer, left: Tensor, right: Tensor, shift: Tensor | None = None) -> Replacement:
+    """The layer as two: `right` first, `left` second.
+
+    Args:
+        layer: whose place it takes.
+        left: shape (m, r).
+        right: shape (r, n).
+        shift: added to the bias, shape (m,); dropped where there is no bias.
+
+    Returns:
+        `nn.Sequential` of two layers of the kind it was: a convolution is one with r filters, and one of kernel 1.
+    """
+    first = _like(layer, right, None)
+    second = _mixing(layer, left, _bias(layer, shift))
+    return Replacement(nn.Sequential(first, second), _factorization(layer, left, right))
+
+
+def pivoted(layer: Layer, left: Tensor, right: Tensor, shift: Tensor | None = None) -> Replacement:
+    """The layer as r of its own outputs, and the other outputs made of them: see `Pivoted`.
+
+    The rows are chosen by Gaussian elimination with partial pivoting on an orthonormal basis of the columns, so that each output
+    is made of others with coefficients that stay small.
+
+    Args:
+        layer: whose place it takes.
+        left: shape (m, r), r < m.
+        right: shape (r, n).
+        shift: added to the bias, shape (m,); dropped where there is no bias.
+    """
+    basis, triangle = torch.linalg.qr(left)
+    m, rank = left.shape
+    factored, pivots = torch.linalg.lu_factor(basis)
+    order = torch.arange(m, device=left.device)
+    for i, p in enumerate((pivots - 1).tolist()):  # LAPACK's interchanges, one after the other
+        order[[i, p]] = order[[p, i]]
+    chosen, rest = order[:rank], order[rank:]
+    lower = factored.tril(-1)
+    lower[:rank] += torch.eye(rank, dtype=left.dtype, device=left.device)
+    mix = torch.linalg.solve_triangular(lower[:rank], lower[rank:], upper=False, left=False, unitriangular=True)
+    rows = basis[chosen] @ (triangle @ right)
+    bias = _bias(layer, shift)
+    own = None if bias is None else bias[chosen]
+    first = _like(layer, rows, own)
+    other = _mixing(layer, mix, None if bias is None else bias[rest] - mix.to(bias) @ bias[chosen])
+    return Replacement(Pivoted(first, other, order.argsort()), _factorization(layer, left, right))
+
+
+def _factorization(layer: Layer, left: Tensor, right: Tensor) -> Factorization:
+    matrix = layer.matrix
+    return Factorization(matrix, factors={"left": left.to(matrix), "right": right.to(matrix)})
+
+
+def _bias(layer: Layer, shift: Tensor | None) -> Tensor | None:
+    return layer.bias if layer.bias is None or shift is None else (layer.bias.double() + shift).to(layer.bias)
+
+
+def _like(layer: Layer, matrix: Tensor, bias: Tensor | None) -> nn.Module:
+    """A layer of the same kind, geometry and dtype with another matrix."""
+    matrix = matrix.to(layer.matrix)
+    if not isinstance(layer.module, nn.Conv2d):
+        return linear(matrix, bias)
+    conv = layer.module
+    new = nn.utils.skip_init(
+        nn.Conv2d, conv.in_channels, len(matrix), conv.kernel_size, conv.stride, conv.padding, conv.dilation,
+        bias=bias is not None, padding_mode=conv.padding_mode, dtype=matrix.dtype, device=matrix.device,
+    )  # fmt: skip
+    _fill(new, matrix.reshape(new.weight.shape), bias)
+    return new
+
+
+def _mixing(layer: Layer, matrix: Tensor, bias: Tensor | None) -> nn.Module:
+    """A layer that mixes channels at one place."""
+    matrix = matrix.to(layer.matrix)
+    if not isinstance(layer.module, nn.Conv2d):
+        return linear(matrix, bias)
+    out, inputs = matrix.shape
+    new = nn.utils.skip_init(nn.Conv2d, inputs, out, 1, bias=bias is not None, dtype=matrix.dtype, device=matrix.device)
+    _fill(new, matrix[:, :, None, None], bias)
+    return new
+
+
+def linear(matrix: Tensor, bias: Tensor | None) -> nn.Linear:
+    """`nn.Linear` of a matrix (m, n)."""
+    out, inputs = matrix.shape
+    new = nn.utils.skip_init(nn.Linear, inputs, out, bias=bias is not None, dtype=matrix.dtype, device=matrix.device)
+    _fill(new, matrix, bias)
+    return new
+
+
+def _fill(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+    module.weight.data.copy_(weight)  # type: ignore[operator,union-attr]
+    if bias is not None:
+        module.bias.data.copy_(bias)  # type: ignore[operator,union-attr]

@@ -1,0 +1,171 @@
+"""Compressed models as files: weights as safetensors, what became of which layer as JSON, and no code to run.
+
+A folder holds `model.safetensors` (every tensor of the model), `recipe.json` (what each layer became, and the account of it),
+`low_rank_linear.py` (the modules that are not torch's, needing torch alone), and `config.json` where transformers wrote one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from . import low_rank_linear
+from .layers import put, sharing_copy
+from .recipe import construct, describe
+
+if TYPE_CHECKING:
+    from .compressed import Compressed
+
+__all__ = ["load_compressed", "rebuild", "save"]
+
+FORMAT = 1
+
+
+def save(compressed: Compressed, folder: str | Path) -> Path:
+    """Write a compressed model. The folder appears when it is complete, and an older one of ours is replaced then.
+
+    Args:
+        compressed: what to write.
+        folder: where to.
+
+    Raises:
+        FileExistsError: when the folder exists and is none that was written so.
+        OSError: when it cannot be written.
+    """
+    from safetensors.torch import save_model
+
+    folder = Path(folder)
+    if folder.exists() and not (folder / "recipe.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and holds something else than a compressed model: choose another folder")
+    replaced = {name: describe(compressed.model.get_submodule(name)) for name in compressed.parts}
+    account = {
+        name: getattr(compressed, name)
+        for name in ("method", "unit", "budget", "kept", "predicted", "measured", "metric", "before")
+    }
+    account = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in account.items()}
+    recipe = {
+        "format": FORMAT,
+        "replaced": replaced,
+        "account": account | {"layers": [asdict(row) for row in compressed.layers], "left": dict(compressed.left)},
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        made = Path(temporary) / "made"
+        made.mkdir()
+        save_model(compressed.model, str(made / "model.safetensors"))
+        (made / "recipe.json").write_text(json.dumps(recipe, indent=1), encoding="utf-8")
+        shutil.copy(low_rank_linear.__file__, made / "low_rank_linear.py")
+        config = getattr(compressed.model, "config", None)
+        if hasattr(config, "to_json_file"):
+            config.to_json_file(made / "config.json")
+        if folder.exists():
+            folder.rename(Path(temporary) / "old")
+        made.rename(folder)
+    return folder
+
+
+def load_compressed(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Read a compressed model. Runs no code from the folder.
+
+    Args:
+        folder: as it was given to `save`.
+        model: of the architecture that was compressed, with any weights; it is not changed. Left out for a model of transformers,
+            which is made from the folder's config.json.
+
+    Returns:
+        The model in evaluation mode, equal to the one that was saved to the last bit.
+
+    Raises:
+        FileNotFoundError: when there is no compressed model.
+        ValueError: when the folder cannot be read, is newer than this version, or the model does not fit it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_model
+
+    folder = Path(folder)
+    if model is None:
+        model = _from_config(folder)
+    small = rebuild(model, folder)
+    owned = {name: nn.Parameter(p.detach().clone(), p.requires_grad) for name, p in small.named_parameters()}
+    tied = _ties(small)
+    for name, parameter in owned.items():  # the weights of `model` stay its own
+        for place in tied[name]:
+            parent, _, leaf = place.rpartition(".")
+            setattr(small.get_submodule(parent), leaf, parameter)
+    for name, buffer in list(small.named_buffers()):
+        parent, _, leaf = name.rpartition(".")
+        small.get_submodule(parent)._buffers[leaf] = buffer.detach().clone()
+    try:
+        load_model(small, str(folder / "model.safetensors"))
+    except (SafetensorError, RuntimeError) as problem:
+        raise ValueError(f"the weights in {folder} do not fit this model: {problem}") from None
+    return small.eval()
+
+
+def rebuild(model: nn.Module, folder: str | Path) -> nn.Module:
+    """The small architecture of a recipe, over the tensors of a model where layers stayed, empty where they were replaced.
+
+    Raises:
+        FileNotFoundError: when there is no recipe.
+        ValueError: when it cannot be read, or names layers that the model does not have.
+    """
+    recipe = _read(Path(folder))
+    small = sharing_copy(model)
+    for name, plan in recipe["replaced"].items():
+        try:
+            small.get_submodule(name)
+        except AttributeError:
+            raise ValueError(
+                f"the recipe replaces {name!r}, which this model does not have: give the model it was made of"
+            ) from None
+        put(small, name, construct(plan))
+    return small
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / "recipe.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no compressed model (no recipe.json)")
+    try:
+        recipe = json.loads(path.read_text("utf-8"))
+        newer = recipe["format"] > FORMAT
+        recipe["replaced"].items()
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as problem:
+        raise ValueError(f"{path} is no recipe of a compressed model ({type(problem).__name__}: {problem})") from None
+    if newer:
+        raise ValueError(f"{path} has format {recipe['format']}, this version reads up to {FORMAT}: update termwise")
+    return recipe  # type: ignore[no-any-return]
+
+
+def _ties(model: nn.Module) -> dict[str, list[str]]:
+    """Every name of each parameter, under its first."""
+    first: dict[int, str] = {}
+    names: dict[str, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(first.setdefault(id(parameter), name), []).append(name)
+    return names
+
+
+def _from_config(folder: Path) -> nn.Module:
+    """An empty model of transformers, of its own classes alone."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json: give the model that was compressed, load_compressed(folder, model)")
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    name = (config.architectures or [""])[0]
+    made = getattr(transformers, name, None)
+    if not (isinstance(made, type) and issubclass(made, transformers.PreTrainedModel)):
+        raise ValueError(
+            f"{folder}/config.json names the architecture {name!r}, which transformers does not have: give the model"
+        )
+    with torch.random.fork_rng(devices=[]):
+        return made(config)  # type: ignore[no-any-return]
