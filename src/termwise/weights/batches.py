@@ -15,7 +15,7 @@ from torch import Tensor, nn
 __all__ = ["Batches", "call", "evaluating", "read_batches"]
 
 CHUNK = 32
-"""Samples per batch, where one tensor holds all of them."""
+"""Samples per batch, at most, where one tensor holds all of them."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def read_batches(data: Any) -> Batches:
         ValueError: when there is none, or a batch holds NaN.
     """
     if isinstance(data, Tensor):
-        batches = list(data.split(CHUNK))
+        batches = list(data.split(max(1, min(CHUNK, -(-len(data) // 8))))) if data.ndim else []
     elif isinstance(data, Mapping):
         batches = [data]
     elif isinstance(data, Iterable) and not isinstance(data, str | bytes):

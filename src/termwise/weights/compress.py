@@ -6,6 +6,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,10 @@ from torch import nn
 from .allocation import Allocation
 from .batches import read_batches
 from .compressed import Compressed, LayerRow
-from .ladder import Curve, Ladder, Replacement
+from .evidence import Evidence
+from .kept_work import KeptWork, fingerprint
+from .ladder import Curve, Fitted, Replacement
+from .latency import latencies
 from .layers import find_layers, put, sharing_copy
 from .low_rank_linear import LowRankLinear
 from .methods import METHODS, Method
@@ -38,6 +42,7 @@ def compress(
     shrinkage: float = 0.1,
     progress: bool = True,
     inplace: bool = False,
+    work: str | Path | None = None,
     generator: torch.Generator | None = None,
 ) -> Compressed:
     """Make a model smaller, and measure by how much its output changed.
@@ -60,6 +65,8 @@ def compress(
             returns `logits`, unless the budget is an "error".
         shrinkage: share of the identity in every statistic, against over-fitting few rows.
         progress: show a bar.
+        work: folder to keep finished layers in: an interrupted run with the same arguments goes on there, and ends with the same
+            result. What was worked out then lies on disk and not in memory.
         inplace: replace in the model itself, for one that does not fit twice.
         generator: of what is random (patches, signs); seed 0 when not given.
 
@@ -82,17 +89,23 @@ def compress(
     chosen = _method(method)
     _check(budget, unit, shrinkage)
     layers, left = find_layers(model, keep)
-    task = Task(model, layers, read_batches(data), shrinkage=shrinkage, generator=generator or torch.Generator().manual_seed(0))
+    seed = 0 if generator is None else int(torch.randint(2**62, (1,), generator=generator))
+    task = Task(model, layers, read_batches(data), shrinkage=shrinkage, seed=seed)
     task.metric = _metric(metric, unit, task)
     with _bar(progress, task, chosen):
         positions = task.positions()
-        ladders = {e.layer.name: _step(task, chosen.ladder(e)) for e in _evidence(task, chosen)}
+        kept = None if work is None else _kept(work, task, method, chosen)
+        fitted = dict(_fit(task, chosen, kept))
+        ladders = {name: chosen.ladder(layer, fitted[name]) for name, layer in layers.items()}
     unreached = [name for name in ladders if name not in positions]
     for name in unreached:  # nothing is known of it
         ladders[name] = ladders[name].only([len(ladders[name]) - 1])
         left[name] = "never reached by the data"
     _warn(task, unreached, left)
-    costs = {name: cost_of(ladder, unit, positions.get(name, 0.0)) for name, ladder in ladders.items()}
+    if unit == "latency":
+        costs = latencies(model, task.batches.select[0], ladders)
+    else:
+        costs = {name: cost_of(ladder, unit, positions.get(name, 0.0)) for name, ladder in ladders.items()}
     curves = {name: ladder.curve(costs[name]) for name, ladder in ladders.items()}
     dense = sum(float(c[-1]) for c in costs.values())
 
@@ -159,18 +172,32 @@ def _metric(metric: str, unit: str, task: Task) -> Distance:
     return "kl" if unit != "error" and hasattr(result, "logits") else "l2"
 
 
-def _evidence(task: Task, method: Method) -> Iterator[Any]:
-    from .evidence import Evidence
+def _fit(task: Task, method: Method, kept: KeptWork | None) -> Iterator[tuple[str, Fitted]]:
+    """What the method works out for each layer; a group of layers of which one is missing is looked at again."""
+    groups = task.groups(method.sensitive)
+    for group in groups:
+        missing = [name for name in group if kept is None or name not in kept]
+        known = task.evidence(missing, method.sensitive) if method.data else (Evidence(task.layers[name]) for name in missing)
+        for evidence in known:
+            name = evidence.layer.name
+            task.step(f"taking apart {name}")
+            fitted = method.fit(evidence)
+            yield name, fitted if kept is None else kept.put(name, fitted)
+        if kept is not None:
+            yield from ((name, kept.get(name)) for name in group if name not in missing)
 
-    if method.data:
-        yield from task.evidence(method.sensitive)
-    else:
-        yield from (Evidence(layer) for layer in task.layers.values())
 
-
-def _step(task: Task, ladder: Ladder) -> Ladder:
-    task.step(f"taking apart {ladder.layer.name}")
-    return ladder
+def _kept(folder: str | Path, task: Task, name: str, method: Method) -> KeptWork:
+    asked = {
+        "method": name,
+        "weights": fingerprint(task.model.state_dict().values()),
+        "data": fingerprint([task.batches.fit, task.batches.select]) if method.data else "",
+        "metric": task.metric,
+        "shrinkage": task.shrinkage,
+        "seed": task.seed,
+        "layers": list(task.layers),
+    }
+    return KeptWork(folder, asked)
 
 
 @contextlib.contextmanager

@@ -45,15 +45,10 @@ class Evidence:
 
     def project(self) -> Projection:
         """The best terms for this evidence."""
-        h = None if self.sensitivity is None else shrink(self.sensitivity, self.shrinkage)
+        h = self.sensitivity
+        if h is not None:  # definite, so that it has an inverse; where nothing matters to the output, all errors are alike
+            h = shrink(h, max(self.shrinkage, 1e-6)) if h.any() else None
         return project(self.layer.matrix, self.gram, h)
-
-    def shift(self, left: Tensor, right: Tensor) -> Tensor | None:
-        """(W - W') E[x], which the bias takes."""
-        if self.stats is None or self.layer.bias is None:
-            return None
-        mean = self.stats.mean
-        return self.layer.matrix.to(mean) @ mean - left @ (right @ mean)
 
     def errors(self, found: Projection) -> Tensor:
         """What each rank spoils of data held out, shape (k + 1,); squared, in the unit of H, or of the layer's own output.

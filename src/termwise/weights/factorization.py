@@ -101,9 +101,10 @@ class Factorization(Decomposition):
     def __post_init__(self) -> None:
         if self.form not in TERMS:
             raise ValueError(f"a factorization is one of {', '.join(TERMS)}, got {self.form!r}")
-        if self.total().shape != self.whole.shape:
+        if TOTALS[self.form](self.factors).numel() != self.whole.numel():
             shapes = {name: tuple(factor.shape) for name, factor in self.factors.items()}
-            raise ValueError(f"factors {shapes} make {tuple(self.total().shape)}, and the weight is {tuple(self.whole.shape)}")
+            made = tuple(TOTALS[self.form](self.factors).shape)
+            raise ValueError(f"factors {shapes} make {made}, and the weight is {tuple(self.whole.shape)}")
         object.__setattr__(self, "parts", _Terms(TERMS[self.form](self.factors), self.whole.shape))
 
     def total(self) -> Tensor:
@@ -119,7 +120,7 @@ class Factorization(Decomposition):
         """How many terms each part has."""
         f = self.factors
         sizes = {"low_rank": "left", "grouped": "left", "cur": "U", "cp": "a", "tucker": "core"}
-        return f[sizes[self.form]].shape[1 if self.form == "tucker" else -1]
+        return f[sizes[self.form]].shape[0 if self.form == "tucker" else -1]
 
     def error(self) -> float:
         """|W - W'| / |W|, Frobenius norms over the whole matrix."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from .factorization import Factorization
 from .layers import Layer
 
-__all__ = ["Curve", "Ladder", "Replacement", "merge", "ranks_below"]
+__all__ = ["Curve", "Fitted", "Ladder", "Replacement", "merge", "ranks_below"]
+
+Fitted = Mapping[str, Tensor]
+"""What was worked out for a layer."""
 
 STEPS = 64
 """Ranks on a ladder, at most."""

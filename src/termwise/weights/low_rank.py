@@ -12,53 +12,77 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .evidence import Evidence
-from .ladder import Ladder, Replacement, ranks_below, with_dense
+from .ladder import Fitted, Ladder, Replacement, ranks_below, with_dense
+from .layers import Layer
 from .products import pair, pair_size, pivoted, pivoted_size
 from .projection import Projection, project
 
-__all__ = ["asvd", "aware", "end_aware", "svd"]
+__all__ = ["fit_asvd", "fit_aware", "fit_end", "fit_svd", "pairs", "pivots"]
 
 
-def svd(evidence: Evidence) -> Ladder:
-    """Truncated singular value decompositions; errors are shares of |W|^2."""
-    return _ladder(Evidence(evidence.layer), project(evidence.layer.matrix))
+def fit_svd(evidence: Evidence) -> Fitted:
+    """Terms of the singular value decomposition; errors are shares of |W|^2."""
+    return _fitted(Evidence(evidence.layer), project(evidence.layer.matrix))
 
 
-def asvd(evidence: Evidence) -> Ladder:
-    """Truncations of W diag(s), s = mean |x|^(1/2) by input, scaled back; errors are shares of the layer's output."""
+def fit_asvd(evidence: Evidence) -> Fitted:
+    """Terms of W diag(s), s = mean |x|^(1/2) by input, scaled back; errors are shares of the layer's output."""
     if evidence.stats is None:
-        return svd(evidence)
-    scale = evidence.stats.abs_mean.sqrt().clamp_min(1e-6 * float(evidence.stats.abs_mean.max().sqrt()) + 1e-30)
+        return fit_svd(evidence)
+    scale = evidence.stats.abs_mean.sqrt()
+    scale = scale.clamp_min(1e-6 * float(scale.max()) + 1e-30)  # an input that is always 0
     found = project(evidence.layer.matrix.double() * scale)
-    return _ladder(evidence, Projection(found.energies, found.left, found.right / scale))
+    return _fitted(evidence, Projection(found.energies, found.left, found.right / scale))
 
 
-def aware(evidence: Evidence) -> Ladder:
-    """The best for the layer's own output; errors are shares of it."""
-    return _ladder(evidence, Evidence(evidence.layer, evidence.stats, shrinkage=evidence.shrinkage).project())
+def fit_aware(evidence: Evidence) -> Fitted:
+    """The best terms for the layer's own output; errors are shares of it."""
+    return _fitted(evidence, Evidence(evidence.layer, evidence.stats, shrinkage=evidence.shrinkage).project())
 
 
-def end_aware(evidence: Evidence) -> Ladder:
-    """The best for the output of the model; errors are in its unit, and add up over layers."""
-    return _ladder(evidence, evidence.project(), pivots=True, relative=evidence.sensitivity is None)
+def fit_end(evidence: Evidence) -> Fitted:
+    """The best terms for the output of the model; errors are in its unit, and add up over layers."""
+    return _fitted(evidence, evidence.project(), relative=evidence.sensitivity is None)
 
 
-def _ladder(evidence: Evidence, found: Projection, *, pivots: bool = False, relative: bool = True) -> Ladder:
-    """All ranks of a projection that save something."""
-    layer, k = evidence.layer, len(found.energies)
-    size = pivoted_size if pivots else pair_size
+def _fitted(evidence: Evidence, found: Projection, *, relative: bool = True) -> Fitted:
+    """Terms in the precision of the weights, and their errors on data held out."""
+    judge = Evidence(evidence.layer, evidence.stats, evidence.held) if relative else evidence
+    errors = judge.errors(found) / (max(judge.total(), 1e-300) if relative else 1.0)
+    dtype = evidence.layer.matrix.dtype
+    fitted = {"left": found.left.to(dtype), "right": found.right.to(dtype), "errors": errors}
+    return fitted if evidence.stats is None else {**fitted, "mean": evidence.stats.mean}
+
+
+def pairs(layer: Layer, fitted: Fitted) -> Ladder:
+    """Every rank that saves something as two layers: r (m + n) numbers."""
     m, n = layer.shape
-    ranks = ranks_below(min(k, m - 1, n) if pivots else min(k, (m * n - 1) // (m + n)), 8 if min(m, n) >= 128 else 1)
-    local = Evidence(layer, evidence.stats, evidence.held) if relative else evidence
-    errors = local.errors(found)[torch.as_tensor(ranks)].numpy() / (max(local.total(), 1e-300) if relative else 1.0)
-    left, right = found.left.to(layer.matrix.dtype), found.right.to(layer.matrix.dtype)  # half the memory until they are used
+    return _ladder(layer, fitted, pair, pair_size, min(m, n, (m * n - 1) // (m + n)))
+
+
+def pivots(layer: Layer, fitted: Fitted) -> Ladder:
+    """Every rank below both sizes as some of the layer's outputs and what mixes the others: r (m + n - r) numbers."""
+    m, n = layer.shape
+    return _ladder(layer, fitted, pivoted, pivoted_size, min(m - 1, n))
+
+
+def _ladder(layer: Layer, fitted: Fitted, make, size, limit: int) -> Ladder:  # type: ignore[no-untyped-def]
+    ranks = ranks_below(limit, 8 if min(layer.shape) >= 128 else 1)
 
     def build(i: int) -> Replacement:
-        r = int(ranks[i])
-        first, second = left[:, :r].double(), right[:r].double()
-        return (pivoted if pivots else pair)(layer, first, second, evidence.shift(first, second))
+        left, right = fitted["left"][:, : ranks[i]].double(), fitted["right"][: ranks[i]].double()
+        return make(layer, left, right, _shift(layer, left, right, fitted.get("mean")))  # type: ignore[no-any-return]
 
     params = np.array([size(layer.shape, int(r)) for r in ranks], dtype=np.int64)
+    errors = fitted["errors"][torch.as_tensor(ranks, dtype=torch.int64)].double().numpy()
     return with_dense(layer, [f"rank {r}" for r in ranks], params, errors, build)
+
+
+def _shift(layer: Layer, left: Tensor, right: Tensor, mean: Tensor | None) -> Tensor | None:
+    """(W - W') E[x], which the bias takes."""
+    if layer.bias is None or mean is None:
+        return None
+    return layer.matrix.to(mean) @ mean - left @ (right @ mean)

@@ -1,4 +1,4 @@
-"""The methods by name: how each makes a layer's choices, and how it chooses among them."""
+"""The methods by name: what each works out from data, which choices that gives a layer, and how it chooses among them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from . import low_rank
 from .allocation import Allocation, allocate
 from .evidence import Evidence
-from .ladder import Curve, Ladder
+from .ladder import Curve, Fitted, Ladder
+from .layers import Layer
 
-__all__ = ["METHODS", "Method"]
+__all__ = ["METHODS", "Method", "Policy"]
 
 Policy = Callable[[Mapping[str, Ladder], Mapping[str, Curve], float], Allocation]
 
@@ -25,24 +26,24 @@ class Method:
     """One way to compress.
 
     Attributes:
-        ladder: the choices of a layer, from what is known of it.
+        fit: what is worked out for a layer from what is known of it: the costly part, as tensors, so that it can be kept.
+        ladder: the choices of the layer, from those.
         policy: which choice for which layer, within a budget.
         data: whether it looks at data.
         sensitive: whether it asks what a layer's errors do to the output of the model.
-        note: what is special, in a line.
     """
 
-    ladder: Callable[[Evidence], Ladder]
+    fit: Callable[[Evidence], Fitted]
+    ladder: Callable[[Layer, Fitted], Ladder]
     policy: Policy = least_sum
     data: bool = True
     sensitive: bool = False
-    note: str = ""
 
 
 METHODS: dict[str, Method] = {
-    "auto": Method(low_rank.end_aware, sensitive=True, note="errors at the output of the model, stored by pivots"),
-    "aware": Method(low_rank.aware, note="errors at the layer's own output"),
-    "asvd": Method(low_rank.asvd, note="columns scaled by their inputs"),
-    "svd": Method(low_rank.svd, data=False, note="errors of the weights, without data"),
+    "auto": Method(low_rank.fit_end, low_rank.pivots, sensitive=True),
+    "aware": Method(low_rank.fit_aware, low_rank.pairs),
+    "asvd": Method(low_rank.fit_asvd, low_rank.pairs),
+    "svd": Method(low_rank.fit_svd, low_rank.pairs, data=False),
 }
-"""Every method of `tw.compress`. Add one: `METHODS["mine"] = Method(ladder)`."""
+"""Every method of `tw.compress`. Add one: `METHODS["mine"] = Method(fit, ladder)`."""

@@ -35,7 +35,7 @@ class Task:
         batches: to fit, to select and to report on.
         metric: how far one output is from another, see `distance`.
         shrinkage: of statistics, see `calibration.shrink`.
-        generator: of everything random.
+        seed: of everything random.
         step: called with what was done, after each unit of work.
     """
 
@@ -44,7 +44,7 @@ class Task:
     batches: Batches
     metric: Distance = "l2"
     shrinkage: float = 0.1
-    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+    seed: int = 0
     step: Callable[[str], None] = lambda what: None
     truths: dict[str, list[Tensor]] = field(default_factory=dict)
 
@@ -73,25 +73,24 @@ class Task:
         text = f"{groups * batches} forward passes"
         return f"{text} and {groups * batches} with a backward pass" if sensitive else text
 
-    def evidence(self, sensitive: bool = False) -> Iterator[Evidence]:
-        """What is known of each layer, one after the other.
+    def evidence(self, names: list[str], sensitive: bool = False) -> Iterator[Evidence]:
+        """What is known of some layers, all of whose statistics are held at once.
 
         Args:
-            sensitive: also what its errors do to the output of the model.
+            names: of which, see `groups`. What is random is drawn alike for every group.
+            sensitive: also what their errors do to the output of the model.
         """
-        for names in self.groups(sensitive):
-            layers = {name: self.layers[name] for name in names}
-            known: list[CalibrationStats] = []
-            felt: list[dict[str, Tensor]] = []
-            for batches in (self.batches.fit, self.batches.select):
-                known.append(CalibrationStats.collect(self.model, self._stepping(batches), layers, generator=self.generator))
-                if sensitive:
-                    felt.append(
-                        sensitivity(self.model, self._stepping(batches), layers, metric=self.metric, generator=self.generator)
-                    )
-            for name, layer in layers.items():
-                h = [f.get(name) for f in felt] or [None, None]
-                yield Evidence(layer, known[0].get(name), known[1].get(name), h[0], h[1], self.shrinkage)
+        layers = {name: self.layers[name] for name in names}
+        known: list[CalibrationStats] = []
+        felt: list[dict[str, Tensor]] = []
+        for batches in (self.batches.fit, self.batches.select) if names else ():
+            draws = torch.Generator().manual_seed(self.seed)
+            known.append(CalibrationStats.collect(self.model, self._stepping(batches), layers, generator=draws))
+            if sensitive:
+                felt.append(sensitivity(self.model, self._stepping(batches), layers, metric=self.metric, generator=draws))
+        for name, layer in layers.items():
+            h = [f.get(name) for f in felt] or [None, None]
+            yield Evidence(layer, known[0].get(name), known[1].get(name), h[0], h[1], self.shrinkage)
 
     def _stepping(self, batches: list[Any]) -> Iterator[Any]:
         for batch in batches:

@@ -1,0 +1,331 @@
+"""`tw.compress`: budgets are kept, the account is right, the model is plain, and what makes no sense is refused."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import termwise as tw
+from termwise.weights import METHODS
+from termwise.weights.layers import find_layers
+from termwise.weights.low_rank_linear import LowRankLinear, Pivoted
+from termwise.weights.recipe import construct, describe
+
+PLAIN = (nn.Linear, nn.Conv2d, nn.Sequential, Pivoted, LowRankLinear)
+
+
+def mlp(seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(24, 48), nn.Tanh(), nn.Linear(48, 48), nn.Tanh(), nn.Linear(48, 6)).double()
+
+
+def cnn() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 32, 3, stride=2),
+            nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5),
+        ).double()  # fmt: skip
+
+
+def rows(n: int = 400, seed: int = 0) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 24, generator=g, dtype=torch.float64) @ torch.randn(24, 24, generator=g, dtype=torch.float64) * 0.3
+
+
+def off(small: nn.Module, model: nn.Module, x: torch.Tensor) -> float:
+    with torch.no_grad():
+        return float((small(x) - model(x)).norm() / model(x).norm())
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("unit", ["params", "flops", "bytes"])
+def test_a_budget_is_kept_and_the_model_is_not_touched(method, unit):
+    model, x = mlp(), rows()
+    before, state = copy.deepcopy(model), torch.random.get_rng_state()
+    small = tw.compress(model, 0.6, data=x, method=method, unit=unit, progress=False)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.state_dict().values(), strict=True))
+    assert [type(m) for m in model.modules()] == [type(m) for m in before.modules()]
+    assert small.kept <= 0.6
+    stored = sum(p.numel() for n, p in small.model.named_parameters() if "bias" not in n)
+    assert stored == sum(row.params for row in small.layers) <= 0.6 * sum(row.dense for row in small.layers)
+    assert small.after == sum(p.numel() for p in small.model.parameters())
+    assert all(isinstance(small.model.get_submodule(name), PLAIN) for name in small.parts)
+    assert small.measured == pytest.approx(off(small.model, model, x[-96:]), rel=0.2)  # the last quarter of 13 batches
+    for name, part in small.parts.items():
+        assert torch.allclose(part.whole, model.get_submodule(name).weight)
+        product = small.model.get_submodule(name)
+        eye = torch.eye(part.whole.shape[1], dtype=torch.float64)
+        assert torch.allclose((product(eye) - product(0 * eye)).T, part.total(), atol=1e-9)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_the_whole_budget_is_the_model(method):
+    model, x = mlp(), rows()
+    small = tw.compress(model, 1.0, data=x, method=method, progress=False)
+    assert off(small.model, model, x) < 1e-12
+    assert small.measured < 1e-12
+
+
+def test_methods_are_in_the_order_of_what_they_know():
+    """On inputs that are far from round: blind, by size, by the layer's output, by the model's."""
+    changes = {m: [] for m in ("svd", "asvd", "aware", "auto")}
+    for seed in range(5):
+        model, x = mlp(seed), rows(seed=seed) * torch.logspace(0.7, -1.5, 24, dtype=torch.float64)
+        for method, found in changes.items():
+            found.append(tw.compress(model, 0.5, data=x, method=method, progress=False).measured)
+    svd, asvd, aware, auto = (np.median(v) for v in changes.values())
+    assert auto < aware < asvd < svd
+
+
+def test_the_expected_change_is_near_the_measured_one():
+    ratios = []
+    for seed in range(5):
+        small = tw.compress(mlp(seed), 0.6, data=rows(1200, seed), progress=False)
+        ratios.append(small.measured / small.predicted)
+    assert 1 / 1.5 < np.median(ratios) < 1.5
+
+
+def test_an_error_is_a_ceiling_on_the_output():
+    model, x = mlp(), rows(1200)
+    sizes = []
+    for ceiling in (0.3, 0.1, 0.03):
+        small = tw.compress(model, ceiling, unit="error", data=x, progress=False)
+        assert small.measured < 1.3 * ceiling  # other data than it was chosen on
+        sizes.append(small.kept)
+    assert sizes[0] < sizes[1] < sizes[2] <= 1
+
+
+def test_latency_is_measured():
+    model = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512))
+    small = tw.compress(model, 0.7, unit="latency", data=torch.randn(2048, 512), progress=False)
+    assert small.kept <= 0.7 + 1e-9
+    assert small.parts
+
+
+def test_convolutions_and_what_is_left_alone():
+    model = cnn()
+    x = torch.randn(64, 3, 12, 12, dtype=torch.float64)
+    small = tw.compress(model, 0.5, data=x, progress=False)
+    assert small.left == {"3": "a grouped convolution"}
+    assert {row.layer for row in small.layers} == {"0", "4", "8"}
+    assert small.model(x).shape == (64, 5)
+    assert off(small.model, model.eval(), x) < 0.9
+    kept = tw.compress(model, 0.8, data=x, keep=["0", "8"], progress=False)
+    assert set(kept.parts) <= {"4"}
+    assert kept.left["0"] == "kept on request"
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(30, 16)
+        self.up, self.down, self.head = nn.Linear(16, 40), nn.Linear(40, 16), nn.Linear(16, 30, bias=False)
+        self.spare = nn.Linear(16, 16)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids):
+        h = self.embed(ids)
+        if self.up.in_features != 16:  # reads an attribute that a sequence does not have
+            raise AssertionError
+        return self.head(h + self.down(torch.relu(self.up(h))))
+
+
+def test_tied_weights_stay_tied_and_attributes_are_answered(tmp_path):
+    model = Tied()
+    ids = [torch.randint(30, (4, 9), generator=torch.Generator().manual_seed(i)) for i in range(12)]
+    with pytest.warns(UserWarning, match="never reached by the data"):
+        small = tw.compress(model, 0.6, data=ids, method="aware", progress=False)
+    assert small.model.head.weight is small.model.embed.weight
+    assert "tied" in small.left["head"]
+    assert small.left["spare"] == "never reached by the data"
+    assert isinstance(small.model.up, LowRankLinear)
+    assert small.model.up.weight.shape == (40, 16)
+    again = tw.load_compressed(small.save(tmp_path / "small"), Tied())
+    assert again.head.weight is again.embed.weight
+    assert torch.equal(again(ids[0]), small.model.eval()(ids[0]))
+
+
+def test_saved_and_loaded_is_the_same_to_the_last_bit(tmp_path):
+    for model, x in ((mlp(), rows()), (cnn(), torch.randn(64, 3, 12, 12, dtype=torch.float64))):
+        small = tw.compress(model, 0.5, data=x, progress=False)
+        folder = small.save(tmp_path / "small")
+        fresh = mlp(1) if model[1].__class__ is nn.Tanh else cnn()
+        before = copy.deepcopy(fresh.state_dict())
+        again = tw.load_compressed(folder, fresh)
+        assert torch.equal(again(x), small.model.eval()(x))
+        assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in before.items())  # the one given is not changed
+        small.save(folder)  # over an older one of ours
+        recipe = json.loads((folder / "recipe.json").read_text())
+        assert set(recipe["replaced"]) == set(small.parts)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["small"]  # nothing half-written beside it
+
+
+def test_the_file_of_modules_needs_torch_alone(tmp_path):
+    folder = tw.compress(mlp(), 0.5, data=rows(), progress=False).save(tmp_path / "small")
+    space: dict = {}
+    exec((folder / "low_rank_linear.py").read_text(), space)
+    assert {"LowRankLinear", "Pivoted"} <= set(space)
+    assert "termwise" not in (folder / "low_rank_linear.py").read_text()
+
+
+def test_hostile_folders_are_refused(tmp_path):
+    folder = tw.compress(mlp(), 0.5, data=rows(), progress=False).save(tmp_path / "small")
+    recipe = json.loads((folder / "recipe.json").read_text())
+    name = next(iter(recipe["replaced"]))
+    for change, text in (
+        ({"class": "os.system"}, "got 'os.system'"),
+        ({"class": "Linear", "in_features": "x", "out_features": 2, "bias": True, "dtype": "float32"}, "cannot be read"),
+        ("import os", "got 'import os'"),
+    ):
+        (folder / "recipe.json").write_text(json.dumps({**recipe, "replaced": {name: change}}))
+        with pytest.raises(ValueError, match=text):
+            tw.load_compressed(folder, mlp())
+    (folder / "recipe.json").write_text(json.dumps({**recipe, "replaced": {"no.such": recipe["replaced"][name]}}))
+    with pytest.raises(ValueError, match="does not have"):
+        tw.load_compressed(folder, mlp())
+    (folder / "recipe.json").write_text(json.dumps({**recipe, "format": 99}))
+    with pytest.raises(ValueError, match="update termwise"):
+        tw.load_compressed(folder, mlp())
+    (folder / "recipe.json").write_text("{")
+    with pytest.raises(ValueError, match="no recipe"):
+        tw.load_compressed(folder, mlp())
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(ValueError, match=r"config\.json"):
+        tw.load_compressed(folder)
+    (folder / "model.safetensors").write_bytes(b"\0" * 64)
+    with pytest.raises(ValueError, match="do not fit"):
+        tw.load_compressed(folder, mlp())
+    with pytest.raises(FileNotFoundError, match=r"no recipe\.json"):
+        tw.load_compressed(tmp_path, mlp())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(FileExistsError, match="something else"):
+        tw.compress(mlp(), 0.5, data=rows(), progress=False).save(tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+def test_recipes_are_read_as_they_were_written():
+    for module in (
+        nn.Linear(3, 4, bias=False).half(),
+        nn.Conv2d(4, 6, (1, 3), 2, "valid", groups=2),
+        nn.Sequential(nn.Linear(2, 3)),
+    ):
+        again = construct(json.loads(json.dumps(describe(module))))
+        assert str(again) == str(module)
+        assert [p.dtype for p in again.parameters()] == [p.dtype for p in module.parameters()]
+    with pytest.raises(TypeError, match="LSTM is no module"):
+        describe(nn.LSTM(2, 2))
+
+
+@pytest.mark.parametrize("method", ["auto", "aware"])
+def test_an_interrupted_run_goes_on_to_the_same_result(method, tmp_path, monkeypatch):
+    model, x = mlp(), rows()
+    whole = tw.compress(model, 0.5, data=x, method=method, work=tmp_path / "whole", progress=False)
+    tmp_path = tmp_path / "again"
+    fit, done = METHODS[method].fit, []
+
+    def interrupted(evidence):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(evidence.layer.name)
+        return fit(evidence)
+
+    monkeypatch.setitem(METHODS, method, dataclasses.replace(METHODS[method], fit=interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        tw.compress(model, 0.5, data=x, method=method, work=tmp_path, progress=False)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    done.clear()
+    small = tw.compress(model, 0.5, data=x, method=method, work=tmp_path, progress=False)
+    assert done == ["4"]  # the others were there
+    assert torch.equal(small.model(x), whole.model(x))
+    assert small.layers == whole.layers
+    with pytest.raises(ValueError, match=r"shrinkage 0\.1 is now 0\.2"):
+        tw.compress(model, 0.5, data=x, method=method, work=tmp_path, shrinkage=0.2, progress=False)
+
+
+def test_in_place():
+    model, x = mlp(), rows()
+    small = tw.compress(model, 0.5, data=x, inplace=True, progress=False)
+    assert small.model is model
+    assert any(isinstance(m, Pivoted) for m in model.modules())
+
+
+def test_loaders_of_inputs_and_labels_will_do():
+    from torch.utils.data import DataLoader, TensorDataset
+
+    loader = DataLoader(TensorDataset(rows(), torch.zeros(400)), batch_size=50)
+    a, b = (tw.compress(mlp(), 0.5, data=d, progress=False).measured for d in (loader, list(rows().split(50))))
+    assert a == b
+
+
+def test_few_batches_are_said():
+    with pytest.warns(UserWarning, match="not held out"):
+        tw.compress(mlp(), 0.5, data=[rows(1)], progress=False)
+
+
+def test_the_report_says_all():
+    small = tw.compress(mlp(), 0.5, data=rows(), keep=["4"], progress=True)
+    text = small.report()
+    assert "kept on request" in text
+    assert f"{small.measured:.2%}" in text
+    assert "expected" in small.summary()
+    assert len(small.to_frame()) == 2
+    assert "Compressed(auto" in repr(small)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"budget": 0}, "positive number"),
+        ({"budget": -0.5}, "positive number"),
+        ({"budget": float("nan")}, "positive number"),
+        ({"budget": True}, "positive number"),
+        ({"budget": 50}, "write budget=0.5"),
+        ({"budget": 1e-4}, "below the cheapest"),
+        ({"unit": "megabytes"}, "params, flops"),
+        ({"method": "atuo"}, "did you mean 'auto'"),
+        ({"method": "zzz"}, "There are: auto"),
+        ({"metric": "mse"}, "'l2', 'kl' or 'auto'"),
+        ({"shrinkage": 2}, "from 0 to 1"),
+        ({"keep": ["nothing*"]}, "fits no module"),
+        ({"keep": ["*"]}, "nothing in this model"),
+        ({"data": torch.zeros(8, 3, dtype=torch.float64)}, r"does not take this batch of data, \(1, 3\)"),
+        ({"data": torch.full((8, 24), torch.nan, dtype=torch.float64)}, "holds NaN"),
+        ({"data": []}, "data is empty"),
+        ({"data": torch.zeros(0, 24)}, "data is empty"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options, text):
+    with pytest.raises(ValueError, match=text):
+        tw.compress(mlp(), **{"budget": 0.5, "data": rows(), "progress": False, **options})
+
+
+def test_models_that_cannot_be_compressed():
+    with pytest.raises(TypeError, match="tensor of samples or batches"):
+        tw.compress(mlp(), 0.5, data=3, progress=False)
+    with pytest.raises(ValueError, match=r"no nn\.Linear"):
+        tw.compress(nn.ReLU(), 0.5, data=rows(), progress=False)
+    broken = mlp()
+    broken[0].weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        tw.compress(broken, 0.5, data=rows(), progress=False)
+    model = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(24, 8)), nn.Linear(8, 8))
+    assert "computed from other parameters" in find_layers(model)[1]["0"]
+
+
+def test_a_layer_of_zeros_costs_nothing_to_drop():
+    model = mlp()
+    model[2].weight.data.zero_()
+    small = tw.compress(model, 0.7, data=rows(), progress=False)
+    row = next(row for row in small.layers if row.layer == "2")
+    assert row.params < row.dense
+    assert np.isfinite(small.measured)
