@@ -57,7 +57,6 @@ def test_a_folder_comes_out_that_can_be_read(own, tmp_path):
         (["--data", "nowhere"], "does not exist"),
         (["--keep", "zzz"], "fits no module"),
         (["--unit", "mb"], "unit is one of"),
-        (["--model", "smollm2"], "did you mean"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(own, more, text):

@@ -289,8 +289,9 @@ def _cpu() -> str:
 
 def _register() -> None:
     """Commands that live in files of their own."""
-    from termwise import cli_expand, cli_verify
+    from termwise import cli_compress, cli_expand, cli_verify
 
+    cli_compress.register(app)
     cli_expand.register(app)
     cli_verify.register(app)
 
