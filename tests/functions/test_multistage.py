@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import termwise as tw
 from termwise.functions import MultiStagePINN, dominant_frequency
 from termwise.functions.multistage_pinn import Derivatives
-from termwise.functions.quasi_newton import minimise
+from termwise.functions.quasi_newton import _between, _step, minimise
 from termwise.functions.stage import Stage
 from termwise.functions.staged import factor
 
@@ -320,6 +320,33 @@ def test_a_loss_with_a_wall_of_nan_is_walked_around():
     w = nn.Parameter(torch.tensor(0.01, dtype=DOUBLE))
     minimise(lambda: w - w.log(), [w], 60)
     assert w.item() == pytest.approx(1, abs=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(best=st.floats(0.15, 1.8), bend=st.floats(0.05, 3), slope=st.floats(-1, 1))
+def test_between_two_points_lies_the_minimum_of_their_cubic(best, bend, slope):
+    def f(a: float) -> tuple[float, float, float]:  # f' = (a - best) (bend + slope (a - best)): the minimum is at best
+        z = a - best
+        return a, bend * z * z / 2 + slope * z**3 / 3, z * (bend + slope * z)
+
+    low, high = f(0.0), f(2.0)
+    if low[2] < 0 < high[2]:
+        assert _between(low, high) == pytest.approx(min(max(best, 0.2), 1.8), rel=1e-6)
+    assert _between(low, (2.0, math.nan, math.nan)) == 1.0
+
+
+def test_a_step_does_not_end_where_there_is_no_value():
+    def at(w: Tensor) -> tuple[float, Tensor]:
+        return (math.nan if w > 0.5 else float((w - 0.3) ** 2)), 2 * (w - 0.3).reshape(1)
+
+    a, value, gradient = _step(at, torch.zeros(1).double(), torch.ones(1).double(), 0.09, -0.6, 1.0)
+    assert value < 0.09
+    assert a <= 0.5
+    assert abs(gradient.item()) <= 0.3
+    assert (
+        _step(lambda w: (float(w), torch.ones(1).double()), torch.zeros(1).double(), torch.ones(1).double(), 0.0, -1.0, 1.0)
+        is None
+    )
 
 
 def test_the_optimizer_refuses():
