@@ -1,6 +1,6 @@
 r"""The frequency at which values on points oscillate most, axis by axis.
 
-    evenly spaced in 1-D:   the peak of |FFT(e - mean)|, f = k / (n dx), k >= 1
+    evenly spaced in 1-D:   the peak of |FFT(e)|, f = k / (n dx), k >= 1
     other points in 1-D:    sign changes / (2 L)
     two or three axes:      the peak of |sum_i e_i exp(-2 pi i f . x_i)| over f in (k_1 / L_1, ..., k_d / L_d) but 0
 
@@ -57,7 +57,7 @@ def dominant_frequency(x: Tensor, values: Tensor) -> Tensor:
     if not length:
         raise ValueError("x has no extent: its points are all the same")
     if float(steps.max() - steps.min()) < 1e-6 * length:
-        sizes = torch.fft.rfft(values - values.mean()).abs()
+        sizes = torch.fft.rfft(values).abs()
         found = float(sizes[1:].argmax() + 1) / (len(line) * float(steps.mean()))
     else:
         signs = values.sign()
