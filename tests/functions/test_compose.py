@@ -15,6 +15,7 @@ from termwise.functions import IEL, ITA, CompositionalLoss, adapter, compose, di
 from termwise.functions.incremental import FLOOR
 from termwise.functions.pretuning import ClassGaussian, align, probe
 from termwise.testing.architectures import build
+from termwise.testing.trained import SmallViT
 
 
 def double(*shape: int, seed: int = 0) -> Tensor:
@@ -252,6 +253,7 @@ def test_a_loss_without_third_order_adds_up(tmp_path):
         (ValueError, {"hessian": "diagonal"}, "'ggn'.*'diagonal'"),
         (ValueError, {"hessian": {"0.weight": torch.ones(5, 4)}}, "nothing for 0.bias"),
         (ValueError, {"hessian": {"0.weight": torch.ones(4, 5)}}, r"shape \(4, 5\) for 0.weight"),
+        (ValueError, {"loss": lambda z, y: z.mean() / 0}, "the loss at w_0 is (-?inf|nan)"),
         (ValueError, {"loss": lambda z, y: F.cross_entropy(z, y, reduction="none")}, r"without axes, got shape \(2,\)"),
     ],
 )
@@ -519,6 +521,38 @@ def test_learners_say_what_is_wrong():
         with pytest.raises(ValueError, match=match):
             model.learn(inputs, labels)
     assert model.learn(x, y + 2).classes == ((0, 1), (2, 3))  # what was refused left no trace
-    inner = ITA(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 2)).double().eval(), "1")
-    with pytest.raises(ValueError, match=r"'1' taken out.*\(24, 2\)"):
-        inner.learn(x, y)
+    for width in (3, 2):  # a layer follows, of the same width or not
+        inner = ITA(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, width)).double().eval(), "1")
+        with pytest.raises(ValueError, match="'1' is not what makes the logits"):
+            inner.learn(x, y)
+
+
+def test_a_vision_transformer_learns_tasks():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SmallViT((2, 2), width=8, depth=1, heads=2, classes=3).eval()
+    learner = ITA(model, "head", 0.1, rank=2, epochs=1, generator=torch.Generator().manual_seed(0))
+    pictures = torch.randn(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    for t in range(2):
+        found = learner.learn(pictures, torch.arange(12) % 2 + 2 * t)
+    assert sorted(found.taus[0]) == sorted(["patches.weight", *(f"blocks.0.{n}.weight" for n in ("qkv", "proj", "up", "down"))])
+    assert found.model(pictures).shape == (12, 4)
+    assert "0.5 x 0, 1; 0.5 x 2, 3" in repr(found)
+    loss = quadratic(found.base, F.cross_entropy, pictures, torch.arange(12) % 4, found.taus)
+    assert loss.error() < 0.1
+
+
+def test_what_nothing_depends_on_has_no_curvature():
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(4, 3).double(), nn.Linear(4, 3).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    model, x = Idle().eval(), double(5, 4)
+    for hessian in ("exact", "ggn"):
+        found = quadratic(model, lambda z, y: z.mean(), x, x, modules(model, 2), hessian=hessian).check(1e-10)
+        assert not found.curvature.any()
+        assert found.slopes.all()

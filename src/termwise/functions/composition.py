@@ -18,6 +18,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from termwise.core.capture import explained
+
 __all__ = ["Composition", "TaskVector", "checked_modules", "checked_weights", "compose"]
 
 TaskVector = Mapping[str, Tensor]
@@ -56,11 +58,11 @@ def compose(model: nn.Module, taus: Sequence[TaskVector], weights: Sequence[floa
         for weight, tau in zip(checked_weights(weights, len(held)), held, strict=True):
             for name, value in tau.items():
                 parameter = found.get_parameter(name)
-                parameter += weight * value.to(parameter)
+                parameter.add_(weight * value.to(parameter))
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Composition:
     """Modules of several tasks, and the model that they make together.
 
@@ -76,6 +78,10 @@ class Composition:
     classes: tuple[tuple[int, ...], ...]
     weights: tuple[float, ...]
 
+    def __repr__(self) -> str:
+        tasks = "; ".join(f"{w:.2g} x {', '.join(map(str, c))}" for w, c in zip(self.weights, self.classes, strict=True))
+        return f"Composition({type(self.base).__name__}, modules by weight and classes: {tasks})"
+
     @cached_property
     def model(self) -> nn.Module:
         """The composed network, a module by itself: inputs to logits, a column for each class in the order of `classes`."""
@@ -84,7 +90,7 @@ class Composition:
     def predict(self, inputs: Tensor) -> Tensor:
         """Classes of inputs (batch, ...), among all that were seen: (batch,)."""
         with torch.no_grad():
-            rows = self.model(inputs).argmax(1)
+            rows = explained(self.model(inputs)).argmax(1)
         return torch.tensor([c for task in self.classes for c in task], device=rows.device)[rows]
 
     def specialise(self, tasks: Sequence[int]) -> Composition:

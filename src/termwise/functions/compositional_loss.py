@@ -98,7 +98,7 @@ def quadratic(
 
     Raises:
         ValueError: for modules that do not fit the model, weights that are negative or do not sum to 1, another `hessian`, a loss
-            that is no number, a model in training mode.
+            that is no number or not finite at w_0.
 
     Cost: T + 2 evaluations and a backward pass; for "exact" T second backward passes, for "ggn" T derivatives forward, for
         "fisher" what `diagonal_fisher` takes. Memory that of a second backward pass and of the modules, O(T x parameters).
@@ -136,21 +136,18 @@ def quadratic(
         leaves = {n: s.clone().requires_grad_() for n, s in start.items()}
         with torch.enable_grad():
             here = value(leaves)
-            gradient = dict(
-                zip(names, torch.autograd.grad(here, list(leaves.values()), create_graph=hessian == "exact"), strict=True)
-            )
+            gradient = _gradient(here, leaves, again=hessian == "exact")
             slopes = torch.stack([_dot(gradient, tau) for tau in held])
+            if not bool(here.isfinite()):
+                raise ValueError(f"the loss at w_0 is {here.item()}: look at the inputs and targets, and at the model itself")
             if hessian == "exact":
                 curvature = _exact(slopes, leaves, held)
             elif hessian == "ggn":
                 curvature = _gauss_newton(outputs, lambda z: loss(z, targets), start, held)
             else:
-                diagonal = (
-                    diagonal_fisher(model, [inputs], params=names) if isinstance(hessian, str) else _fitting(hessian, start)
-                )
-                curvature = torch.stack(
-                    [torch.stack([_dot({n: diagonal[n] * v for n, v in s.items()}, t) for t in held]) for s in held]
-                )
+                own = diagonal_fisher(model, [inputs], params=names) if isinstance(hessian, str) else _fitting(hessian, start)
+                turned = [{n: own[n] * v for n, v in tau.items()} for tau in held]
+                curvature = torch.stack([torch.stack([_dot(s, t) for t in held]) for s in turned])
     here, slopes = here.detach(), slopes.detach()
     parts = {"order_0": here, "order_1": w * slopes, "order_2": torch.outer(w, w) * curvature / 2}
     return CompositionalLoss(whole, parts, w, losses, slopes, curvature)
@@ -158,10 +155,7 @@ def quadratic(
 
 def _exact(slopes: Tensor, leaves: Mapping[str, Tensor], taus: Sequence[TaskVector]) -> Tensor:
     """tau_s^T H tau_t, backward through the gradient: H tau_s is the gradient of J^T tau_s."""
-    rows = []
-    for slope in slopes:
-        found = torch.autograd.grad(slope, list(leaves.values()), retain_graph=True, materialize_grads=True)
-        rows.append(torch.stack([_dot(dict(zip(leaves, found, strict=True)), tau) for tau in taus]))
+    rows = [torch.stack([_dot(turned, tau) for tau in taus]) for turned in (_gradient(s, leaves) for s in slopes)]
     curvature = torch.stack(rows).detach()
     return (curvature + curvature.T) / 2
 
@@ -178,9 +172,9 @@ def _gauss_newton(
         full = {n: tau.get(n, torch.zeros_like(s)) for n, s in start.items()}
         z, move = torch.func.jvp(outputs, (start,), (full,))
         moves.append(move.detach())
-    z = z.detach().requires_grad_()
-    (slope,) = torch.autograd.grad(loss(z), z, create_graph=True)
-    turned = [torch.autograd.grad((slope * m).sum(), z, retain_graph=True, materialize_grads=True)[0] for m in moves]
+    leaf = {"z": z.detach().requires_grad_()}
+    slope = _gradient(loss(leaf["z"]), leaf, again=True)["z"]
+    turned = [_gradient((slope * m).sum(), leaf)["z"] for m in moves]
     return torch.stack([torch.stack([(t * m).sum() for m in moves]) for t in turned]).detach()
 
 
@@ -191,6 +185,14 @@ def _fitting(diagonal: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Map
             seen = f"shape {tuple(diagonal[name].shape)}" if name in diagonal else "nothing"
             raise ValueError(f"hessian has {seen} for {name}, which a module moves and which is of shape {tuple(value.shape)}")
     return diagonal
+
+
+def _gradient(value: Tensor, leaves: Mapping[str, Tensor], *, again: bool = False) -> dict[str, Tensor]:
+    """By leaf, to be differentiated again if asked; 0 where nothing depends on it."""
+    if not value.requires_grad:
+        return {n: torch.zeros_like(leaf) for n, leaf in leaves.items()}
+    found = torch.autograd.grad(value, list(leaves.values()), create_graph=again, retain_graph=True, materialize_grads=True)
+    return dict(zip(leaves, found, strict=True))
 
 
 def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:

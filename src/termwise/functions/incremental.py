@@ -28,6 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from termwise.core.capture import explained
+
 from .adapters import Adapter, adapter
 from .composition import Composition
 from .fisher import diagonal_fisher
@@ -68,7 +70,8 @@ class IncrementalLearner(ABC):
         if not (0 <= strength < math.inf and epochs > 0 and rate > 0 and batch > 0):
             raise ValueError(f"penalty >= 0 and epochs, rate, batch > 0: got {strength}, {epochs}, {rate} and {batch}")
         self._features, self._head = _with(model, head, nn.Identity()), head
-        self._kind = {"kind": kind, "params": params, "rank": rank}
+        self._layer = layer
+        self._kind: dict[str, Any] = {"kind": kind, "params": params, "rank": rank}
         adapter(self._features, **self._kind)  # refuses what does not fit before anything is trained
         self._rows = _classifier(layer.weight[:0], layer.weight.new_zeros(0))
         self._strength, self._epochs, self._rate, self._batch, self._generator = strength, epochs, rate, batch, generator
@@ -97,10 +100,9 @@ class IncrementalLearner(ABC):
         new, targets = self._checked(inputs, labels)
         rows = slice(len(self._gaussians), len(self._gaussians) + len(new))
         with torch.no_grad():
-            features = torch.cat([self._features(x) for x in inputs.split(self._batch)])
-        if features.ndim != 2 or features.shape[1] != self._rows.in_features:
-            seen = f"{tuple(features.shape)} where (n, {self._rows.in_features}) go into it"
-            raise ValueError(f"with {self._head!r} taken out the model gives {seen}: it is not the last operation")
+            features = torch.cat([explained(self._features(x)) for x in inputs.split(self._batch)])
+        if not self._taus:
+            self._last(inputs[:1], features[:1])
         self._gaussians += [ClassGaussian.of(features[targets == k]) for k in range(len(new))]
         self._classes.append(new)
         zero = self._rows.weight.new_zeros(len(new), self._rows.in_features)
@@ -143,6 +145,18 @@ class IncrementalLearner(ABC):
             raise ValueError(f"this task has class {new[0]} alone: with past classes masked there is nothing to tell it from")
         return new, targets
 
+    def _last(self, inputs: Tensor, features: Tensor) -> None:
+        """Refuse a head behind which something follows."""
+        layer = self._layer
+        with torch.no_grad():
+            whole = explained(_with(self._features, self._head, layer)(inputs))
+            fits = features.shape == (1, layer.in_features) and whole.shape == (1, layer.out_features)
+            fits = fits and torch.allclose(layer(features), whole, atol=1e-4)
+        if not fits:
+            raise ValueError(
+                f"{self._head!r} is not what makes the logits (n, classes): something follows it. Name the last nn.Linear"
+            )
+
     def _measure(self, base: nn.Module, inputs: Tensor, names: list[str]) -> None:
         """Make F that of all tasks so far, each with the classifier as it was then."""
         n, found = self._samples, diagonal_fisher(base, inputs.split(self._batch), params=names)
@@ -160,7 +174,7 @@ class IncrementalLearner(ABC):
                 for i in torch.randperm(len(inputs), generator=self._generator).split(self._batch):
                     optimizer.zero_grad(set_to_none=True)
                     moved = {n: start[n] + self._moved(n, d) for n, d in module.deltas().items()}
-                    logits = torch.func.functional_call(base, moved, (inputs[i],))[:, rows]  # past classes masked
+                    logits = explained(torch.func.functional_call(base, moved, (inputs[i],)))[:, rows]  # past classes masked
                     F.cross_entropy(logits, targets[i]).backward()
                     optimizer.step()
                     self._penalise(module, optimizer.param_groups[0]["lr"] / self._rate)
@@ -178,7 +192,7 @@ class IncrementalLearner(ABC):
         slopes = torch.autograd.grad([deltas[n] for n in pulls], parameters, list(pulls.values()))
         with torch.no_grad():
             for p, slope in zip(parameters, slopes, strict=True):
-                p -= share * slope
+                p.sub_(share * slope)
 
 
 class ITA(IncrementalLearner):
