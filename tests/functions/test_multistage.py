@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import termwise as tw
@@ -147,6 +148,15 @@ def test_a_file_holds_the_whole_model(tmp_path, stages):
         tw.MultiStage.load(tmp_path / "text")
     with pytest.raises(FileNotFoundError):
         tw.MultiStage.load(tmp_path / "none")
+    for header, message in (
+        ('{"format": 99}', "format 99"),
+        ('{"format": 1}', "cannot be read"),
+        ("[]", "cannot be read"),
+        ("{", "cannot"),
+    ):
+        save_file({"a": x}, other, {"termwise.multistage": header})
+        with pytest.raises(ValueError, match=message):
+            tw.MultiStage.load(other)
     with pytest.raises(OSError, match="cannot be written"):
         model.save(tmp_path / "no" / "folder")
 

@@ -16,11 +16,12 @@ one entry per axis.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from .dominant_frequency import dominant_frequency
 from .quasi_newton import minimise
@@ -151,16 +152,21 @@ class MultiStage(Staged):
             raise ValueError(f"{path} is not a safetensors file ({problem}): save with MultiStage.save") from None
         if text is None:
             raise ValueError(f"{path} is a safetensors file without stages in it")
-        header = json.loads(text)
-        if header["format"] > FORMAT:
-            raise ValueError(f"{path} has format {header['format']}, this version reads up to {FORMAT}: update termwise")
-        model = MultiStage(**header["options"])
-        model.history = [
-            StageRecord(**{k: tuple(v) if isinstance(v, list) else v for k, v in r.items()}) for r in header["history"]
-        ]
-        for n in range(len(model.history)):
-            state = {k.partition(".")[2]: v for k, v in tensors.items() if k.partition(".")[0] == str(n)}
-            stage = Stage((state["centre"], state["centre"]), model.hidden, 1.0, state["kappa"], torch.Generator())
-            stage.load_state_dict(state)
-            model.fitted.append(stage.requires_grad_(False).eval())
-        return model
+        try:
+            return _read(json.loads(text), tensors, path)
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RuntimeError) as problem:
+            raise ValueError(f"{path} has a header that cannot be read ({type(problem).__name__}: {problem})") from None
+
+
+def _read(header: Any, tensors: Mapping[str, Tensor], path: Path) -> MultiStage:
+    """The model that a header describes."""
+    if header["format"] > FORMAT:
+        raise ValueError(f"{path} has format {header['format']}, this version reads up to {FORMAT}: update termwise")
+    model = MultiStage(**header["options"])
+    for n, record in enumerate(header["history"]):
+        state = {k.partition(".")[2]: v for k, v in tensors.items() if k.partition(".")[0] == str(n)}
+        stage = Stage((state["centre"], state["centre"]), model.hidden, 1.0, state["kappa"], torch.Generator())
+        stage.load_state_dict(state)
+        model.fitted.append(stage.requires_grad_(False).eval())
+        model.history.append(StageRecord(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}))
+    return model
