@@ -64,8 +64,9 @@ def save(compressed: Compressed, folder: str | Path) -> Path:
         (made / "recipe.json").write_text(json.dumps(recipe, indent=1), encoding="utf-8")
         shutil.copy(low_rank_linear.__file__, made / "low_rank_linear.py")
         config = getattr(compressed.model, "config", None)
-        if hasattr(config, "to_json_file"):
-            config.to_json_file(made / "config.json")
+        if hasattr(config, "to_dict"):
+            named = config.to_dict() | {"architectures": [type(compressed.model).__name__]}
+            (made / "config.json").write_text(json.dumps(named, indent=1, default=str), encoding="utf-8")
         if folder.exists():
             folder.rename(Path(temporary) / "old")
         made.rename(folder)
