@@ -34,6 +34,7 @@ class Trained:
         masks: for pairs the pixels of the left and of the right digit, (n, 2, 8, 16); None otherwise.
         mean: the mean patch of the training pictures at every place, of one picture's shape; None for tokens.
         accuracy: on the held-out data.
+        seen: what it was trained on, where that is kept.
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class Trained:
     masks: Tensor | None
     mean: Tensor | None
     accuracy: float
+    seen: Tensor | None = None
 
 
 class Block(nn.Module):

@@ -4,6 +4,8 @@ from .allocation import Allocation, allocate
 from .calibration import CalibrationStats, LayerStats
 from .compress import compress
 from .compressed import Compressed
+from .cur import CURDecomposition, break_even, cur, deim, qdeim
+from .curing import angular_distance, curing, heal
 from .factorization import Factorization
 from .ladder import Curve, Ladder
 from .layers import Layer, find_layers
@@ -14,7 +16,8 @@ from .saved import load_compressed, rebuild
 from .sensitivity import sensitivity
 
 __all__ = [
-    "METHODS", "Allocation", "CalibrationStats", "Compressed", "Curve", "Factorization", "Ladder", "Layer", "LayerStats",
-    "LowRankLinear", "Method", "Pivoted", "Projection", "allocate", "compress", "find_layers", "load_compressed", "project",
-    "rebuild", "sensitivity",
+    "METHODS", "Allocation", "CURDecomposition", "CalibrationStats", "Compressed", "Curve", "Factorization", "Ladder", "Layer",
+    "LayerStats", "LowRankLinear", "Method", "Pivoted", "Projection", "allocate", "angular_distance",
+    "break_even", "compress", "cur", "curing", "deim", "find_layers", "heal", "load_compressed", "project", "qdeim", "rebuild",
+    "sensitivity",
 ]  # fmt: skip

@@ -112,7 +112,7 @@ def compress(
     def at(limit: float) -> tuple[Allocation, nn.Module, dict[str, Replacement]]:
         allocation = chosen.policy(ladders, curves, limit)
         built = {name: ladders[name].build(i) for name, i in allocation.choice.items()}
-        return allocation, _assemble(task, built), built
+        return allocation, assemble(task, built), built
 
     if unit == "error":
         allocation, small, built = _within_error(task, at, dense, curves, budget)
@@ -234,7 +234,7 @@ def _warn(task: Task, unreached: list[str], left: dict[str, str]) -> None:
         )  # fmt: skip
 
 
-def _assemble(task: Task, built: dict[str, Replacement]) -> nn.Module:
+def assemble(task: Task, built: dict[str, Replacement]) -> nn.Module:
     """A copy of the model with its layers replaced, in a form that it can run."""
     for wrap in (lambda m: m, _with_attributes):
         small = sharing_copy(task.model)

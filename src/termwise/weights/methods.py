@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from . import low_rank
 from .allocation import Allocation, allocate
+from .cur import cur_choices, fit_cur
 from .evidence import Evidence
 from .ladder import Curve, Fitted, Ladder
 from .layers import Layer
@@ -44,6 +45,7 @@ METHODS: dict[str, Method] = {
     "auto": Method(low_rank.fit_end, low_rank.pivots, sensitive=True),
     "aware": Method(low_rank.fit_aware, low_rank.pairs),
     "asvd": Method(low_rank.fit_asvd, low_rank.pairs),
+    "cur": Method(fit_cur, cur_choices),
     "svd": Method(low_rank.fit_svd, low_rank.pairs, data=False),
 }
 """Every method of `tw.compress`. Add one: `METHODS["mine"] = Method(fit, ladder)`."""

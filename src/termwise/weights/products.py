@@ -10,7 +10,7 @@ from .ladder import Replacement
 from .layers import Layer
 from .low_rank_linear import Pivoted
 
-__all__ = ["linear", "pair", "pair_size", "pivoted", "pivoted_size"]
+__all__ = ["interchanged", "linear", "pair", "pair_size", "pivoted", "pivoted_size", "triple", "triple_size"]
 
 
 def pair_size(shape: tuple[int, int], rank: int) -> int:
@@ -21,6 +21,11 @@ def pair_size(shape: tuple[int, int], rank: int) -> int:
 def pivoted_size(shape: tuple[int, int], rank: int) -> int:
     """Numbers in a pivoted layer: r (m + n - r)."""
     return rank * (sum(shape) - rank)
+
+
+def triple_size(shape: tuple[int, int], rank: int) -> int:
+    """Numbers in a triple: r (m + n + r)."""
+    return rank * (sum(shape) + rank)
 
 
 def pair(layer: Layer, left: Tensor, right: Tensor, shift: Tensor | None = None) -> Replacement:
@@ -40,6 +45,24 @@ def pair(layer: Layer, left: Tensor, right: Tensor, shift: Tensor | None = None)
     return Replacement(nn.Sequential(first, second), _factorization(layer, left, right))
 
 
+def triple(layer: Layer, columns: Tensor, link: Tensor, rows: Tensor) -> Replacement:
+    """The layer as three: `rows` first, then `link`, `columns` last, with the bias.
+
+    Args:
+        layer: whose place it takes.
+        columns: C, shape (m, r).
+        link: U, shape (r, r).
+        rows: R, shape (r, n).
+
+    Returns:
+        `nn.Sequential` of three layers of the kind it was: a convolution is one with r of its filters, and two of kernel 1.
+    """
+    matrix = layer.matrix
+    modules = _like(layer, rows, None), _mixing(layer, link, None), _mixing(layer, columns, layer.bias)
+    factors = {"C": columns.to(matrix), "U": link.to(matrix), "R": rows.to(matrix)}
+    return Replacement(nn.Sequential(*modules), Factorization(matrix, form="cur", factors=factors))
+
+
 def pivoted(layer: Layer, left: Tensor, right: Tensor, shift: Tensor | None = None) -> Replacement:
     """The layer as r of its own outputs, and the other outputs made of them: see `Pivoted`.
 
@@ -55,9 +78,7 @@ def pivoted(layer: Layer, left: Tensor, right: Tensor, shift: Tensor | None = No
     basis, triangle = torch.linalg.qr(left)
     m, rank = left.shape
     factored, pivots = torch.linalg.lu_factor(basis)
-    order = torch.arange(m, device=left.device)
-    for i, p in enumerate((pivots - 1).tolist()):  # LAPACK's interchanges, one after the other
-        order[[i, p]] = order[[p, i]]
+    order = interchanged(pivots, m)
     chosen, rest = order[:rank], order[rank:]
     lower = factored.tril(-1)
     lower[:rank] += torch.eye(rank, dtype=left.dtype, device=left.device)
@@ -68,6 +89,14 @@ def pivoted(layer: Layer, left: Tensor, right: Tensor, shift: Tensor | None = No
     first = _like(layer, rows, own)
     other = _mixing(layer, mix, None if bias is None else bias[rest] - mix.to(bias) @ bias[chosen])
     return Replacement(Pivoted(first, other, order.argsort()), _factorization(layer, left, right))
+
+
+def interchanged(pivots: Tensor, size: int) -> Tensor:
+    """The order that rows 0 ... size - 1 are in after LAPACK's interchanges, which count from 1."""
+    order = torch.arange(size, device=pivots.device)
+    for i, p in enumerate((pivots - 1).tolist()):
+        order[[i, p]] = order[[p, i]]
+    return order
 
 
 def _factorization(layer: Layer, left: Tensor, right: Tensor) -> Factorization:
