@@ -38,10 +38,10 @@ def norm2(matrix: torch.Tensor) -> float:
 @pytest.mark.parametrize(("rank", "exact"), [(3, False), (6, True)])
 @pytest.mark.parametrize("link", ["optimal", "cross"])
 def test_the_contract(rank, exact, link):
-    made = {
-        name: "parts are made from the factors: see below"
-        for name in ("check_passes_where_exact_and_can_fail", "a_missing_number_fails")
-    }
+    made = dict.fromkeys(
+        ("check_passes_where_exact_and_can_fail", "a_missing_number_fails", "slices_are_decompositions"),
+        "parts are made from the factors, and of the whole matrix: see below",
+    )
     found = check_decomposition(
         lambda w: cur(w, rank, link=link), exact=exact, inputs=(normal(6, 8),), batched=False, exceptions=made
     )

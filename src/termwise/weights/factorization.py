@@ -141,7 +141,7 @@ class Factorization(Decomposition):
 
     def summary(self) -> str:
         """One line: the form, the rank, and how far the product is from the weight."""
-        return f"{self.form} of rank {self.rank}, off by {self.error():.1e} of the weight"
+        return f"{self.form} of rank {self.rank}, adds up to {self.error():.1e} of the weight"
 
     def save(self, path):  # type: ignore[no-untyped-def,override]
         """As `Decomposition.save`; the factors are written, and not the terms they make."""
