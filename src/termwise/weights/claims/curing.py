@@ -12,6 +12,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
+from termwise import core
 from termwise.core.claims import claim
 from termwise.testing.trained_mlp import digits_residual_mlp
 
@@ -294,12 +295,12 @@ def activations_guide_a_language_model() -> tuple[str, bool]:
 
 def _language_model() -> tuple[nn.Module, Tensor]:
     """SmolLM2 and 24 windows of 128 tokens of this library's source."""
-    import termwise
-    from termwise.zoo.smollm2 import preparation, smollm2
+    from termwise import zoo
 
-    text = "\n".join(path.read_text("utf-8") for path in sorted(Path(termwise.__file__).parent.glob("core/*.py")))
-    ids = torch.tensor(preparation().tokenizer.encode(text)[: 24 * 128]).reshape(24, 128)
-    return smollm2().language_model, ids
+    subject = zoo.load("smollm2-135m")
+    text = "\n".join(path.read_text("utf-8") for path in sorted(Path(core.__file__).parent.glob("*.py")))
+    ids: Tensor = subject.prepare(text[:20_000])["input_ids"][0, : 24 * 128].reshape(24, 128)
+    return subject.model.language_model, ids
 
 
 def _windows(ids: Tensor) -> list[dict[str, object]]:
