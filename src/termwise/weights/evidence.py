@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class Evidence:
         sensitivity: H, shape (m, m), where it was asked for.
         held_sensitivity: of other data.
         shrinkage: how much of the identity is mixed into G and H: 0 trusts the data, 1 ignores it.
+        new_bias: a layer without a bias may be given one.
     """
 
     layer: Layer
@@ -33,6 +34,7 @@ class Evidence:
     sensitivity: Tensor | None = None
     held_sensitivity: Tensor | None = None
     shrinkage: float = 0.1
+    new_bias: bool = False
 
     @property
     def gram(self) -> Tensor | None:
@@ -40,8 +42,12 @@ class Evidence:
         return None if self.stats is None else shrink(self.second_moment(self.stats), self.shrinkage)
 
     def second_moment(self, stats: LayerStats) -> Tensor:
-        """C where the layer has a bias, else G."""
-        return stats.gram if self.layer.bias is None else stats.covariance
+        """C where the layer has a bias or may be given one, else G."""
+        return stats.covariance if self.new_bias or self.layer.bias is not None else stats.gram
+
+    def own(self) -> Evidence:
+        """The same of the layer's own output: nothing is known of what its errors do."""
+        return replace(self, sensitivity=None, held_sensitivity=None)
 
     def project(self) -> Projection:
         """The best terms for this evidence."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-__all__ = ["Layer", "find_layers", "put", "sharing_copy"]
+__all__ = ["Layer", "find_layers", "put", "sharing_copy", "sort_modules"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Layer:
     @property
     def bias(self) -> Tensor | None:
         """b, shape (m,), detached."""
-        bias: Tensor | None = self.module.bias  # type: ignore[assignment]
+        bias: Tensor | None = getattr(self.module, "bias", None)
         return None if bias is None else bias.detach()
 
     @property
@@ -90,6 +90,15 @@ def find_layers(model: nn.Module, keep: Sequence[str] = ()) -> tuple[dict[str, L
     Raises:
         ValueError: when a pattern fits no module; when nothing is left to take apart.
     """
+    layers, left = sort_modules(model, keep)
+    if not layers:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(left.items())[:4]) or "it has no nn.Linear and no nn.Conv2d"
+        raise ValueError(f"nothing in this model can be compressed ({reasons})")
+    return layers, left
+
+
+def sort_modules(model: nn.Module, keep: Sequence[str] = ()) -> tuple[dict[str, Layer], dict[str, str]]:
+    """As `find_layers`, where none is no error."""
     paths = [name for name, _ in model.named_modules() if name]
     for pattern in keep:
         if not fnmatch.filter(paths, pattern):
@@ -107,9 +116,6 @@ def find_layers(model: nn.Module, keep: Sequence[str] = ()) -> tuple[dict[str, L
             layers[name] = Layer(name, module)
         elif why:
             left[name] = why
-    if not layers:
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(left.items())[:4]) or "it has no nn.Linear and no nn.Conv2d"
-        raise ValueError(f"nothing in this model can be compressed ({reasons})")
     return layers, left
 
 

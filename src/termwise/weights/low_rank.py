@@ -20,7 +20,7 @@ from .layers import Layer
 from .products import pair, pair_size, pivoted, pivoted_size
 from .projection import Projection, project
 
-__all__ = ["fit_asvd", "fit_aware", "fit_end", "fit_svd", "pairs", "pivots"]
+__all__ = ["fit_asvd", "fit_aware", "fit_end", "fit_svd", "pairs", "pivots", "shift"]
 
 
 def fit_svd(evidence: Evidence) -> Fitted:
@@ -40,7 +40,7 @@ def fit_asvd(evidence: Evidence) -> Fitted:
 
 def fit_aware(evidence: Evidence) -> Fitted:
     """The best terms for the layer's own output; errors are shares of it."""
-    return _fitted(evidence, Evidence(evidence.layer, evidence.stats, shrinkage=evidence.shrinkage).project())
+    return _fitted(evidence, evidence.own().project())
 
 
 def fit_end(evidence: Evidence) -> Fitted:
@@ -50,17 +50,17 @@ def fit_end(evidence: Evidence) -> Fitted:
 
 def _fitted(evidence: Evidence, found: Projection, *, relative: bool = True) -> Fitted:
     """Terms in the precision of the weights, and their errors on data held out."""
-    judge = Evidence(evidence.layer, evidence.stats, evidence.held) if relative else evidence
+    judge = evidence.own() if relative else evidence
     errors = judge.errors(found) / (max(judge.total(), 1e-300) if relative else 1.0)
     dtype = evidence.layer.matrix.dtype
     fitted = {"left": found.left.to(dtype), "right": found.right.to(dtype), "errors": errors}
     return fitted if evidence.stats is None else {**fitted, "mean": evidence.stats.mean}
 
 
-def pairs(layer: Layer, fitted: Fitted) -> Ladder:
-    """Every rank that saves something as two layers: r (m + n) numbers."""
+def pairs(layer: Layer, fitted: Fitted, *, new_bias: bool = False) -> Ladder:
+    """Every rank that saves something as two layers: r (m + n) numbers; with a bias where there was none, if it may be new."""
     m, n = layer.shape
-    return _ladder(layer, fitted, pair, pair_size, min(m, n, (m * n - 1) // (m + n)))
+    return _ladder(layer, fitted, pair, pair_size, min(m, n, (m * n - 1) // (m + n)), new_bias=new_bias)
 
 
 def pivots(layer: Layer, fitted: Fitted) -> Ladder:
@@ -69,20 +69,21 @@ def pivots(layer: Layer, fitted: Fitted) -> Ladder:
     return _ladder(layer, fitted, pivoted, pivoted_size, min(m - 1, n))
 
 
-def _ladder(layer: Layer, fitted: Fitted, make, size, limit: int) -> Ladder:  # type: ignore[no-untyped-def]
+def _ladder(  # type: ignore[no-untyped-def]
+    layer: Layer, fitted: Fitted, make, size, limit: int, *, new_bias: bool = False
+) -> Ladder:
     ranks = ranks_below(limit, 8 if min(layer.shape) >= 128 else 1)
 
     def build(i: int) -> Replacement:
         left, right = fitted["left"][:, : ranks[i]].double(), fitted["right"][: ranks[i]].double()
-        return make(layer, left, right, _shift(layer, left, right, fitted.get("mean")))  # type: ignore[no-any-return]
+        mean = fitted.get("mean") if new_bias or layer.bias is not None else None
+        return make(layer, left, right, shift(layer, left, right, mean))  # type: ignore[no-any-return]
 
     params = np.array([size(layer.shape, int(r)) for r in ranks], dtype=np.int64)
     errors = fitted["errors"][torch.as_tensor(ranks, dtype=torch.int64)].double().numpy()
     return with_dense(layer, [f"rank {r}" for r in ranks], params, errors, build)
 
 
-def _shift(layer: Layer, left: Tensor, right: Tensor, mean: Tensor | None) -> Tensor | None:
+def shift(layer: Layer, left: Tensor, right: Tensor, mean: Tensor | None) -> Tensor | None:
     """(W - W') E[x], which the bias takes."""
-    if layer.bias is None or mean is None:
-        return None
-    return layer.matrix.to(mean) @ mean - left @ (right @ mean)
+    return None if mean is None else layer.matrix.to(mean) @ mean - left @ (right @ mean)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LowRankLinear", "Pivoted"]
+__all__ = ["LowRankEmbedding", "LowRankLinear", "Pivoted"]
 
 
 class LowRankLinear(nn.Sequential):
@@ -34,6 +34,47 @@ class LowRankLinear(nn.Sequential):
         for layer in reversed(self[:-1]):
             product = product @ layer.weight
         return product
+
+
+class LowRankEmbedding(nn.Module):
+    """A table of rows of rank r: a narrow table, and a linear layer that makes its rows wide.
+
+        y(id) = mix(table[id])
+
+    r (n + d) numbers for n rows of size d. What a table does with ids (bags, padding, sparse gradients) the narrow one does.
+
+    Args:
+        table: `nn.Embedding` or `nn.EmbeddingBag` of n rows of size r.
+        mix: `nn.Linear` from r to d; without a bias where rows are added up, or one of them must stay zero.
+    """
+
+    def __init__(self, table: nn.Module, mix: nn.Linear) -> None:
+        super().__init__()
+        self.table, self.mix = table, mix
+
+    def forward(self, input: Tensor, *rest: Tensor, **named: Tensor) -> Tensor:
+        """As of the table it stands for: ids, and of a bag its offsets and weights."""
+        return self.mix(self.table(input, *rest, **named))
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows, n."""
+        return self.table.num_embeddings
+
+    @property
+    def embedding_dim(self) -> int:
+        """Size of a row, d."""
+        return self.mix.out_features
+
+    @property
+    def padding_idx(self) -> int | None:
+        """The row that is not learned."""
+        return self.table.padding_idx
+
+    @property
+    def weight(self) -> Tensor:
+        """The table (n, d), multiplied out at every access."""
+        return self.mix(self.table.weight)
 
 
 class Pivoted(nn.Module):

