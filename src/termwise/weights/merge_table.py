@@ -25,7 +25,7 @@ from .products import linear
 __all__ = ["merge_table"]
 
 ARRANGING = {
-    "cat", "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "clone", "contiguous", "alias",
+    "cat", "stack", "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "clone", "contiguous", "alias",
     "dropout", "detach", "_to_copy",
 }  # fmt: skip
 """Operations that put numbers in another place, or leave them where they are (dropout does while not training)."""

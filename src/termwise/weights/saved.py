@@ -45,7 +45,12 @@ def save(compressed: Compressed, folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.exists() and not (folder / "recipe.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and holds something else than a compressed model: choose another folder")
-    replaced = {name: describe(compressed.model.get_submodule(name)) for name in compressed.parts}
+    replaced: dict[str, Any] = {}
+    first: dict[int, str] = {}
+    for name in compressed.parts:
+        module = compressed.model.get_submodule(name)
+        same = first.setdefault(id(module), name)
+        replaced[name] = describe(module) if same == name else {"same": same}
     account = {
         name: getattr(compressed, name)
         for name in ("method", "unit", "budget", "kept", "predicted", "measured", "metric", "before")
@@ -121,13 +126,15 @@ def rebuild(model: nn.Module, folder: str | Path) -> nn.Module:
     recipe = _read(Path(folder))
     small = sharing_copy(model)
     for name, plan in recipe["replaced"].items():
+        same = plan.get("same") if isinstance(plan, dict) else None
         try:
             small.get_submodule(name)
+            made = small.get_submodule(same) if isinstance(same, str) else construct(plan)
         except AttributeError:
             raise ValueError(
                 f"the recipe replaces {name!r}, which this model does not have: give the model it was made of"
             ) from None
-        put(small, name, construct(plan))
+        put(small, name, made)
     return small
 
 
