@@ -25,8 +25,8 @@ from .products import linear
 __all__ = ["merge_table"]
 
 ARRANGING = {
-    "cat", "stack", "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "clone", "contiguous", "alias",
-    "dropout", "detach", "_to_copy",
+    "cat", "stack", "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "clone", "contiguous",
+    "alias", "dropout", "detach", "_to_copy",
 }  # fmt: skip
 """Operations that put numbers in another place, or leave them where they are (dropout does while not training)."""
 
