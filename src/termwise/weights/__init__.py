@@ -5,9 +5,9 @@ from .allocation import Allocation, allocate
 from .calibration import CalibrationStats, LayerStats
 from .compress import compress
 from .compressed import Compressed
+from .ctr import compress_ctr
 from .cur import CURDecomposition, break_even, cur, deim, qdeim
 from .curing import angular_distance, curing, heal
-from .ctr import compress_ctr
 from .factorization import Factorization
 from .ladder import Curve, Ladder
 from .layers import Layer, find_layers
