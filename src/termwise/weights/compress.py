@@ -36,7 +36,7 @@ def compress(
     *,
     data: Any,
     unit: Unit = "params",
-    method: str = "auto",
+    method: str | Method = "auto",
     keep: Sequence[str] = (),
     metric: Distance | Literal["auto"] = "auto",
     shrinkage: float = 0.1,
@@ -59,7 +59,7 @@ def compress(
         data: some unlabelled inputs: a tensor of samples, a list of batches or a DataLoader, see `read_batches`. Half is for
             statistics, a quarter to choose on, a quarter to report on. 8 rows (tokens, patches) per input feature are few.
         unit: of the budget: "params", "flops" (of the inputs given), "bytes", "latency" (measured on this machine) or "error".
-        method: a key of `METHODS`. "auto" weighs errors by what they do to the output of the model.
+        method: a key of `METHODS`, or a `Method`. "auto" weighs errors by what they do to the output of the model.
         keep: patterns of paths left alone, as of a shell: "head", "encoder.layer.0.*".
         metric: what a change of the output is: "l2", or "kl" of the softmax over its last axis; "auto" takes "kl" for what
             returns `logits`, unless the budget is an "error".
@@ -86,7 +86,10 @@ def compress(
         >>> small.kept <= 0.6, small.model(torch.randn(3, 20)).shape
         (True, torch.Size([3, 5]))
     """
-    chosen = _method(method)
+    chosen = method if isinstance(method, Method) else _method(method)
+    named = method if isinstance(method, str) else "custom"
+    if work is not None and named == "custom":
+        raise ValueError("work= keeps the layers of a method by name: put yours into METHODS and name it")
     _check(budget, unit, shrinkage)
     layers, left = find_layers(model, keep)
     seed = 0 if generator is None else int(torch.randint(2**62, (1,), generator=generator))
@@ -94,7 +97,7 @@ def compress(
     task.metric = _metric(metric, unit, task)
     with _bar(progress, task, chosen):
         positions = task.positions()
-        kept = None if work is None else _kept(work, task, method, chosen)
+        kept = None if work is None else _kept(work, task, named, chosen)
         fitted = dict(_fit(task, chosen, kept))
         ladders = {name: chosen.ladder(layer, fitted[name]) for name, layer in layers.items()}
     unreached = [name for name in ladders if name not in positions]
@@ -134,7 +137,7 @@ def compress(
     ]  # fmt: skip
     predicted = task.relative(allocation.error) if chosen.sensitive else math.nan
     return Compressed(
-        small, method, unit, budget, rows, {name: r.weight for name, r in built.items() if r.weight is not None}, left,
+        small, named, unit, budget, rows, {name: r.weight for name, r in built.items() if r.weight is not None}, left,
         allocation.cost / dense, predicted, task.relative(measured), task.metric, sum(p.numel() for p in model.parameters()),
     )  # fmt: skip
 

@@ -36,7 +36,10 @@ class Layer:
     @property
     def matrix(self) -> Tensor:
         """W, shape (m, n), as it is now, detached."""
-        weight: Tensor = self.module.weight.detach()  # type: ignore[assignment]
+        return self.as_matrix(self.module.weight.detach())  # type: ignore[operator]
+
+    def as_matrix(self, weight: Tensor) -> Tensor:
+        """Something of the shape of the module's weight, its gradient, as (m, n)."""
         return weight.T if _transposed(self.module) else weight.flatten(1)
 
     @property

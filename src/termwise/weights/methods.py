@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from . import afm, low_rank
+from . import afm, low_rank, welore
 from .allocation import Allocation, allocate
 from .cur import cur_choices, fit_cur
 from .evidence import Evidence
@@ -48,5 +48,7 @@ METHODS: dict[str, Method] = {
     "asvd": Method(low_rank.fit_asvd, low_rank.pairs),
     "cur": Method(fit_cur, cur_choices),
     "svd": Method(low_rank.fit_svd, low_rank.pairs, data=False),
+    "welore": Method(welore.fit_welore, welore.spectral, welore.one_threshold, data=False),
+    "welore-aware": Method(welore.fit_welore_aware, welore.spectral, welore.one_threshold),
 }
 """Every method of `tw.compress`. Add one: `METHODS["mine"] = Method(fit, ladder)`."""
