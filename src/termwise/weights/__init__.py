@@ -17,11 +17,20 @@ from .methods import METHODS, Method
 from .projection import Projection, project
 from .saved import load_compressed, rebuild
 from .sensitivity import sensitivity
-from .welore import LowRankSplit, fine_tune, gradient_rank, low_rank_split, lrc_parameters, normalised_spectrum, welore
+from .welore import (
+    GradientRank,
+    LowRankSplit,
+    fine_tune,
+    gradient_rank,
+    low_rank_split,
+    lrc_parameters,
+    normalised_spectrum,
+    welore,
+)
 
 __all__ = [
-    "METHODS", "Allocation", "CURDecomposition", "CalibrationStats", "Compressed", "Curve", "Factorization", "Ladder",
-    "Layer", "LayerStats", "LowRankEmbedding", "LowRankLinear", "LowRankSplit", "Method", "Pivoted", "Projection",
+    "METHODS", "Allocation", "CURDecomposition", "CalibrationStats", "Compressed", "Curve", "Factorization", "GradientRank",
+    "Ladder", "Layer", "LayerStats", "LowRankEmbedding", "LowRankLinear", "LowRankSplit", "Method", "Pivoted", "Projection",
     "afm_embedding", "afm_linear", "allocate", "angular_distance", "break_even", "compress", "compress_ctr", "cur",
     "curing", "deim", "find_layers", "fine_tune", "gradient_rank", "heal", "load_compressed", "low_rank_split",
     "lrc_parameters", "merge_table", "normalised_spectrum", "project", "qdeim", "rebuild", "sensitivity", "welore",

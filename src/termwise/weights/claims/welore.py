@@ -102,7 +102,8 @@ def ranks_do_not_depend_on_scale() -> tuple[str, bool]:
     statement="at equal parameters, singular terms at WeLore's ranks change a perceptron's output less than at a uniform one",
     published="non-uniform rank reduction beats uniform reduction, most at high reductions",
     note="trained on digits, 5 seeds, medians, 70 and 50 % of parameters; control: layers with each other's spectra. In "
-    "residual ones, whose layers are alike, the control gains as much at 70 %, and nothing is gained at half; auto is far ahead of all of them",
+    "residual ones, whose layers are alike, the control gains as much at 70 %, and nothing is gained at half; "
+    "auto is far ahead of all of them",
 )
 def one_threshold_beats_a_uniform_rank() -> tuple[str, bool]:
     found: dict[tuple[str, float], list[dict[str, float]]] = {}
