@@ -14,10 +14,10 @@ from torch import nn
 import termwise as tw
 from termwise.weights import METHODS
 from termwise.weights.layers import find_layers
-from termwise.weights.low_rank_linear import LowRankLinear, Pivoted
+from termwise.weights.low_rank_linear import GroupedLinear, LowRankLinear, Pivoted
 from termwise.weights.recipe import construct, describe
 
-PLAIN = (nn.Linear, nn.Conv2d, nn.Sequential, Pivoted, LowRankLinear)
+PLAIN = (nn.Linear, nn.Conv2d, nn.Sequential, GroupedLinear, Pivoted, LowRankLinear)
 
 
 def mlp(seed: int = 0) -> nn.Sequential:

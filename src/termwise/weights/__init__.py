@@ -1,6 +1,7 @@
 """Weights: low-rank and tensor forms of a model's matrices, and one allocator of a budget among them."""
 
 from .afm import afm_embedding, afm_linear
+from .alds import alds
 from .allocation import Allocation, allocate
 from .calibration import CalibrationStats, LayerStats
 from .compress import compress
@@ -9,9 +10,10 @@ from .ctr import compress_ctr
 from .cur import CURDecomposition, break_even, cur, deim, qdeim
 from .curing import angular_distance, curing, heal
 from .factorization import Factorization
+from .grouped import group_errors, grouped
 from .ladder import Curve, Ladder
 from .layers import Layer, find_layers
-from .low_rank_linear import LowRankEmbedding, LowRankLinear, Pivoted
+from .low_rank_linear import GroupedLinear, LowRankEmbedding, LowRankLinear, Pivoted
 from .merge_table import merge_table
 from .methods import METHODS, Method
 from .projection import Projection, project
@@ -30,8 +32,9 @@ from .welore import (
 
 __all__ = [
     "METHODS", "Allocation", "CURDecomposition", "CalibrationStats", "Compressed", "Curve", "Factorization", "GradientRank",
-    "Ladder", "Layer", "LayerStats", "LowRankEmbedding", "LowRankLinear", "LowRankSplit", "Method", "Pivoted", "Projection",
-    "afm_embedding", "afm_linear", "allocate", "angular_distance", "break_even", "compress", "compress_ctr", "cur",
-    "curing", "deim", "find_layers", "fine_tune", "gradient_rank", "heal", "load_compressed", "low_rank_split",
-    "lrc_parameters", "merge_table", "normalised_spectrum", "project", "qdeim", "rebuild", "sensitivity", "welore",
+    "GroupedLinear", "Ladder", "Layer", "LayerStats", "LowRankEmbedding", "LowRankLinear", "LowRankSplit", "Method", "Pivoted",
+    "Projection", "afm_embedding", "afm_linear", "alds", "allocate", "angular_distance", "break_even", "compress",
+    "compress_ctr", "cur", "curing", "deim", "find_layers", "fine_tune", "gradient_rank", "group_errors", "grouped", "heal",
+    "load_compressed", "low_rank_split", "lrc_parameters", "merge_table", "normalised_spectrum", "project", "qdeim", "rebuild",
+    "sensitivity", "welore",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ import numpy as np
 
 from .ladder import Curve
 
-__all__ = ["Allocation", "allocate"]
+__all__ = ["Allocation", "allocate", "least_worst"]
 
 BUCKETS = 4096
 """Parts that the budget is counted in, for each 64 layers."""
@@ -99,7 +99,7 @@ def allocate(
     errors = [e for _, e, _ in table.values()]
     priced, price, bound = _by_price(costs, errors, budget)
     if objective == "max":
-        found = _by_worst(costs, errors, budget)
+        found = least_worst(costs, errors, budget)
         worst = max(float(e[i]) for e, i in zip(errors, found, strict=True))
         return _allocation(table, found, costs, worst, worst, price)
     found = priced
@@ -214,8 +214,8 @@ def _by_programme(costs: list[np.ndarray], errors: list[np.ndarray], budget: flo
     return _spend_the_rest(costs, errors, chosen[::-1], budget)
 
 
-def _by_worst(costs: list[np.ndarray], errors: list[np.ndarray], budget: float) -> list[int]:
-    """The least t such that the cheapest choices with errors up to t keep the budget."""
+def least_worst(costs: list[np.ndarray], errors: list[np.ndarray], budget: float) -> list[int]:
+    """The cheapest choices with errors up to t, for the least t with which they keep the budget (some choices do)."""
 
     def at(t: float) -> list[int]:
         return [int(np.where(e <= t, c, np.inf).argmin()) for c, e in zip(costs, errors, strict=True)]

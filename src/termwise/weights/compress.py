@@ -20,7 +20,7 @@ from .kept_work import KeptWork, fingerprint
 from .ladder import Curve, Fitted, Replacement
 from .latency import latencies
 from .layers import find_layers, put, sharing_copy
-from .low_rank_linear import LowRankLinear
+from .low_rank_linear import GroupedLinear, LowRankLinear
 from .methods import METHODS, Method
 from .sensitivity import Distance
 from .task import Task, Unit, cost_of
@@ -87,8 +87,8 @@ def compress(
         (True, torch.Size([3, 5]))
     """
     chosen = method if isinstance(method, Method) else _method(method)
-    named = method if isinstance(method, str) else "custom"
-    if work is not None and named == "custom":
+    named = method if isinstance(method, str) else method.name
+    if work is not None and not isinstance(method, str):
         raise ValueError("work= keeps the layers of a method by name: put yours into METHODS and name it")
     _check(budget, unit, shrinkage)
     layers, left = find_layers(model, keep)
@@ -256,7 +256,7 @@ def assemble(task: Task, built: dict[str, Replacement]) -> nn.Module:
 
 def _with_attributes(module: nn.Module) -> nn.Module:
     """A sequence of linear layers that answers what an `nn.Linear` is asked."""
-    linear = isinstance(module, nn.Sequential) and all(isinstance(m, nn.Linear) for m in module)
+    linear = isinstance(module, nn.Sequential) and all(isinstance(m, nn.Linear | GroupedLinear) for m in module)
     return LowRankLinear(*module) if linear else module
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +64,7 @@ class Ladder:
         params: numbers that each stores, without the bias, shape (k,).
         errors: what each is expected to spoil, shape (k,): squared, in the unit of the statistics it was made with.
         build: makes the choice with this index.
+        families: of which kind each choice is, where several kinds come in several sizes; the last is None. Not given: one kind.
     """
 
     layer: Layer
@@ -71,6 +72,7 @@ class Ladder:
     params: np.ndarray
     errors: np.ndarray
     build: Callable[[int], Replacement]
+    families: Sequence[Hashable] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -83,12 +85,18 @@ class Ladder:
         """Some of its choices."""
         index = list(chosen)
         return Ladder(
-            self.layer, [self.labels[i] for i in index], self.params[index], self.errors[index], lambda i: self.build(index[i])
-        )
+            self.layer, [self.labels[i] for i in index], self.params[index], self.errors[index], lambda i: self.build(index[i]),
+            [self.families[i] for i in index] if self.families else (),
+        )  # fmt: skip
 
 
 def with_dense(
-    layer: Layer, labels: Sequence[str], params: np.ndarray, errors: np.ndarray, build: Callable[[int], Replacement]
+    layer: Layer,
+    labels: Sequence[str],
+    params: np.ndarray,
+    errors: np.ndarray,
+    build: Callable[[int], Replacement],
+    families: Sequence[Hashable] = (),
 ) -> Ladder:
     """A ladder of these choices that save something, and the layer as it is."""
     kept = [i for i in range(len(labels)) if params[i] < layer.size]
@@ -99,6 +107,7 @@ def with_dense(
         np.append(params[kept], layer.size).astype(np.int64),
         np.append(np.maximum(errors[kept], 0), 0.0),
         lambda i: Replacement(layer.module) if i == last else build(kept[i]),
+        [*(families[i] for i in kept), None] if families else (),
     )
 
 

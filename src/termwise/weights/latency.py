@@ -61,14 +61,21 @@ def latencies(model: nn.Module, batch: Any, ladders: Mapping[str, Ladder]) -> di
 
 
 def _ladder(ladder: Ladder, x: Tensor) -> np.ndarray:
-    """Times of one ladder."""
+    """Times of one ladder: of a few sizes of each kind, interpolated between them."""
     last = len(ladder) - 1
-    points = np.unique(np.linspace(0, max(last - 1, 0), min(POINTS, last)).round().astype(int)) if last else np.array([], int)
-    modules = [*(ladder.build(int(i)).module for i in points), ladder.layer.module]
+    kinds = list(ladder.families[:last]) or [None] * last
+    members = [np.array([i for i in range(last) if kinds[i] == kind]) for kind in dict.fromkeys(kinds)]
+    points = [own[np.unique(np.linspace(0, len(own) - 1, min(POINTS, len(own))).round().astype(int))] for own in members]
+    modules = [*(ladder.build(int(i)).module for some in points for i in some), ladder.layer.module]
     times = _medians(modules, x)
-    rising = np.maximum.accumulate(times[:-1])
-    between = np.interp(ladder.params[:last], ladder.params[points], rising) if last else np.array([])
-    return np.append(between, times[-1])
+    found = np.full(last + 1, times[-1])
+    if not last:
+        return found
+    for own, some, taken in zip(
+        members, points, np.split(times[:-1], np.cumsum([len(some) for some in points])[:-1]), strict=True
+    ):
+        found[own] = np.interp(ladder.params[own], ladder.params[some], np.maximum.accumulate(taken))
+    return found
 
 
 def _medians(modules: list[nn.Module], x: Any, run: Any = lambda module, x: module(x)) -> np.ndarray:

@@ -43,6 +43,11 @@ class Layer:
         return weight.T if _transposed(self.module) else weight.flatten(1)
 
     @property
+    def kernel(self) -> Tensor:
+        """The same as (f, c, kh, kw), of a linear layer with a kernel of 1."""
+        return self.module.weight.detach() if isinstance(self.module, nn.Conv2d) else self.matrix[:, :, None, None]
+
+    @property
     def bias(self) -> Tensor | None:
         """b, shape (m,), detached."""
         bias: Tensor | None = getattr(self.module, "bias", None)

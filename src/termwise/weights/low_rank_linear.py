@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LowRankEmbedding", "LowRankLinear", "Pivoted"]
+__all__ = ["GroupedLinear", "LowRankEmbedding", "LowRankLinear", "Pivoted"]
 
 
 class LowRankLinear(nn.Sequential):
@@ -75,6 +75,45 @@ class LowRankEmbedding(nn.Module):
     def weight(self) -> Tensor:
         """The table (n, d), multiplied out at every access."""
         return self.mix(self.table.weight)
+
+
+class GroupedLinear(nn.Module):
+    """Linear layers side by side, each of which reads its own share of the inputs: what a grouped convolution is to one.
+
+        y = (V_1 x_1, ..., V_k x_k),      x = (x_1, ..., x_k)
+
+    Args:
+        blocks: V, shape (k, j, n / k).
+    """
+
+    def __init__(self, blocks: Tensor) -> None:
+        super().__init__()
+        self.blocks = nn.Parameter(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., n) to (..., k j)."""
+        k, _, width = self.blocks.shape
+        return torch.einsum("...ki,kji->...kj", x.unflatten(-1, (k, width)), self.blocks).flatten(-2)
+
+    @property
+    def in_features(self) -> int:
+        """Inputs, n."""
+        return self.blocks.shape[0] * self.blocks.shape[2]
+
+    @property
+    def out_features(self) -> int:
+        """Outputs, k j."""
+        return self.blocks.shape[0] * self.blocks.shape[1]
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix (k j, n), zero outside its blocks, written out at every access."""
+        return torch.block_diag(*self.blocks)
+
+    @property
+    def bias(self) -> None:
+        """It has none."""
+        return
 
 
 class Pivoted(nn.Module):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from . import afm, low_rank, welore
+from . import afm, grouped, low_rank, welore
 from .allocation import Allocation, allocate
+from .alternation import alternate
 from .cur import cur_choices, fit_cur
 from .evidence import Evidence
 from .ladder import Curve, Fitted, Ladder
@@ -32,6 +33,7 @@ class Method:
         policy: which choice for which layer, within a budget.
         data: whether it looks at data.
         sensitive: whether it asks what a layer's errors do to the output of the model.
+        name: in reports, of one that is not in `METHODS`.
     """
 
     fit: Callable[[Evidence], Fitted]
@@ -39,10 +41,12 @@ class Method:
     policy: Policy = least_sum
     data: bool = True
     sensitive: bool = False
+    name: str = "custom"
 
 
 METHODS: dict[str, Method] = {
     "auto": Method(low_rank.fit_end, low_rank.pivots, sensitive=True),
+    "alds": Method(grouped.fit_grouped, grouped.grouped_choices, alternate, data=False),
     "aware": Method(low_rank.fit_aware, low_rank.pairs),
     "afm": Method(afm.fit_afm, afm.affine_pairs),
     "asvd": Method(low_rank.fit_asvd, low_rank.pairs),

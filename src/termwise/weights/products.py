@@ -10,7 +10,7 @@ from .ladder import Replacement
 from .layers import Layer
 from .low_rank_linear import Pivoted
 
-__all__ = ["interchanged", "linear", "pair", "pair_size", "pivoted", "pivoted_size", "triple", "triple_size"]
+__all__ = ["convolution", "interchanged", "linear", "pair", "pair_size", "pivoted", "pivoted_size", "triple", "triple_size"]
 
 
 def pair_size(shape: tuple[int, int], rank: int) -> int:
@@ -116,12 +116,7 @@ def _like(layer: Layer, matrix: Tensor, bias: Tensor | None) -> nn.Module:
     if not isinstance(layer.module, nn.Conv2d):
         return linear(matrix, bias)
     conv = layer.module
-    new = nn.utils.skip_init(
-        nn.Conv2d, conv.in_channels, len(matrix), conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-        bias=bias is not None, padding_mode=conv.padding_mode, dtype=matrix.dtype, device=matrix.device,
-    )  # fmt: skip
-    _fill(new, matrix.reshape(new.weight.shape), bias)
-    return new
+    return convolution(conv, matrix.reshape(len(matrix), conv.in_channels, *conv.kernel_size), bias)
 
 
 def _mixing(layer: Layer, matrix: Tensor, bias: Tensor | None) -> nn.Module:
@@ -129,9 +124,32 @@ def _mixing(layer: Layer, matrix: Tensor, bias: Tensor | None) -> nn.Module:
     matrix = matrix.to(layer.matrix)
     if not isinstance(layer.module, nn.Conv2d):
         return linear(matrix, bias)
-    out, inputs = matrix.shape
-    new = nn.utils.skip_init(nn.Conv2d, inputs, out, 1, bias=bias is not None, dtype=matrix.dtype, device=matrix.device)
-    _fill(new, matrix[:, :, None, None], bias)
+    return convolution(layer.module, matrix[:, :, None, None], bias, axes=(False, False))
+
+
+def convolution(
+    like: nn.Conv2d, weight: Tensor, bias: Tensor | None, *, axes: tuple[bool, bool] = (True, True), groups: int = 1
+) -> nn.Conv2d:
+    """`nn.Conv2d` of a weight (f, c / groups, kh, kw) that moves as another one does.
+
+    Args:
+        like: whose stride, padding and dilation it has.
+        weight: its weight.
+        bias: shape (f,), or None.
+        axes: along the height, along the width; where not, the stride is 1 and nothing is padded.
+        groups: of channels.
+    """
+    stride, padding, dilation = (
+        tuple(own if along else rest for own, along in zip(given, axes, strict=True)) if isinstance(given, tuple) else given
+        for given, rest in ((like.stride, 1), (like.padding, 0), (like.dilation, 1))
+    )
+    mode = like.padding_mode if any(axes) else "zeros"
+    f, c, *kernel = weight.shape
+    new = nn.utils.skip_init(
+        nn.Conv2d, c * groups, f, tuple(kernel), stride, padding if any(axes) else 0, dilation,
+        groups, bias is not None, mode, dtype=weight.dtype, device=weight.device,
+    )  # fmt: skip
+    _fill(new, weight, bias)
     return new
 
 

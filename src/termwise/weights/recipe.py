@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .low_rank_linear import LowRankEmbedding, LowRankLinear, Pivoted
+from .low_rank_linear import GroupedLinear, LowRankEmbedding, LowRankLinear, Pivoted
 
 __all__ = ["construct", "describe"]
 
@@ -33,6 +33,8 @@ def describe(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         names = TABLE if isinstance(module, nn.Embedding) else (*TABLE, "mode", "include_last_offset")
         return {"class": kind, **{name: getattr(module, name) for name in names}, "dtype": _dtype(module.weight)}
+    if isinstance(module, GroupedLinear):
+        return {"class": kind, "shape": list(module.blocks.shape), "dtype": str(module.blocks.dtype).removeprefix("torch.")}
     if isinstance(module, nn.Linear):
         own = {"in_features": module.in_features, "out_features": module.out_features}
     elif isinstance(module, nn.Conv2d):
@@ -80,6 +82,7 @@ MAKERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "EmbeddingBag": lambda own: _plain(nn.EmbeddingBag, own),
     "LowRankEmbedding": lambda own: LowRankEmbedding(*(construct(part) for part in own["of"])),  # type: ignore[arg-type]
     "Sequential": lambda own: nn.Sequential(*(construct(part) for part in own["of"])),
+    "GroupedLinear": lambda own: GroupedLinear(torch.empty(own["shape"], dtype=DTYPES[own["dtype"]])),
     "LowRankLinear": lambda own: LowRankLinear(*(construct(part) for part in own["of"])),
     "Pivoted": _pivoted,
 }
