@@ -11,6 +11,7 @@ Source: Chan, Golub & LeVeque 1983, Algorithms for computing the sample variance
 
 from __future__ import annotations
 
+import functools
 import json
 import weakref
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import call, evaluating
+from .gathered import Gathered
 from .layers import Layer
 
 __all__ = ["CalibrationStats", "LayerStats", "shrink"]
@@ -133,11 +135,11 @@ class CalibrationStats(Mapping[str, LayerStats]):
                 for batch in batches:
                     run.keep = _kept(batch, mask)
                     call(model, batch)
-                    run.end_batch()
+                    run.seen.clear()
         finally:
             for handle in handles:
                 handle.remove()
-        return cls(run.stats, run.positions)
+        return cls(run.finish(), run.positions)
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file."""
@@ -180,7 +182,7 @@ class _Run:
         self.positions: dict[str, int] = {}
         self.keep: Tensor | None = None
         self.leaders: dict[str, str] = {}
-        self.batch: dict[str, LayerStats] = {}
+        self.gathered = {name: Gathered(functools.partial(self.merge, name)) for name in layers}
         self.seen: list[tuple[Any, int, tuple[Any, ...], str]] = []
 
     def hook(self, name: str) -> Any:
@@ -197,10 +199,7 @@ class _Run:
             if leader is not None:
                 return
             self.seen.append((weakref.ref(x), x._version, how, name))
-            rows = self.rows(layer, x)
-            if len(rows):
-                new = LayerStats.of(rows, self.dtype)
-                self.batch[name] = self.batch[name].merge(new) if name in self.batch else new
+            self.gathered[name].add(self.rows(layer, x).detach())
 
         return read
 
@@ -213,13 +212,15 @@ class _Run:
             return rows[self.keep.reshape(-1)]
         return rows
 
-    def end_batch(self) -> None:
-        for name, new in self.batch.items():
-            self.stats[name] = self.stats[name].merge(new) if name in self.stats else new
-        for name, leader in self.leaders.items():
-            if leader != name:
-                self.stats[name] = self.stats[leader]
-        self.batch, self.seen = {}, []
+    def merge(self, name: str, rows: Tensor) -> None:
+        new = LayerStats.of(rows, self.dtype)
+        self.stats[name] = self.stats[name].merge(new) if name in self.stats else new
+
+    def finish(self) -> dict[str, LayerStats]:
+        """Everything, by layer; followers share what their leader has."""
+        for gathered in self.gathered.values():
+            gathered.finish()
+        return {name: self.stats[leader] for name, leader in self.leaders.items() if leader in self.stats}
 
 
 def _kept(batch: Any, mask: str | None) -> Tensor | None:

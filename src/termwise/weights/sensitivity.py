@@ -11,6 +11,7 @@ Source: Martens & Grosse 2015, Optimizing neural networks with Kronecker-factore
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import call, evaluating
+from .gathered import Gathered
 from .layers import Layer
 
 __all__ = ["Distance", "distance", "output_of", "sensitivity"]
@@ -87,7 +89,8 @@ def sensitivity(
     generator = generator or torch.Generator().manual_seed(0)
     sums: dict[str, Tensor] = {}
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    handles = [layer.module.register_forward_hook(_watch(name, layer, sums)) for name, layer in layers.items()]
+    gathered = {name: Gathered(functools.partial(_square, sums, name)) for name in layers}
+    handles = [layer.module.register_forward_hook(_watch(layer, gathered[name])) for name, layer in layers.items()]
     samples = 0
     try:
         for parameter in learning:
@@ -104,21 +107,24 @@ def sensitivity(
             handle.remove()
         for parameter in learning:
             parameter.requires_grad_(True)
+    for rows in gathered.values():
+        rows.finish()
     return {name: total / samples for name, total in sums.items()}
 
 
-def _watch(name: str, layer: Layer, sums: dict[str, Tensor]) -> Any:
+def _square(sums: dict[str, Tensor], name: str, rows: Tensor) -> None:
+    g = rows.double()
+    sums[name] = sums[name].addmm_(g.T, g) if name in sums else g.T @ g
+
+
+def _watch(layer: Layer, gathered: Gathered) -> Any:
     """A hook that lets gradients begin at a layer and keeps their squares."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
         if not y.requires_grad:
             y.requires_grad_(True)
 
-        def keep(gradient: Tensor) -> None:
-            g = layer.outputs(gradient).double()
-            sums[name] = sums[name].addmm_(g.T, g) if name in sums else g.T @ g
-
-        y.register_hook(keep)
+        y.register_hook(lambda gradient: gathered.add(layer.outputs(gradient).detach()))
 
     return hook
 
