@@ -113,8 +113,8 @@ def sensitivity(
 
 
 def _square(sums: dict[str, Tensor], name: str, rows: Tensor) -> None:
-    g = rows.double()
-    sums[name] = sums[name].addmm_(g.T, g) if name in sums else g.T @ g
+    square = (rows.T @ rows).double()  # a weight, and shrunk: single precision will do
+    sums[name] = sums[name].add_(square) if name in sums else square
 
 
 def _watch(layer: Layer, gathered: Gathered) -> Any:
