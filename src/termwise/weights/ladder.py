@@ -16,6 +16,9 @@ __all__ = ["Curve", "Fitted", "Ladder", "Replacement", "merge", "ranks_below"]
 Fitted = Mapping[str, Tensor]
 """What was worked out for a layer."""
 
+WORTH = 0.95
+"""Of a layer's size; a product that stores more than that costs time and saves nothing to speak of."""
+
 STEPS = 64
 """Ranks on a ladder, at most."""
 
@@ -99,7 +102,7 @@ def with_dense(
     families: Sequence[Hashable] = (),
 ) -> Ladder:
     """A ladder of these choices that save something, and the layer as it is."""
-    kept = [i for i in range(len(labels)) if params[i] < layer.size]
+    kept = [i for i in range(len(labels)) if params[i] <= WORTH * layer.size]
     last = len(kept)
     return Ladder(
         layer,
