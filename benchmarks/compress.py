@@ -88,11 +88,11 @@ def sources(*modules: str) -> list[str]:
     return [inspect.getsource(importlib.import_module(name)) for name in modules]
 
 
-def language(calibrate, report):
+def language(calibrate, report, per_text):
     subject = zoo.load("smollm2-135m")
     model = subject.model.language_model.eval()
     model.config.use_cache = False
-    return model, windows(subject, calibrate, 4), windows(subject, report, 2), perplexity
+    return model, windows(subject, calibrate, per_text), windows(subject, report, 2), perplexity
 
 
 def perplexity(model, dense, batches) -> dict[str, float]:
@@ -156,8 +156,10 @@ def sentences(name: str, judge):
 
 
 SUBJECTS = {
-    "smollm2-python": lambda: language(sources("argparse", "inspect", "subprocess", "typing"), sources("tarfile", "optparse")),
-    "smollm2-brown": lambda: language(brown([f"c{g}{i:02}" for g in "adgjn" for i in (2, 3)]), brown(["ca01", "cb01", "cg01", "cn01"])),
+    "smollm2-python": lambda: language(sources("argparse", "inspect", "subprocess", "typing"), sources("tarfile", "optparse"), 3),
+    "smollm2-brown": lambda: language(
+        brown([f"c{group}{i:02}" for group in "adgjnr" for i in (2, 3)]), brown(["ca01", "cb01", "cg01", "cn01"]), 1
+    ),
     "efficientnet-lite0": lambda: pictures("efficientnet-lite0"),
     "mobilenet-v2": lambda: pictures("mobilenet-v2"),
     "nanoguard": lambda: sentences("nanoguard", agreement),

@@ -270,6 +270,35 @@ def test_sensitivity_predicts_a_small_change():
         assert torch.isclose(measured, (h["0"] @ d @ g @ d.T).trace(), rtol=0.15)
 
 
+@pytest.mark.parametrize("pooled", [True, False])
+def test_rows_that_are_pooled_add_up(pooled):
+    """Without its coherence H would be off by up to the number of rows."""
+    torch.manual_seed(0)
+
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 3)
+
+        def forward(self, x):
+            h = torch.tanh(self.first(x))
+            return self.last(h.mean(1) if pooled else h)
+
+    model = Pooled().double()
+    layers, _ = find_layers(model)
+    x = torch.randn(600, 10, 6, dtype=torch.float64) + torch.randn(600, 1, 6, dtype=torch.float64) + 1
+    h = sensitivity(model, list(x.split(100)), layers)
+    g = CalibrationStats.collect(model, [x], layers)["first"].gram
+    ratios = []
+    truth = model(x)
+    for _ in range(10):
+        d = 1e-3 * torch.randn(12, 6, dtype=torch.float64)
+        model.first.weight.data += d
+        ratios.append((distance(truth, model(x), "l2").mean() / (h["first"] @ d @ g @ d.T).trace()).item())
+        model.first.weight.data -= d
+    assert 0.7 < sum(ratios) / 10 < 1.4
+
+
 # -- factorizations -------------------------------------------------------------------------------------------------------
 
 

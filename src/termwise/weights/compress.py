@@ -122,6 +122,13 @@ def compress(
     else:
         allocation, small, built = at(budget * dense)
     measured = task.change(small, "report")
+    gap = task.change(small, "select") / allocation.error if chosen.sensitive and allocation.error > 0 else math.nan
+    if gap > 2.25:
+        warnings.warn(
+            f"the output changes {math.sqrt(gap):.2g} times as much as the layers' expected errors add up to: they are too large "
+            "for that, or data are few; trust what was measured, and keep more or give more data",
+            UserWarning, stacklevel=2,
+        )  # fmt: skip
     if inplace:
         for name, replacement in built.items():
             if replacement.weight is not None:
@@ -138,7 +145,7 @@ def compress(
     predicted = task.relative(allocation.error) if chosen.sensitive else math.nan
     return Compressed(
         small, named, unit, budget, rows, {name: r.weight for name, r in built.items() if r.weight is not None}, left,
-        allocation.cost / dense, predicted, task.relative(measured), task.metric, sum(p.numel() for p in model.parameters()),
+        allocation.cost / dense, predicted, task.relative(measured), gap, task.metric, sum(p.numel() for p in model.parameters()),
     )  # fmt: skip
 
 

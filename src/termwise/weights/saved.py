@@ -53,7 +53,7 @@ def save(compressed: Compressed, folder: str | Path) -> Path:
         replaced[name] = describe(module) if same == name else {"same": same}
     account = {
         name: getattr(compressed, name)
-        for name in ("method", "unit", "budget", "kept", "predicted", "measured", "metric", "before")
+        for name in ("method", "unit", "budget", "kept", "predicted", "measured", "gap", "metric", "before")
     }
     account = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in account.items()}
     recipe = {

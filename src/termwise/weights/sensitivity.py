@@ -6,13 +6,18 @@ J is the Jacobian of the model's output with respect to the layer's. With random
 the output; with u the gradient of -log p(y) at labels y drawn from the model's own p, E[g g^T] is its Fisher matrix and
 d / 2 the Kullback-Leibler divergence. One backward pass gives one draw for every layer at once.
 
+Errors of the rows of one sample add up where the output pools them. H is scaled by how much they do on average over all dW,
+
+    coherence = E |sum_i g_i x_i^T|^2 / E sum_i |g_i|^2 |x_i|^2,
+
+which is 1 for independent rows, and up to their number where all are alike.
+
 Source: Martens & Grosse 2015, Optimizing neural networks with Kronecker-factored approximate curvature, section 3.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -67,7 +72,6 @@ def sensitivity(
     *,
     metric: Distance = "l2",
     generator: torch.Generator | None = None,
-    after: Callable[[], None] = lambda: None,
 ) -> dict[str, Tensor]:
     """The matrices H of several layers, shape (m, m), summed over the rows of a sample: units of `distance` per squared output.
 
@@ -77,20 +81,18 @@ def sensitivity(
         layers: at whose outputs to look.
         metric: "l2", the squared change of the output, or "kl", twice the divergence of its softmax.
         generator: of the random signs or labels; seed 0 when not given.
-        after: called after each batch (a progress bar).
 
     Returns:
-        H by layer, float64. A layer that the output does not depend on is missing. Expected squared change of the output of
-        one sample under dW: tr(H dW G dW^T).
+        H by layer, float64, its coherence included. A layer that the output does not depend on is missing. Expected squared
+        change of the output of one sample under dW: tr(H dW G dW^T).
 
-    Cost: one forward and one backward pass per batch, without gradients of weights; N m^2 per layer. Memory: activations of one
-    batch, and O(sum of m^2).
+    Cost: one forward and one backward pass per batch, without gradients of weights; N m (m + n) per layer. Memory: activations of
+    one batch, and O(sum of m^2).
     """
     generator = generator or torch.Generator().manual_seed(0)
-    sums: dict[str, Tensor] = {}
+    felt = {name: _Felt(layer) for name, layer in layers.items()}
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gathered = {name: Gathered(functools.partial(_square, sums, name)) for name in layers}
-    handles = [layer.module.register_forward_hook(_watch(layer, gathered[name])) for name, layer in layers.items()]
+    handles = [layer.module.register_forward_hook(felt[name].hook) for name, layer in layers.items()]
     samples = 0
     try:
         for parameter in learning:
@@ -98,35 +100,61 @@ def sensitivity(
         with evaluating(model), torch.enable_grad():
             for batch in batches:
                 y = output_of(call(model, batch))
-                samples += len(y) if y.ndim else 1
+                count = len(y) if y.ndim else 1
+                samples += count
+                for one in felt.values():
+                    one.samples = count
                 if y.requires_grad:
                     _draw(y, metric, generator).backward()
-                after()
     finally:
         for handle in handles:
             handle.remove()
         for parameter in learning:
             parameter.requires_grad_(True)
-    for rows in gathered.values():
-        rows.finish()
-    return {name: total / samples for name, total in sums.items()}
+    found = {name: one.matrix() for name, one in felt.items()}
+    return {name: h / samples for name, h in found.items() if h is not None}
 
 
-def _square(sums: dict[str, Tensor], name: str, rows: Tensor) -> None:
-    square = (rows.T @ rows).double()  # a weight, and shrunk: single precision will do
-    sums[name] = sums[name].add_(square) if name in sums else square
+class _Felt:
+    """What comes back to the output of one layer: sum of g g^T over rows, and how much the rows of a sample add up."""
 
+    def __init__(self, layer: Layer) -> None:
+        self.layer, self.samples = layer, 1
+        self.total: Tensor | None = None
+        self.together, self.apart = 0.0, 0.0
+        self.gathered = Gathered(self.square)
 
-def _watch(layer: Layer, gathered: Gathered) -> Any:
-    """A hook that lets gradients begin at a layer and keeps their squares."""
-
-    def hook(module: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
+    def hook(self, module: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
+        """Let gradients begin here, and keep what comes back."""
         if not y.requires_grad:
             y.requires_grad_(True)
+        x, version = args[0].detach(), args[0]._version
 
-        y.register_hook(lambda gradient: gathered.add(layer.outputs(gradient).detach()))
+        def keep(gradient: Tensor) -> None:
+            g = self.layer.outputs(gradient).detach()
+            self.gathered.add(g)
+            if x._version == version:  # else it was changed in place since
+                self.compare(g, self.layer.rows(x))
 
-    return hook
+        y.register_hook(keep)
+
+    def square(self, rows: Tensor) -> None:
+        square = (rows.T @ rows).double()  # a weight, and shrunk: single precision will do
+        self.total = square if self.total is None else self.total.add_(square)
+
+    def compare(self, g: Tensor, x: Tensor) -> None:
+        """|sum_i g_i x_i^T|^2 for each sample against sum_i |g_i|^2 |x_i|^2."""
+        count = self.samples if len(g) % self.samples == 0 else 1
+        for own_g, own_x in zip(g.chunk(count), x.chunk(count), strict=True):
+            self.together += float((own_g.T @ own_x).square().sum())
+        self.apart += float((g.square().sum(1) * x.square().sum(1)).sum())
+
+    def matrix(self) -> Tensor | None:
+        """The sum, scaled by the coherence."""
+        self.gathered.finish()
+        if self.total is None:
+            return None
+        return self.total * (self.together / self.apart if self.apart > 0 and self.together > 0 else 1.0)
 
 
 def _draw(y: Tensor, metric: Distance, generator: torch.Generator) -> Tensor:
