@@ -145,7 +145,7 @@ def compress(
     predicted = task.relative(allocation.error) if chosen.sensitive else math.nan
     return Compressed(
         small, named, unit, budget, rows, {name: r.weight for name, r in built.items() if r.weight is not None}, left,
-        allocation.cost / dense, predicted, task.relative(measured), gap, task.metric, sum(p.numel() for p in model.parameters()),
+        allocation.cost / dense, predicted, task.relative(measured), task.metric, sum(p.numel() for p in model.parameters()), gap,
     )  # fmt: skip
 
 

@@ -53,9 +53,9 @@ class Compressed:
         kept: what the compressible layers cost now, as a share of what they cost.
         predicted: change of the output expected by the allocator; NaN where the method does not say.
         measured: change of the output on data that nothing else was done with: |f~ - f| / |f|, or nats per position for "kl".
-        gap: additivity: squared change measured on the data that choices were made on, over the sum of the layers' expected ones.
         metric: "l2" or "kl".
         before: parameters of the whole model as it was.
+        gap: additivity: squared change measured on the data that choices were made on, over the sum of the layers' expected ones.
     """
 
     model: nn.Module
@@ -68,9 +68,9 @@ class Compressed:
     kept: float
     predicted: float
     measured: float
-    gap: float
     metric: str
     before: int
+    gap: float = math.nan
 
     @property
     def after(self) -> int:

@@ -133,7 +133,7 @@ class _Felt:
         def keep(gradient: Tensor) -> None:
             g = self.layer.outputs(gradient).detach()
             self.gathered.add(g)
-            if x._version == version:  # else it was changed in place since
+            if x.is_floating_point() and x._version == version:  # ids have no size; else it was changed in place since
                 self.compare(g, self.layer.rows(x))
 
         y.register_hook(keep)
