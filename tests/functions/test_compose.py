@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import termwise as tw
 from termwise.functions import IEL, ITA, CompositionalLoss, adapter, compose, diagonal_fisher, quadratic
+from termwise.functions.compositional_loss import _dot
 from termwise.functions.incremental import FLOOR
 from termwise.functions.pretuning import ClassGaussian, align, probe
 from termwise.testing.architectures import build
@@ -116,11 +118,36 @@ def test_the_fisher_of_a_transformer_and_of_some_parameters():
         (TypeError, lambda m, x: diagonal_fisher(torch.tanh, [x]), "torch.nn.Module"),
         (ValueError, lambda m, x: diagonal_fisher(m, [x], params="0.wieght"), "0.weight"),
         (ValueError, lambda m, x: diagonal_fisher(nn.Sequential(m, nn.Dropout()).train(), [x]), "eval"),
+        (ValueError, lambda m, x: diagonal_fisher(net(classes=1), [x]), r"one logit.*\[0, z\]"),
     ],
 )
 def test_fisher_says_what_is_wrong(kind, make, match):
     with pytest.raises(kind, match=match):
         make(net(), double(2, 4))
+
+
+def test_the_fisher_of_a_recurrent_network():
+    """Which has no batched derivatives: one sample after another, the same sum."""
+
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.gru(x)[0][:, -1])
+
+    model, x = Reader().double().eval(), double(3, 5, 3)
+    found = diagonal_fisher(model, [x[:2], x[2:]])
+    total = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+    for i, c in itertools.product(range(3), range(3)):
+        log_p = model(x[i : i + 1]).log_softmax(1)[0, c]
+        for n, slope in zip(total, torch.autograd.grad(log_p, list(model.parameters())), strict=True):
+            total[n] += log_p.exp().detach() * slope.square() / 3
+    for n, f in found.items():
+        torch.testing.assert_close(f, total[n], rtol=1e-9, atol=1e-14)
+    learned = ITA(model, "head", kind="full", epochs=1).learn(x.repeat(4, 1, 1), torch.arange(12) % 2)
+    assert learned.predict(x).shape == (3,)
 
 
 # -- the loss of a composition ----------------------------------------------------------------------------------------
@@ -209,6 +236,40 @@ def test_the_other_curvatures():
     torch.testing.assert_close(quadratic(model, F.cross_entropy, x, y, taus, hessian=own).curvature, 2 * t @ t.T)
     assert found.omega > 0
     assert fisher.omega > 0
+
+
+def test_the_curvature_of_a_transformer_encoder():
+    """Its fused operator has no derivatives of second order."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation="gelu")
+    model = nn.Sequential(nn.TransformerEncoder(layer, 1), nn.Flatten(), nn.Linear(24, 3)).double().eval().requires_grad_(False)
+    x, y, taus = double(4, 3, 8), torch.arange(4) % 3, modules(model, 2, scale=0.05)
+    at, w = dense(model)
+    before = torch.backends.mha.get_fastpath_enabled()
+    found = quadratic(model, F.cross_entropy, x, y, taus, hessian="ggn")
+    assert torch.backends.mha.get_fastpath_enabled() == before
+    with sdpa_kernel(SDPBackend.MATH):
+        jacobian = torch.func.jacrev(at)(w, x)
+    moves = [jacobian @ flat(t) for t in taus]
+    p = model(x).softmax(1)
+    inner = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
+    slow = torch.stack([torch.stack([torch.einsum("nc,ncd,nd->", a, inner, b) / 4 for b in moves]) for a in moves])
+    torch.testing.assert_close(found.curvature, slow, rtol=1e-8, atol=1e-12)
+    assert all(f.isfinite().all() for f in diagonal_fisher(model, [x]).values())
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(4), nn.Dropout()])
+def test_a_model_in_training_mode_is_refused_and_left_alone(layer):
+    model = nn.Sequential(layer, net()).eval()
+    model[0].train()
+    before = {n: b.clone() for n, b in model.named_buffers()}
+    with pytest.raises(ValueError, match=r"training mode \(at 0\).*eval"):
+        quadratic(model, F.cross_entropy, double(5, 4), torch.arange(5) % 3, [{"1.0.bias": double(5)}])
+    assert all(torch.equal(b, before[n]) for n, b in model.named_buffers())
+
+
+def test_an_empty_sum_is_of_the_kind_of_its_numbers():
+    other = _dot({"a": torch.ones(2, dtype=torch.float64, device="meta")}, {"b": torch.ones(2)})
+    assert (other.dtype, other.device.type) == (torch.float64, "meta")
 
 
 def test_modules_may_move_different_parameters():

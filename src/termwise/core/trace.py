@@ -24,7 +24,7 @@ from .program import CaptureError, Placeholder, Program
 if TYPE_CHECKING:
     from .capture import Call
 
-__all__ = ["Decision", "from_trace"]
+__all__ = ["Decision", "from_trace", "slow_transformer_path"]
 
 aten = torch.ops.aten
 
@@ -70,7 +70,7 @@ def from_trace(call: Call, why: str) -> Program:
         return output
 
     tensors = [t.detach() for t in call.tensors]
-    with _module_paths(model), _slow_transformer_path():
+    with _module_paths(model), slow_transformer_path():
         # private argument, guarded by a test: without it any number read from a tensor is refused
         traced = make_fx(function, pre_dispatch=True, _error_on_data_dependent_ops=False)(tensors, weights)
     reads = _take_out_reads(traced)
@@ -109,7 +109,7 @@ def _compare_elsewhere(program: Program, call: Call) -> None:
         else t
         for t in call.tensors
     ]
-    with torch.no_grad(), _slow_transformer_path():  # the fused path rounds otherwise, visibly so in bfloat16
+    with torch.no_grad(), slow_transformer_path():  # the fused path rounds otherwise, visibly so in bfloat16
         try:
             found = evaluate(program.graph, program.of(call.model).bind(moved))
         except CaptureError:  # it would decide otherwise there, which is told apart already
@@ -222,7 +222,7 @@ def _module_paths(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _slow_transformer_path() -> Iterator[None]:
+def slow_transformer_path() -> Iterator[None]:
     """nn.TransformerEncoder's fused fast path is one opaque operator; switch it off for the recording."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

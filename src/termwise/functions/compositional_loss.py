@@ -24,9 +24,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from termwise.core.capture import explained
 from termwise.core.decomposition import Decomposition
+from termwise.core.trace import slow_transformer_path
 
 from .composition import TaskVector, checked_modules, checked_weights
 from .fisher import diagonal_fisher
+from .tangent import parameter_groups
 
 __all__ = ["CompositionalLoss", "quadratic"]
 
@@ -97,8 +99,8 @@ def quadratic(
         A `CompositionalLoss`.
 
     Raises:
-        ValueError: for modules that do not fit the model, weights that are negative or do not sum to 1, another `hessian`, a loss
-            that is no number or not finite at w_0.
+        ValueError: for a model in training mode, modules that do not fit it, weights that are negative or do not sum to 1,
+            another `hessian`, a loss that is no number or not finite at w_0.
 
     Cost: T + 2 evaluations and a backward pass; for "exact" T second backward passes, for "ggn" T derivatives forward, for
         "fisher" what `diagonal_fisher` takes. Memory that of a second backward pass and of the modules, O(T x parameters).
@@ -115,6 +117,7 @@ def quadratic(
     if isinstance(hessian, str) and hessian not in ("exact", "ggn", "fisher"):
         raise ValueError(f"hessian is 'exact', 'ggn', 'fisher' or a mapping from names to a diagonal, got {hessian!r}")
     held = checked_modules(model, taus)
+    parameter_groups(model, None)  # refuses one in training mode, which is no function of its weights
     names = list(dict.fromkeys(n for tau in held for n in tau))
     start = {n: model.get_parameter(n).detach() for n in names}
     w = torch.tensor(checked_weights(weights, len(held)), dtype=start[names[0]].dtype, device=start[names[0]].device)
@@ -128,7 +131,7 @@ def quadratic(
     def outputs(moved: Mapping[str, Tensor]) -> Tensor:
         return explained(torch.func.functional_call(model, dict(moved), (inputs,)))
 
-    with sdpa_kernel(SDPBackend.MATH):  # the fused attention has neither second derivatives nor forward ones
+    with sdpa_kernel(SDPBackend.MATH), slow_transformer_path():  # fused attention has neither second derivatives nor forward ones
         with torch.no_grad():
             composed = {n: sum((a * t[n] for a, t in zip(w, held, strict=True) if n in t), start[n]) for n in names}
             whole = value(composed)
@@ -146,7 +149,7 @@ def quadratic(
                 curvature = _gauss_newton(outputs, lambda z: loss(z, targets), start, held)
             else:
                 own = diagonal_fisher(model, [inputs], params=names) if isinstance(hessian, str) else _fitting(hessian, start)
-                turned = [{n: own[n] * v for n, v in tau.items()} for tau in held]
+                turned = [{n: f * tau[n] if n in tau else torch.zeros_like(f) for n, f in own.items()} for tau in held]
                 curvature = torch.stack([torch.stack([_dot(s, t) for t in held]) for s in turned])
     here, slopes = here.detach(), slopes.detach()
     parts = {"order_0": here, "order_1": w * slopes, "order_2": torch.outer(w, w) * curvature / 2}
@@ -197,7 +200,8 @@ def _gradient(value: Tensor, leaves: Mapping[str, Tensor], *, again: bool = Fals
 
 def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
     """Over the parameters of both."""
-    return torch.stack([(a[n] * v).sum() for n, v in b.items() if n in a] or [torch.zeros(())]).sum()
+    shared = [(a[n] * v).sum() for n, v in b.items() if n in a]
+    return torch.stack(shared or [next(iter(a.values())).new_zeros(())]).sum()
 
 
 def _kind(found: object) -> str:

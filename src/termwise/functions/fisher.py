@@ -11,7 +11,7 @@ Source: papers.toml "second-order-composition"; Kunstner, Balles & Hennig 2019 o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from termwise.core.capture import explained
+from termwise.core.trace import slow_transformer_path
 
 from .tangent import parameter_groups
 
@@ -50,10 +51,11 @@ def diagonal_fisher(
 
     Raises:
         TypeError: for what is no module, or a batch that begins with no tensor.
-        ValueError: for another estimator, a module in training mode, an unknown parameter, no batches, logits of another shape.
+        ValueError: for another estimator, a module in training mode, an unknown parameter, no batches, logits of another shape
+            or fewer than two of them.
 
-    Cost: per batch two forward passes and a backward pass for every class ("mc": one), with gradients for every sample; memory
-        O(batch x parameters): give small batches for large models.
+    Cost: per batch two forward passes and a backward pass for every class ("mc": one), with gradients for every sample (recurrent
+        layers: one sample after another); memory O(batch x parameters): give small batches for large models.
 
     Example:
         >>> model = torch.nn.Linear(3, 4).double().eval()
@@ -82,7 +84,7 @@ def diagonal_fisher(
         return total
 
     found, count = {name: torch.zeros_like(w) for name, w in weights.items()}, 0
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused attention has no rule for vmap
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), slow_transformer_path():  # fused attention has no rule for vmap
         for batch in loader:
             x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
             if not isinstance(x, Tensor):
@@ -92,15 +94,30 @@ def diagonal_fisher(
             log_p = _log_p(model, weights, x)
             if log_p.shape[:1] != x.shape[:1] or log_p.ndim != 2 or not bool(log_p.isfinite().all()):
                 raise ValueError(f"the logits of a batch {tuple(x.shape)} are finite and (batch, classes), got {_seen(log_p)}")
+            if log_p.shape[1] < 2:
+                raise ValueError(
+                    "the model has one logit, and a softmax over one is always 1: its Fisher information would be 0. Give it "
+                    "two, as [0, z], whose probabilities are those of a sigmoid of z"
+                )
             drawn = torch.zeros(len(x), dtype=torch.long, device=x.device)
             if estimator == "mc":
                 drawn = torch.multinomial(log_p.exp(), 1, generator=generator).squeeze(1)
-            single = torch.func.vmap(squares)(x, drawn)
+            single = _each(squares, x, drawn)
             found = {name: f + single[name].sum(0) for name, f in found.items()}
             count += len(x)
     if not count:
         raise ValueError("the loader gave no samples, and a mean over none is nothing")
     return {name: f / count for name, f in found.items()}
+
+
+def _each(squares: Callable[[Tensor, Tensor], dict[str, Tensor]], x: Tensor, drawn: Tensor) -> dict[str, Tensor]:
+    """Of all samples at once; one after another where an operation has no batched form, as recurrent layers have none."""
+    try:
+        found: dict[str, Tensor] = torch.func.vmap(squares)(x, drawn)
+    except RuntimeError:
+        rows = [squares(*pair) for pair in zip(x, drawn, strict=True)]  # what is wrong with the model itself is raised here too
+        found = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    return found
 
 
 def _log_p(model: nn.Module, weights: dict[str, Tensor], x: Tensor) -> Tensor:
