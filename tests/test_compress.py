@@ -280,6 +280,9 @@ def test_the_report_says_all():
     assert "expected" in small.summary()
     assert len(small.to_frame()) == 2
     assert "Compressed(auto" in repr(small)
+    kept, errors = small.plot().axes
+    assert [bar.get_width() for bar in kept.patches][::-1] == [row.params / row.dense for row in small.layers]
+    assert sum(bar.get_width() for bar in errors.patches) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

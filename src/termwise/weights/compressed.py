@@ -14,6 +14,7 @@ from .factorization import Factorization
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
 
 __all__ = ["Compressed", "LayerRow"]
 
@@ -119,6 +120,22 @@ class Compressed:
     def show(self) -> None:
         """Print the report."""
         print(self.report())
+
+    def plot(self) -> Figure:
+        """Draw how much of each layer was kept, and its share of the expected error."""
+        from matplotlib.figure import Figure
+
+        rows = self.layers[::-1]
+        total = sum(row.error for row in rows if math.isfinite(row.error)) or 1.0
+        figure = Figure(figsize=(8, max(2.0, 0.22 * len(rows) + 1)), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        names = [row.layer for row in rows]
+        left.barh(names, [row.params / row.dense for row in rows], color="tab:blue")
+        left.set(xlabel="share of its numbers kept", xlim=(0, 1))
+        right.barh(names, [row.error / total if math.isfinite(row.error) else 0.0 for row in rows], color="tab:red")
+        right.set(xlabel="share of the expected error")
+        figure.suptitle(self.summary().splitlines()[-1], fontsize=10)
+        return figure
 
     def __repr__(self) -> str:
         return f"Compressed({self.summary()})"

@@ -115,10 +115,14 @@ def with_dense(
 
 
 def ranks_below(limit: int, step: int = 1) -> np.ndarray:
-    """Up to STEPS ranks from 1 to `limit`, evenly spread, multiples of `step` where there are many."""
-    step = max(step, 1) if limit >= 8 * step else 1
+    """Up to STEPS ranks from 1 to `limit`, evenly spread; where there are many 1, 2, 4 and multiples of `step`."""
+    if limit < 8 * step:
+        step = 1
+    first = np.array([r for r in (1, 2, 4) if r < step], dtype=int)
     ranks = np.arange(step, limit + 1, step)
-    return ranks if len(ranks) <= STEPS else ranks[np.unique(np.linspace(0, len(ranks) - 1, STEPS).round().astype(int))]
+    room = STEPS - len(first)
+    spread = ranks if len(ranks) <= room else ranks[np.unique(np.linspace(0, len(ranks) - 1, room).round().astype(int))]
+    return np.concatenate([first, spread])
 
 
 def merge(ladders: Sequence[Ladder]) -> Ladder:
