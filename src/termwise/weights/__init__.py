@@ -13,6 +13,7 @@ from .factorization import Factorization
 from .grouped import group_errors, grouped
 from .ladder import Curve, Ladder
 from .layers import Layer, find_layers
+from .lord import choose, domain_report, layer_types, lord, type_sweep
 from .low_rank_linear import GroupedLinear, LowRankEmbedding, LowRankLinear, Pivoted
 from .merge_table import merge_table
 from .methods import METHODS, Method
@@ -32,9 +33,9 @@ from .welore import (
 
 __all__ = [
     "METHODS", "Allocation", "CURDecomposition", "CalibrationStats", "Compressed", "Curve", "Factorization", "GradientRank",
-    "GroupedLinear", "Ladder", "Layer", "LayerStats", "LowRankEmbedding", "LowRankLinear", "LowRankSplit", "Method", "Pivoted",
-    "Projection", "afm_embedding", "afm_linear", "alds", "allocate", "angular_distance", "break_even", "compress",
-    "compress_ctr", "cur", "curing", "deim", "find_layers", "fine_tune", "gradient_rank", "group_errors", "grouped", "heal",
-    "load_compressed", "low_rank_split", "lrc_parameters", "merge_table", "normalised_spectrum", "project", "qdeim", "rebuild",
-    "sensitivity", "welore",
+    "GroupedLinear", "Ladder", "Layer", "LayerStats", "LowRankEmbedding", "LowRankLinear", "LowRankSplit", "Method",
+    "Pivoted", "Projection", "afm_embedding", "afm_linear", "alds", "allocate", "angular_distance", "break_even", "choose",
+    "compress", "compress_ctr", "cur", "curing", "deim", "domain_report", "find_layers", "fine_tune", "gradient_rank",
+    "group_errors", "grouped", "heal", "layer_types", "load_compressed", "lord", "low_rank_split", "lrc_parameters",
+    "merge_table", "normalised_spectrum", "project", "qdeim", "rebuild", "sensitivity", "type_sweep", "welore",
 ]  # fmt: skip

@@ -10,6 +10,8 @@ Source: Yuan et al. 2023 (ASVD), eq. 6; `projection` for the others; Zhao, Zhang
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,7 +22,10 @@ from .layers import Layer
 from .products import pair, pair_size, pivoted, pivoted_size
 from .projection import Projection, project
 
-__all__ = ["fit_asvd", "fit_aware", "fit_end", "fit_svd", "pairs", "pivots", "shift"]
+__all__ = ["at_rank", "fit_asvd", "fit_aware", "fit_end", "fit_svd", "pairs", "pivots", "shift"]
+
+Make = Callable[[Layer, Tensor, Tensor, Tensor | None], Replacement]
+"""A module from left and right factors, and what is added to the bias."""
 
 
 def fit_svd(evidence: Evidence) -> Fitted:
@@ -70,18 +75,23 @@ def pivots(layer: Layer, fitted: Fitted) -> Ladder:
 
 
 def _ladder(  # type: ignore[no-untyped-def]
-    layer: Layer, fitted: Fitted, make, size, limit: int, *, new_bias: bool = False
+    layer: Layer, fitted: Fitted, make: Make, size, limit: int, *, new_bias: bool = False
 ) -> Ladder:
     ranks = ranks_below(limit, 8 if min(layer.shape) >= 128 else 1)
 
     def build(i: int) -> Replacement:
-        left, right = fitted["left"][:, : ranks[i]].double(), fitted["right"][: ranks[i]].double()
-        mean = fitted.get("mean") if new_bias or layer.bias is not None else None
-        return make(layer, left, right, shift(layer, left, right, mean))  # type: ignore[no-any-return]
+        return at_rank(layer, fitted, ranks[i], make, new_bias=new_bias)
 
     params = np.array([size(layer.shape, int(r)) for r in ranks], dtype=np.int64)
     errors = fitted["errors"][torch.as_tensor(ranks, dtype=torch.int64)].double().numpy()
     return with_dense(layer, [f"rank {r}" for r in ranks], params, errors, build)
+
+
+def at_rank(layer: Layer, fitted: Fitted, rank: int, make: Make = pair, *, new_bias: bool = False) -> Replacement:
+    """The layer of its first terms; its bias, or a new one, takes the mean of what the others put out."""
+    left, right = fitted["left"][:, :rank].double(), fitted["right"][:rank].double()
+    mean = fitted.get("mean") if new_bias or layer.bias is not None else None
+    return make(layer, left, right, shift(layer, left, right, mean))
 
 
 def shift(layer: Layer, left: Tensor, right: Tensor, mean: Tensor | None) -> Tensor | None:

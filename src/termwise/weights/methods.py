@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from . import afm, grouped, low_rank, welore
+from . import afm, grouped, lord, low_rank, welore
 from .allocation import Allocation, allocate
 from .alternation import alternate
 from .cur import cur_choices, fit_cur
@@ -51,6 +51,7 @@ METHODS: dict[str, Method] = {
     "afm": Method(afm.fit_afm, afm.affine_pairs),
     "asvd": Method(low_rank.fit_asvd, low_rank.pairs),
     "cur": Method(fit_cur, cur_choices),
+    "lord": Method(low_rank.fit_aware, low_rank.pairs, lord.one_rank_per_type),
     "svd": Method(low_rank.fit_svd, low_rank.pairs, data=False),
     "welore": Method(welore.fit_welore, welore.spectral, welore.one_threshold, data=False),
     "welore-aware": Method(welore.fit_welore_aware, welore.spectral, welore.one_threshold),

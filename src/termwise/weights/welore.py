@@ -29,8 +29,8 @@ from .compressed import Compressed
 from .evidence import Evidence
 from .ladder import Curve, Fitted, Ladder, Replacement, with_dense
 from .layers import Layer, find_layers, put, sharing_copy
-from .low_rank import fit_aware, shift
-from .products import pair, pair_size
+from .low_rank import at_rank, fit_aware
+from .products import pair_size
 
 __all__ = [
     "GradientRank", "LowRankSplit", "fine_tune", "fit_welore", "fit_welore_aware", "gradient_rank", "low_rank_split",
@@ -215,9 +215,7 @@ def spectral(layer: Layer, fitted: Fitted, *, min_ratio: float = MIN_RATIO) -> L
     ranks = ranks[ranks < min_ratio * len(spectrum)]
 
     def build(i: int) -> Replacement:
-        left, right = fitted["left"][:, : ranks[i]].double(), fitted["right"][: ranks[i]].double()
-        mean = None if layer.bias is None else fitted.get("mean")
-        return pair(layer, left, right, shift(layer, left, right, mean))
+        return at_rank(layer, fitted, int(ranks[i]))
 
     params = np.array([pair_size(layer.shape, int(r)) for r in ranks], dtype=np.int64)
     return with_dense(layer, [f"rank {r}" for r in ranks], params, spectrum[ranks] ** 2, build)
