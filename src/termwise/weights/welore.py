@@ -5,8 +5,9 @@ r"""WeLore: one threshold on the normalised singular values of all matrices, and
 theta removes the wanted share of all singular values together. A matrix with k < min(m, n) / 2 is a low-rank component (LRC): it
 becomes (U sqrt(S)) (sqrt(S) V^T), and is what fine-tuning trains; the others stay dense. Data are not looked at.
 
-k < min(m, n) / 2 always saves numbers, for (m + n) / 2 <= max(m, n); where that is next to nothing, a layer stays dense. Within a budget, theta is the least of the largest s^ that
-are left out: the allocator's "max" on ladders whose error at rank k is s^_{k+1} squared, exact over all ranks.
+k < min(m, n) / 2 always saves numbers, for (m + n) / 2 <= max(m, n); where that is next to nothing, a layer stays dense. Within a
+budget, theta is the least of the largest s^ that are left out: the allocator's "max" on ladders whose error at rank k is s^_{k+1}
+squared, exact over all ranks.
 
 Source: Jaiswal et al. 2024 (WeLore), section 4.
 """
