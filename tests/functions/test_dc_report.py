@@ -67,6 +67,15 @@ def test_batches_are_one_data_set():
         parts.check(1e-12)
 
 
+def test_inputs_and_targets_are_one_batch():
+    """As `linearize_channels` reads such a pair; targets of the inputs' shape are no second batch."""
+    model, x = seeded(lambda: nn.Sequential(nn.Linear(5, 5), nn.ReLU())), double(7, 5)
+    expected = dc_report(model, x)
+    for targets in (torch.zeros(7), 100 * x):
+        assert torch.equal(dc_report(model, (x, targets)).channels["1 relu"], expected.channels["1 relu"])
+    assert not torch.equal(dc_report(model, [x, 100 * x]).measured, expected.measured)  # a list is of batches
+
+
 def test_units_without_space_are_signals_over_the_samples():
     model, x = seeded(lambda: nn.Sequential(nn.Linear(5, 8), nn.ReLU())), double(50, 5)
     y = model(x)
@@ -137,6 +146,14 @@ def test_slopes_may_be_learned():
     m, s = r.channels["1 prelu"][:, :2].T
     expected = torch.stack([dc_component(nn.LeakyReLU(a), m[i], s[i]) for i, a in enumerate((0.0, 0.5, -1.0))])
     torch.testing.assert_close(r.channels["1 prelu"][:, 3], expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("act", [nn.PReLU(3), nn.PReLU(), nn.GELU(), nn.Softplus(), nn.Threshold(0.1, 0.0)], ids=str)
+def test_single_precision_is_reported_as_double_is(act):
+    model, x = seeded(lambda: nn.Sequential(nn.Conv1d(1, 3, 3), act)), double(4, 1, 20)
+    single, expected = dc_report(model.float(), x.float()).check(), dc_report(model.double(), x)
+    torch.testing.assert_close(single.predicted, expected.predicted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(single.channels[single.layers[0]], expected.channels[single.layers[0]], rtol=1e-4, atol=1e-5)
 
 
 def test_gaussian_pre_activations_are_predicted():

@@ -1,6 +1,6 @@
 """Multi-stage networks: bookkeeping, frequencies, the optimizer, equations by jets, files, and what is refused."""
 
-import itertools
+import cmath
 import math
 import warnings
 
@@ -248,12 +248,30 @@ def test_a_wave_on_even_points_has_its_frequency(k, start, length, phase, mean):
 
 @settings(max_examples=20, deadline=None)
 @given(crossings=st.integers(1, 30), seed=st.integers(0, 99))
-def test_elsewhere_crossings_are_counted(crossings, seed):
-    x = torch.cat([line(2, 0, 3), 3 * torch.rand(300, dtype=DOUBLE, generator=seeded(seed))])
-    values = torch.sin(math.pi * crossings * x / 3 + 1e-3) + 0.0
-    ordered = values[x.argsort()].tolist()
-    slow = sum(a * b < 0 for a, b in itertools.pairwise(ordered)) / 6
-    assert dominant_frequency(x, values).item() == pytest.approx(slow)
+def test_elsewhere_it_is_the_peak_of_the_transform(crossings, seed):
+    x = torch.cat([line(2, 2, 5), 2 + 3 * torch.rand(80, dtype=DOUBLE, generator=seeded(seed))])
+    values = 3 + torch.sin(math.pi * crossings * x / 3) + 0.2 * torch.randn(82, dtype=DOUBLE, generator=seeded(seed))
+    points = list(zip(x.tolist(), (values - values.mean()).tolist(), strict=True))
+    sizes = [abs(sum(e * cmath.exp(-2j * math.pi * k * (at - 2) / 3) for at, e in points)) for k in range(1, 42)]
+    assert dominant_frequency(x, values).item() == pytest.approx((sizes.index(max(sizes)) + 1) / 3)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_scattered_points_tell_what_even_ones_do(noise):
+    """Neither a mean nor noise, which crosses zero, hides a wave."""
+    scattered = torch.rand(400, dtype=DOUBLE, generator=seeded(0)) * 2
+    for x in (line(401, 0, 2)[:-1], scattered):
+        for mean in (0, 3):
+            values = torch.sin(2 * math.pi * 5 * x) + mean + noise * torch.randn(400, dtype=DOUBLE, generator=seeded(1))
+            assert dominant_frequency(x, values).item() == pytest.approx(5, rel=0.01)
+    fast = torch.rand(10_000, dtype=DOUBLE, generator=seeded(0))
+    assert dominant_frequency(fast, torch.cos(2 * math.pi * 4000 * fast)).item() == pytest.approx(4000, rel=1e-3)
+
+
+def test_what_does_not_vary_has_no_frequency():
+    for x in (line(200), torch.rand(50, dtype=DOUBLE, generator=seeded(0)), torch.rand(60, 2, dtype=DOUBLE, generator=seeded(0))):
+        for value in (0.0, 0.1, -7e9):
+            assert dominant_frequency(x, torch.full((len(x),), value).double()).tolist() == [0.0] * (x.ndim if x.ndim > 1 else 1)
 
 
 @settings(max_examples=15, deadline=None)
@@ -283,6 +301,7 @@ def test_three_axes_and_no_more():
         (torch.rand(9, 4), torch.rand(9), "3 at most"), (torch.rand(9, 2), torch.rand(8), r"\(9, 2\) and \(8,\)"),
         (torch.rand(3), torch.rand(3), "4 points"), (torch.ones(9), torch.rand(9), "no extent"),
         (torch.stack([torch.rand(9), torch.ones(9)], 1), torch.rand(9), "no extent along axis 1"),
+        (torch.rand(9), torch.full((9,), math.nan), "values are not finite"), (torch.full((9,), math.inf), torch.rand(9), "x are not"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             dominant_frequency(bad, values)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -157,6 +158,40 @@ def test_odd_sizes_and_single_precision():
     assert s.amplitudes().shape == (1, 351)
 
 
+@pytest.mark.parametrize("order", [None, 3])
+def test_activations_in_place_leave_the_signal_alone(order):
+    for act, plain in ((nn.ReLU(inplace=True), torch.relu), (nn.LeakyReLU(0.2, inplace=True), nn.LeakyReLU(0.2))):
+        x = 0.3 + tone(16) + tone(40)
+        before = x.clone()
+        s, expected = (activation_spectrum(f, x, 1024, order) for f in (act, plain))
+        assert torch.equal(x, before)
+        assert s.tones == [[16.0, 40.0]]
+        assert list(s.parts) == list(expected.parts)
+        assert all(torch.equal(s.parts[name], part) for name, part in expected.parts.items())
+        assert torch.equal(harmonics(act, 1.0), harmonics(plain, 1.0))
+
+
+def test_single_precision_has_a_floor():
+    """Tones below sqrt(eps) of the loudest are taken for rounding, as the docstring has it."""
+    for kind, floor in ((torch.float32, 3.5e-4), (torch.float64, 1.5e-8)):
+        kept, lost = (relu_spectrum((tone(16) + tone(40, a * floor)).to(kind), 1024) for a in (1.1, 0.9))
+        assert (kept.tones, lost.tones) == ([[16.0, 40.0]], [[16.0]])
+        assert 0.1 * floor < lost.error() < floor
+        assert kept.error() < 0.1 * floor
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_half_precision_is_taken_in_single(kind):
+    x = tone(16).to(kind)
+    s, expected = relu_spectrum(x, numpy.int64(256)), relu_spectrum(x.float(), 256.0)
+    assert s.whole.dtype == torch.float32
+    assert s.fs == 256.0
+    assert torch.equal(s.parts["dc"], expected.parts["dc"])
+    a = torch.tensor(1.5, dtype=kind)
+    for f in (relu_harmonics, lambda a, n: harmonics(torch.relu, a, n)):
+        assert torch.equal(f(a, 4), f(a.float(), 4))
+
+
 def test_it_is_kept_in_files_and_drawn(tmp_path):
     s = relu_spectrum(torch.stack([tone(8), tone(40) + tone(100)]), 1024)
     again = tw.Decomposition.load(s.save(tmp_path / "s"))
@@ -257,7 +292,10 @@ def test_the_remainder_is_the_error_of_the_series():
 
 # -- Gaussians --------------------------------------------------------------------------------------------------------
 
-ACTS = [torch.relu, F.relu, torch.abs, F.relu6, F.gelu, nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.5, 2), nn.LeakyReLU(0.3), nn.GELU()]
+ACTS = [
+    torch.relu, F.relu, Tensor.relu, torch.abs, Tensor.abs, F.relu6, F.hardtanh, F.leaky_relu, F.gelu, nn.ReLU(), nn.ReLU6(),
+    nn.Hardtanh(-0.5, 2), nn.LeakyReLU(0.3), nn.GELU(),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("act", [*ACTS, F.silu, torch.tanh, F.hardswish, nn.GELU("tanh")], ids=str)
@@ -267,7 +305,7 @@ def test_the_mean_over_a_gaussian(act):
         def density(v, m=m, s=s):
             return act(torch.tensor(v, dtype=torch.float64)).item() * norm.pdf(v, m, s)
 
-        kinks = [k for k in (-3, -0.5, 0, 2, 3, 6) if abs(k - m) < 12 * s]
+        kinks = [k for k in (-3, -1, -0.5, 0, 1, 2, 3, 6) if abs(k - m) < 12 * s]
         peer = integrate.quad(density, m - 12 * s, m + 12 * s, points=kinks, epsabs=1e-10, limit=200)[0]
         assert dc_component(act, m, s).item() == pytest.approx(peer, abs=1e-9 if act not in (F.hardswish,) else 1e-5 * s)
 
@@ -288,7 +326,22 @@ def test_means_are_broadcast():
         )
 
 
+def test_jumps_are_met_to_a_hundredth():
+    m = torch.linspace(-3, 3, 601, dtype=torch.float64)
+    errors = [(dc_component(torch.sign, m, s) - (2 * torch.special.ndtr(m / s) - 1)).abs().max().item() for s in (0.2, 1.0, 4.0)]
+    assert 1e-3 < max(errors) < 2e-2  # of a step of 2
+
+
+def test_integers_are_numbers():
+    m, s = torch.tensor([-1, 0, 2]), torch.tensor(2)
+    for act in (torch.relu, torch.tanh):
+        torch.testing.assert_close(dc_component(act, m, s), dc_component(act, m.double(), 2.0))
+
+
 def test_bad_moments_are_refused():
+    for act in (lambda x: x.sum(), lambda x: x[..., :1], lambda x: x.mean(-1)):
+        with pytest.raises(ValueError, match=r"keeps the shape: this one made .* of \(2048, 3\)"):
+            dc_component(act, torch.zeros(3), 1.0)
     with pytest.raises(ValueError, match="std is 0 or more, got -1"):
         dc_component(torch.relu, 0.0, -1.0)
     with pytest.raises(ValueError, match="NaN or infinity"):

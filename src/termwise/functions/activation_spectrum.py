@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -101,11 +102,12 @@ def activation_spectrum(
 
     A line that several combinations of tones fall on goes to the lowest harmonic, else to intermodulation. For clean lines give
     a whole number of periods of every tone, and a rate well above n times the highest: what lies above half the rate folds back
-    onto other lines.
+    onto other lines. A tone below sqrt(eps) of the loudest, 1.5e-8 in float64 and 3.5e-4 in float32, is taken for rounding, and
+    goes to the remainder with its lines.
 
     Args:
         act: element-wise, from a tensor to one of its shape.
-        signal: (N,) or (batch, N), real, sampled evenly.
+        signal: (N,) or (batch, N), real, sampled evenly; half precision is taken in float32.
         fs: samples per second, so that frequencies are in Hz.
         taylor_order: None takes the lines of f(x) itself: exact, the remainder is what lies off the lattice of the tones. A
             number takes a polynomial by convolution of the signal's lines: of degree 2 taylor_order for ReLU, leaky ReLU and |x|
@@ -134,7 +136,7 @@ def activation_spectrum(
     Source: Kechris et al. 2024 for ReLU.
     """
     x = _checked(signal, fs, n)
-    whole = act(x)
+    whole = act(x.clone())  # which an activation in place would overwrite
     if whole.shape != x.shape:
         raise ValueError(f"an activation keeps the shape: this one made {tuple(whole.shape)} of {tuple(x.shape)}")
     if not bool(whole.isfinite().all()):
@@ -199,11 +201,12 @@ def _checked(signal: Tensor, fs: float, n: int) -> Tensor:
         raise ValueError(f"signal has shape (N,) or (batch, N) and is not empty, got {tuple(signal.shape)}")
     if not bool(signal.isfinite().all()):
         raise ValueError("signal is not finite: it has NaN or infinite samples")
-    if not (isinstance(fs, (int, float)) and 0 < fs < math.inf):
+    if not (isinstance(fs, Real) and 0 < fs < math.inf):
         raise ValueError(f"fs is the number of samples per second, positive and finite; got {fs!r}")
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"n is the highest harmonic to name, 1 or more; got {n!r}")
-    return signal.detach().reshape(-1, signal.shape[-1])
+    signal = signal.detach().reshape(-1, signal.shape[-1])
+    return signal if signal.dtype in (torch.float32, torch.float64) else signal.float()  # torch has no FFT of the others
 
 
 def _tones(row: Tensor) -> list[int]:

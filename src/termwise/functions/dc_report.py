@@ -109,8 +109,8 @@ def dc_report(model: nn.Module | Callable[..., Any], data: Any, *, select: Calla
 
     Args:
         model: in eval mode, as `capture` takes it: CNNs in one to three dimensions, MLPs, transformers.
-        data: one batch (a tensor, or a mapping of keywords), or an iterable of batches (a DataLoader, say); of a batch that is a
-            list or tuple the first entry is the input.
+        data: one batch (a tensor, or a mapping of keywords), a tuple of inputs and targets, of which the inputs are one batch, or
+            an iterable of batches (a list, a DataLoader); of a batch that is a list or tuple the first entry is the input.
         select: picks the tensor that the recording ends with, where the model has no logits.
 
     Returns:
@@ -162,8 +162,8 @@ def dc_report(model: nn.Module | Callable[..., Any], data: Any, *, select: Calla
 
 def _batches(data: Any) -> Iterable[Any]:
     """Inputs, batch by batch."""
-    if isinstance(data, (Tensor, Mapping)):
-        data = [data]
+    if isinstance(data, (Tensor, Mapping)) or (isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor)):
+        data = [data]  # of inputs and targets the first is taken below
     if not isinstance(data, Iterable) or isinstance(data, str):
         raise TypeError(f"data is a batch or an iterable of batches, got {type(data).__name__}")
     for batch in data:
@@ -197,7 +197,8 @@ class _Layer:
         """Of its recorded operation and first arguments."""
         self.name = f"{info(node).path} {op_name(node)}".strip()
         self.axis = _channel_axis(node)
-        rest, op = args[1:], op_name(node)
+        op = op_name(node)
+        rest = [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args[1:]]  # as the moments are
         self.act = CLOSED[op](*rest) if op in CLOSED else lambda v: node.target(v, *rest, **kwargs)  # type: ignore[operator]
         self.before, self.after = _Moments(), _Moments()
         self.energy, self.at_zero, self.others, self.count = 0.0, 0.0, 0.0, 0

@@ -1,12 +1,13 @@
 r"""The frequency at which values on points oscillate most, axis by axis.
 
     evenly spaced in 1-D:   the peak of |FFT(e)|, f = k / (n dx), k >= 1
-    other points in 1-D:    sign changes / (2 L)
-    two or three axes:      the peak of |sum_i e_i exp(-2 pi i f . x_i)| over f in (k_1 / L_1, ..., k_d / L_d) but 0
+    anywhere else:          the peak of |sum_i e_i exp(-2 pi i f . x_i)| over f in (k_1 / L_1, ..., k_d / L_d) but 0
 
-in periods per unit of length, L the length of the box of the points. FFT costs O(n log n), the lattice O(n^2) at most.
+in periods per unit of length, of values e less their mean, L the length of the box of the points. FFT costs O(n log n), the
+lattice O(n^2) at most, and memory O(n sqrt n) in 1-D.
 
-Source: Wang & Lai 2023 (FFT; zero crossings). The lattice is ours: their networks of several inputs are given kappa by hand.
+Source: Wang & Lai 2023 (FFT). The lattice is ours: they count zero crossings in 1-D, to which noise adds, and give networks of
+several inputs kappa by hand.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ __all__ = ["dominant_frequency", "resolved"]
 
 AXES = 3
 LATTICE = 48  # frequencies of either sign per axis, at most
+LINE = 4096  # of them on a single axis
 
 
 def dominant_frequency(x: Tensor, values: Tensor) -> Tensor:
@@ -33,7 +35,8 @@ def dominant_frequency(x: Tensor, values: Tensor) -> Tensor:
         (d,), one frequency per axis, 0 where they do not vary along it.
 
     Raises:
-        ValueError: for other shapes, fewer than 4 points, more than three axes, points that all lie at one place.
+        ValueError: for other shapes, fewer than 4 points, more than three axes, points that all lie at one place, anything not
+            finite.
 
     Example:
         >>> x = torch.linspace(0, 2, 201, dtype=torch.float64)[:-1]
@@ -49,21 +52,25 @@ def dominant_frequency(x: Tensor, values: Tensor) -> Tensor:
         raise ValueError(f"a frequency needs 4 points or more, got {len(x)}")
     if x.shape[1] > AXES:
         raise ValueError(f"x has {x.shape[1]} axes: the lattice of frequencies is searched in {AXES} at most")
+    for name, given in (("x", x), ("values", values)):
+        if not bool(given.isfinite().all()):
+            raise ValueError(f"{name} are not finite: there is NaN or infinity among them")
+    length = x.amax(0) - x.amin(0)
+    if not bool((length > 0).all()):
+        raise ValueError(f"x has no extent along axis {int(length.argmin())}: its points all lie at one place there")
+    rounding = 8 * torch.finfo(values.dtype).eps * values.abs().max()
+    values = values - values.mean()
+    if bool(values.abs().max() <= rounding):
+        return torch.zeros_like(length)
     if x.shape[1] > 1:
         return _lattice(x, values)
     order = x[:, 0].argsort()
     line, values = x[order, 0], values[order]
-    steps, length = line.diff(), float(line[-1] - line[0])
-    if not length:
-        raise ValueError("x has no extent: its points are all the same")
-    if float(steps.max() - steps.min()) < 1e-6 * length:
-        sizes = torch.fft.rfft(values).abs()
-        found = float(sizes[1:].argmax() + 1) / (len(line) * float(steps.mean()))
-    else:
-        signs = values.sign()
-        signs = signs[signs != 0]
-        found = int((signs[1:] != signs[:-1]).sum()) / (2 * length)
-    return torch.tensor([found], dtype=x.dtype, device=x.device)
+    steps = line.diff()
+    if bool(steps.max() - steps.min() >= 1e-6 * length):
+        return _line(line - line[0], values)
+    sizes = torch.fft.rfft(values).abs()
+    return (sizes[1:].argmax() + 1) / (len(line) * steps.mean()).reshape(1)
 
 
 def resolved(x: Tensor) -> Tensor:
@@ -71,17 +78,25 @@ def resolved(x: Tensor) -> Tensor:
     return len(x) ** (1 / x.shape[1]) / (x.amax(0) - x.amin(0))
 
 
+def _line(x: Tensor, values: Tensor) -> Tensor:
+    """The peak of the transform at scattered points from 0 to L, up to half a period per point."""
+    most = min(len(x) // 2, LINE)
+    side = math.isqrt(most) + 1
+    k = torch.arange(side, dtype=x.dtype, device=x.device).unsqueeze(1)
+    turns = -2j * math.pi * x / x[-1]
+    sizes = ((k * turns).exp() * values @ (side * k * turns).exp().T).abs().T.flatten()  # at k_1 + side k_2
+    return (sizes[1 : most + 1].argmax() + 1) / x[-1].reshape(1)
+
+
 def _lattice(x: Tensor, values: Tensor) -> Tensor:
     """The peak of the transform at scattered points, up to half a period per point and axis."""
     n, d = x.shape
     length = x.amax(0) - x.amin(0)
-    if not bool((length > 0).all()):
-        raise ValueError(f"x has no extent along axis {int(length.argmin())}: its points all lie at one place there")
     most = max(1, min(int(n ** (1 / d) / 2), LATTICE))
     signed = torch.arange(-most, most + 1, dtype=x.dtype, device=x.device)
     axes = [signed[most:] if j == 0 else signed for j in range(d)]  # e is real: f and -f are the same
     waves = [torch.exp(-2j * math.pi * k * ((x[:, j : j + 1] - x[:, j].min()) / length[j])) for j, k in enumerate(axes)]
-    total = waves[0] * (values - values.mean()).unsqueeze(1)
+    total = waves[0] * values.unsqueeze(1)
     for wave in waves[1:-1]:
         total = (total.unsqueeze(2) * wave.unsqueeze(1)).flatten(1)
     sizes = (total.T @ waves[-1]).abs().reshape([len(k) for k in axes])

@@ -34,7 +34,7 @@ def harmonics(act: Callable[[Tensor], Tensor], amplitude: float | Tensor, n: int
         n: the highest harmonic.
 
     Returns:
-        (*S, n + 1), float64 for a number: the DC, the fundamental, the second harmonic, ...
+        (*S, n + 1), float64 for a number, float32 for half precision: the DC, the fundamental, the second harmonic, ...
 
     Raises:
         ValueError: for n out of range, an amplitude that is not finite, an activation that is not, or that changes the shape.
@@ -101,4 +101,4 @@ def _checked(amplitude: float | Tensor, n: int) -> Tensor:
     a = amplitude if isinstance(amplitude, Tensor) else torch.tensor(amplitude, dtype=torch.float64)
     if not a.is_floating_point() or not bool(a.isfinite().all()):
         raise ValueError(f"amplitude is a finite number, or a floating tensor of them; got {amplitude!r}")
-    return a
+    return a if a.dtype in (torch.float32, torch.float64) else a.float()  # torch has no FFT of the others
