@@ -16,10 +16,10 @@ import termwise as tw
 from termwise.core import Decomposition, DoesNotAddUp
 from termwise.testing import check_decomposition
 from termwise.weights import CURDecomposition, angular_distance, break_even, cur, curing, deim, heal, qdeim
-from termwise.weights.calibration import LayerStats
+from termwise.weights.calibration import CalibrationStats, LayerStats
 from termwise.weights.cur import cur_choices, fit_cur
 from termwise.weights.evidence import Evidence
-from termwise.weights.layers import Layer
+from termwise.weights.layers import Layer, find_layers
 
 SHAPES = st.tuples(st.integers(2, 9), st.integers(2, 9), st.integers(0, 999))
 
@@ -242,16 +242,17 @@ def test_every_rank_of_the_ladder_costs_what_it_says(shape, data):
         assert torch.allclose(made.module(x), x @ made.weight.total().T + layer.bias)
 
 
-def test_inputs_that_are_alike_do_not_count_twice():
-    """Two equal inputs with equal weights: what the second one of them adds to a basis is nothing."""
-    layer = Layer("l", nn.Linear(10, 10).double())
-    half = normal(10, 5)
-    layer.module.weight.data = torch.cat([half, half], 1)
-    x = normal(40, 5)
-    ladder = cur_choices(layer, fit_cur(Evidence(layer, LayerStats.of(torch.cat([x, x], 1)))))
+def test_columns_that_are_alike_do_not_count_twice():
+    """Signs alone: all entries are as important, and DEIM takes equal columns. The second one adds nothing to a basis."""
+    layer = Layer("l", nn.Linear(24, 12).double())
+    signs = normal(12, 4).sign()
+    layer.module.weight.data = signs.repeat_interleave(6, 1)
+    fitted = fit_cur(Evidence(layer))
+    chosen = layer.matrix[:, fitted["columns"]]
+    assert torch.linalg.matrix_rank(chosen) < min(chosen.shape)
+    ladder = cur_choices(layer, fitted)
     for i in range(len(ladder) - 1):
-        off = (torch.cat([x, x], 1) @ ladder.build(i).weight.remainder.T).square().sum() / (x @ (2 * half).T).square().sum()
-        assert ladder.errors[i] == pytest.approx(float(off), rel=1e-7, abs=1e-10)
+        assert ladder.errors[i] == pytest.approx(ladder.build(i).weight.error() ** 2, rel=1e-7, abs=1e-10)
 
 
 def test_convolutions_keep_their_geometry():
@@ -352,6 +353,12 @@ def test_curing_takes_inner_blocks_that_turn_least():
         p.numel() for n, p in model.named_parameters() if "bias" in n or "table" in n
     )
     assert 0 < small.measured < 0.2
+    for name, part in small.parts.items():
+        layers = find_layers(model)[0]
+        seen = CalibrationStats.collect(model, batches[:6], {name: layers[name]})[name]  # half of them
+        w = layers[name].matrix
+        assert torch.equal(part.rows, cur(w, 5, importance=w.abs() * seen.norms).rows)
+        assert not torch.equal(torch.cat([part.rows, part.columns]), torch.cat([cur(w, 5).rows, cur(w, 5).columns]))
     full = curing(model, 1, data=batches, layers=["*.up"])  # rank 256 is more than this matrix has
     assert full.parts["blocks.4.up"].rank == break_even((32, 16))
     assert "curing" in small.summary()
@@ -371,6 +378,9 @@ def test_healing_moves_the_links_alone(tmp_path):
         eye = torch.eye(16, dtype=torch.float64)
         product = healed.model.get_submodule(name)
         assert torch.allclose((product(eye) - product(0 * eye)).T, part.total(), atol=1e-12)
+    alone = heal(small, model, data=batches, steps=60)  # at the output, and nowhere else
+    h, wanted = (network.blocks[2](model.table(batches[0]["input_ids"]))[0] for network in (healed.model, model))
+    assert (h - wanted).norm() < (alone.model.blocks[2](model.table(batches[0]["input_ids"]))[0] - wanted).norm()
     again = tw.load_compressed(healed.save(tmp_path / "healed"), Tower().double())
     assert torch.equal(again(batches[0]["input_ids"]), healed.model(batches[0]["input_ids"]))
     one, other = (heal(small, model, data=batches, steps=3).model.state_dict() for _ in range(2))

@@ -11,6 +11,7 @@ from .cur import CURDecomposition, break_even, cur, deim, qdeim
 from .curing import angular_distance, curing, heal
 from .factorization import Factorization
 from .grouped import group_errors, grouped
+from .joint_pruning import Masks, distortion_curves, joint_distortion, prune
 from .ladder import Curve, Ladder
 from .layers import Layer, find_layers
 from .lord import choose, domain_report, layer_types, lord, type_sweep
@@ -33,9 +34,10 @@ from .welore import (
 
 __all__ = [
     "METHODS", "Allocation", "CURDecomposition", "CalibrationStats", "Compressed", "Curve", "Factorization", "GradientRank",
-    "GroupedLinear", "Ladder", "Layer", "LayerStats", "LowRankEmbedding", "LowRankLinear", "LowRankSplit", "Method",
+    "GroupedLinear", "Ladder", "Layer", "LayerStats", "LowRankEmbedding", "LowRankLinear", "LowRankSplit", "Masks", "Method",
     "Pivoted", "Projection", "afm_embedding", "afm_linear", "alds", "allocate", "angular_distance", "break_even", "choose",
-    "compress", "compress_ctr", "cur", "curing", "deim", "domain_report", "find_layers", "fine_tune", "gradient_rank",
-    "group_errors", "grouped", "heal", "layer_types", "load_compressed", "lord", "low_rank_split", "lrc_parameters",
-    "merge_table", "normalised_spectrum", "project", "qdeim", "rebuild", "sensitivity", "type_sweep", "welore",
+    "compress", "compress_ctr", "cur", "curing", "deim", "distortion_curves", "domain_report", "find_layers", "fine_tune",
+    "gradient_rank", "group_errors", "grouped", "heal", "joint_distortion", "layer_types", "load_compressed", "lord",
+    "low_rank_split", "lrc_parameters", "merge_table", "normalised_spectrum", "project", "prune", "qdeim", "rebuild",
+    "sensitivity", "type_sweep", "welore",
 ]  # fmt: skip

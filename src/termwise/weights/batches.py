@@ -34,6 +34,11 @@ class Batches:
     report: list[Any]
     apart: bool = True
 
+    @property
+    def every(self) -> list[Any]:
+        """All of them once, where nothing needs to be held out."""
+        return list({id(batch): batch for batch in (*self.fit, *self.select, *self.report)}.values())
+
 
 def read_batches(data: Any) -> Batches:
     """Read data and hold some of it out.

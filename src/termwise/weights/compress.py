@@ -87,10 +87,13 @@ def compress(
         (True, torch.Size([3, 5]))
     """
     chosen = method if isinstance(method, Method) else _method(method)
+    expects = chosen.sensitive or chosen.measure is not None
     named = method if isinstance(method, str) else method.name
     if work is not None and not isinstance(method, str):
         raise ValueError("work= keeps the layers of a method by name: put yours into METHODS and name it")
     _check(budget, unit, shrinkage)
+    if chosen.zeros and unit not in ("params", "error"):
+        raise ValueError(f"method={named!r} puts zeros into layers, which saves no {unit}: its unit is 'params' or 'error'")
     layers, left = find_layers(model, keep)
     seed = 0 if generator is None else int(torch.randint(2**62, (1,), generator=generator))
     task = Task(model, layers, read_batches(data), shrinkage=shrinkage, seed=seed)
@@ -100,6 +103,8 @@ def compress(
         kept = None if work is None else _kept(work, task, named, chosen)
         fitted = dict(_fit(task, chosen, kept))
         ladders = {name: chosen.ladder(layer, fitted[name]) for name, layer in layers.items()}
+        if chosen.measure is not None:
+            ladders |= chosen.measure(task, {name: ladder for name, ladder in ladders.items() if name in positions})
     unreached = [name for name in ladders if name not in positions]
     for name in unreached:  # nothing is known of it
         ladders[name] = ladders[name].only([len(ladders[name]) - 1])
@@ -122,7 +127,7 @@ def compress(
     else:
         allocation, small, built = at(budget * dense)
     measured = task.change(small, "report")
-    gap = task.change(small, "select") / allocation.error if chosen.sensitive and allocation.error > 0 else math.nan
+    gap = task.change(small, "select") / allocation.error if expects and allocation.error > 0 else math.nan
     if gap > 2.25:
         warnings.warn(
             f"the output changes {math.sqrt(gap):.2g} times as much as the layers' expected errors add up to: they are too large "
@@ -142,7 +147,7 @@ def compress(
         for name, ladder in ladders.items()
         for i in (allocation.choice[name],)
     ]  # fmt: skip
-    predicted = task.relative(allocation.error) if chosen.sensitive else math.nan
+    predicted = task.relative(allocation.error) if expects else math.nan
     return Compressed(
         small, named, unit, budget, rows, {name: r.weight for name, r in built.items() if r.weight is not None}, left,
         allocation.cost / dense, predicted, task.relative(measured), task.metric, sum(p.numel() for p in model.parameters()), gap,
@@ -219,7 +224,8 @@ def _bar(show: bool, task: Task, method: Method) -> Iterator[None]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     data = len(task.batches.fit) + len(task.batches.select) if method.data else 0
-    total = len(task.layers) + len(task.groups(method.sensitive)) * data * (2 if method.sensitive else 1)
+    measuring = len(task.layers) * len(task.batches.select) if method.measure is not None else 0
+    total = measuring + len(task.layers) + len(task.groups(method.sensitive)) * data * (2 if method.sensitive else 1)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as bar:
         work = bar.add_task("compress", total=total)

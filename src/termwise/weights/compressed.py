@@ -78,14 +78,26 @@ class Compressed:
         """Parameters of the whole model now."""
         return sum(p.numel() for p in self.model.parameters())
 
+    @property
+    def zeros(self) -> int:
+        """Weights that were set to zero and are stored all the same."""
+        return sum(part.whole.numel() - part.rank for part in self.parts.values() if part.form == "masked")
+
     def summary(self) -> str:
         """What was kept and what it cost, in two lines."""
         dense = sum(row.dense for row in self.layers)
         changed = sum(row.choice != "dense" for row in self.layers)
         expected = "" if math.isnan(self.predicted) else f" (expected {self._change(self.predicted)})"
+        numbers = sum(row.params for row in self.layers)
+        done = (
+            f"masked, {self.zeros / dense:.1%} of their weights are zeros ({self.zeros:,} of {dense:,}); "
+            f"the model is as large and as fast as it was"
+            if self.zeros
+            else f"replaced, {self.kept:.1%} of their {self.unit_name} kept ({numbers:,} of {dense:,} numbers; whole model "
+            f"{self.after:,} of {self.before:,})"
+        )
         return (
-            f"{self.method}: {changed} of {len(self.layers)} layers replaced, {self.kept:.1%} of their {self.unit_name} kept "
-            f"({sum(row.params for row in self.layers):,} of {dense:,} numbers; whole model {self.after:,} of {self.before:,})\n"
+            f"{self.method}: {changed} of {len(self.layers)} layers {done}\n"
             f"output changed by {self._change(self.measured)} on held-out data{expected}"
         )
 

@@ -221,7 +221,7 @@ def fit_cur(evidence: Evidence) -> Fitted:
     """Rows and columns by DEIM on |W| |x|, those of every lower rank first, and their errors as shares of the layer's output.
 
     With orthonormal bases Q of C and Z of R^T, W' = Q (Q^T W Z) Z^T, of which every lower rank is the leading block:
-    E |(W - W') x|^2 = tr(W G W^T) - 2 tr(B^T Q^T W G Z) + tr(B Z^T G Z B^T), one pair of QR decompositions for all ranks.
+    E |(W - W') x|^2 = tr(W G W^T) - 2 tr(B^T Q^T W G Z) + tr(B Z^T G Z B^T), one pair of bases for all ranks.
     """
     w = evidence.layer.matrix.double()
     limit = _limit(evidence.layer)
@@ -264,6 +264,12 @@ def _ranks(layer: Layer) -> np.ndarray:
 
 def _orthonormal(columns: Tensor) -> Tensor:
     """Their basis, the leading k of which span the leading k; a column that others span already adds a zero."""
-    q, upper = torch.linalg.qr(columns)
-    size = upper.diagonal().abs()
-    return q * (size > size.max() * max(columns.shape) * torch.finfo(q.dtype).eps)
+    q = torch.zeros_like(columns)
+    tiny = 10 * max(columns.shape) * torch.finfo(q.dtype).eps
+    for j in range(columns.shape[1]):  # a QR decomposition would put a direction of rounding there, and take it out of the others
+        left = columns[:, j]
+        for _ in range(2):  # twice is enough for full precision
+            left = left - q[:, :j] @ (q[:, :j].T @ left)
+        if left.norm() > tiny * columns[:, j].norm():
+            q[:, j] = left / left.norm()
+    return q

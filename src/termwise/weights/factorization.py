@@ -5,6 +5,7 @@ grouped    W = [left_1 right_1 | left_2 right_2 | ...]    factors left (k, m, r)
 cur        W = sum_j column_j (U R)_j                     factors C (m, r), U (r, r), R (r, n)
 cp         W[o, i, s] = sum_i c[o] b[i] a[s]              factors a (s, r), b (c, r), c (f, r)
 tucker     W[o, i, s] = sum_pq out[o, p] core[p, q, s] in[i, q]
+masked     W[o, i] = values[o, i] where kept, else 0     factors values (m, n), kept (m, n) of ones and zeros
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ TERMS: dict[str, Callable[[Factors], dict[str, Callable[[], Tensor]]]] = {
     "cur": lambda f: {"columns": lambda: f["C"][:, None, :] * (f["U"] @ f["R"]).T[None]},
     "cp": lambda f: {"rank_one": lambda: torch.einsum("or,ir,sr->oisr", f["c"], f["b"], f["a"])},
     "tucker": lambda f: {"core": lambda: torch.einsum("op,pqs,iq->oisp", f["out"], f["core"], f["in"])},
+    "masked": lambda f: {"kept": lambda: f["values"]},
 }
 """By form: the parts, with the axis of terms last, each a call that multiplies it out."""
 
@@ -49,6 +51,7 @@ TOTALS: dict[str, Callable[[Factors], Tensor]] = {
     "cur": lambda f: f["C"] @ (f["U"] @ f["R"]),
     "cp": lambda f: torch.einsum("or,ir,sr->ois", f["c"], f["b"], f["a"]),
     "tucker": lambda f: torch.einsum("op,pqs,iq->ois", f["out"], f["core"], f["in"]),
+    "masked": lambda f: f["values"],
 }
 """By form: all terms together, without making them one by one."""
 
@@ -80,7 +83,7 @@ class Factorization(Decomposition):
     Args:
         whole: W, of shape (m, n), or (f, c, kh, kw) for the tensor forms.
         parts: left out: they are made from the factors.
-        form: "low_rank", "grouped", "cur", "cp" or "tucker".
+        form: "low_rank", "grouped", "cur", "cp", "tucker" or "masked".
         factors: by name, as the form wants them.
 
     Raises:
@@ -117,8 +120,10 @@ class Factorization(Decomposition):
 
     @property
     def rank(self) -> int:
-        """How many terms each part has."""
+        """How many terms each part has; of "masked" how many weights are kept."""
         f = self.factors
+        if self.form == "masked":
+            return int(f["kept"].sum())
         sizes = {"low_rank": "left", "grouped": "left", "cur": "U", "cp": "a", "tucker": "core"}
         return f[sizes[self.form]].shape[0 if self.form == "tucker" else -1]
 
@@ -141,6 +146,8 @@ class Factorization(Decomposition):
 
     def summary(self) -> str:
         """One line: the form, the rank, and how far the product is from the weight."""
+        if self.form == "masked":
+            return f"{self.rank} of {self.whole.numel()} weights kept, adds up to {self.error():.1e} of the weight"
         return f"{self.form} of rank {self.rank}, adds up to {self.error():.1e} of the weight"
 
     def save(self, path):  # type: ignore[no-untyped-def,override]

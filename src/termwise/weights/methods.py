@@ -10,11 +10,14 @@ from .allocation import Allocation, allocate
 from .alternation import alternate
 from .cur import cur_choices, fit_cur
 from .evidence import Evidence
+from .joint_pruning import fit_prune, measure_at_output, prune_choices
 from .ladder import Curve, Fitted, Ladder
 from .layers import Layer
+from .task import Task
 
 __all__ = ["METHODS", "Method", "Policy"]
 
+Measure = Callable[[Task, Mapping[str, Ladder]], dict[str, Ladder]]
 Policy = Callable[[Mapping[str, Ladder], Mapping[str, Curve], float], Allocation]
 
 
@@ -34,6 +37,8 @@ class Method:
         data: whether it looks at data.
         sensitive: whether it asks what a layer's errors do to the output of the model.
         name: in reports, of one that is not in `METHODS`.
+        measure: errors of every choice by running the model, in the unit of its output; those of `fit` when there is none.
+        zeros: whether it puts zeros into layers, and makes nothing smaller or faster.
     """
 
     fit: Callable[[Evidence], Fitted]
@@ -42,6 +47,8 @@ class Method:
     data: bool = True
     sensitive: bool = False
     name: str = "custom"
+    measure: Measure | None = None
+    zeros: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -52,6 +59,7 @@ METHODS: dict[str, Method] = {
     "asvd": Method(low_rank.fit_asvd, low_rank.pairs),
     "cur": Method(fit_cur, cur_choices),
     "lord": Method(low_rank.fit_aware, low_rank.pairs, lord.one_rank_per_type),
+    "prune": Method(fit_prune, prune_choices, data=False, measure=measure_at_output, zeros=True),
     "svd": Method(low_rank.fit_svd, low_rank.pairs, data=False),
     "welore": Method(welore.fit_welore, welore.spectral, welore.one_threshold, data=False),
     "welore-aware": Method(welore.fit_welore_aware, welore.spectral, welore.one_threshold),

@@ -10,7 +10,18 @@ from .ladder import Replacement
 from .layers import Layer
 from .low_rank_linear import Pivoted
 
-__all__ = ["convolution", "interchanged", "linear", "pair", "pair_size", "pivoted", "pivoted_size", "triple", "triple_size"]
+__all__ = [
+    "convolution",
+    "interchanged",
+    "like",
+    "linear",
+    "pair",
+    "pair_size",
+    "pivoted",
+    "pivoted_size",
+    "triple",
+    "triple_size",
+]
 
 
 def pair_size(shape: tuple[int, int], rank: int) -> int:
@@ -40,7 +51,7 @@ def pair(layer: Layer, left: Tensor, right: Tensor, shift: Tensor | None = None)
     Returns:
         `nn.Sequential` of two layers of the kind it was: a convolution is one with r filters, and one of kernel 1.
     """
-    first = _like(layer, right, None)
+    first = like(layer, right, None)
     second = _mixing(layer, left, _bias(layer, shift))
     return Replacement(nn.Sequential(first, second), _factorization(layer, left, right))
 
@@ -58,7 +69,7 @@ def triple(layer: Layer, columns: Tensor, link: Tensor, rows: Tensor) -> Replace
         `nn.Sequential` of three layers of the kind it was: a convolution is one with r of its filters, and two of kernel 1.
     """
     matrix = layer.matrix
-    modules = _like(layer, rows, None), _mixing(layer, link, None), _mixing(layer, columns, layer.bias)
+    modules = like(layer, rows, None), _mixing(layer, link, None), _mixing(layer, columns, layer.bias)
     factors = {"C": columns.to(matrix), "U": link.to(matrix), "R": rows.to(matrix)}
     return Replacement(nn.Sequential(*modules), Factorization(matrix, form="cur", factors=factors))
 
@@ -86,7 +97,7 @@ def pivoted(layer: Layer, left: Tensor, right: Tensor, shift: Tensor | None = No
     rows = basis[chosen] @ (triangle @ right)
     bias = _bias(layer, shift)
     own = None if bias is None else bias[chosen]
-    first = _like(layer, rows, own)
+    first = like(layer, rows, own)
     other = _mixing(layer, mix, None if bias is None else bias[rest] - mix.to(bias) @ bias[chosen])
     return Replacement(Pivoted(first, other, order.argsort()), _factorization(layer, left, right))
 
@@ -110,7 +121,7 @@ def _bias(layer: Layer, shift: Tensor | None) -> Tensor | None:
     return (shift if layer.bias is None else layer.bias.double() + shift).to(layer.matrix)
 
 
-def _like(layer: Layer, matrix: Tensor, bias: Tensor | None) -> nn.Module:
+def like(layer: Layer, matrix: Tensor, bias: Tensor | None) -> nn.Module:
     """A layer of the same kind, geometry and dtype with another matrix."""
     matrix = matrix.to(layer.matrix)
     if not isinstance(layer.module, nn.Conv2d):
