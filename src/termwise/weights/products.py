@@ -11,17 +11,8 @@ from .layers import Layer
 from .low_rank_linear import Pivoted
 
 __all__ = [
-    "convolution",
-    "interchanged",
-    "like",
-    "linear",
-    "pair",
-    "pair_size",
-    "pivoted",
-    "pivoted_size",
-    "triple",
-    "triple_size",
-]
+    "convolution", "interchanged", "like", "linear", "pair", "pair_size", "pivoted", "pivoted_size", "triple", "triple_size",
+]  # fmt: skip
 
 
 def pair_size(shape: tuple[int, int], rank: int) -> int:
