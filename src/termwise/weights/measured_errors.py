@@ -92,10 +92,8 @@ def _choices(
             put(trial, name, ladder.build(i).module)
             with _given(done):
                 far.append(distance(truth, output_of(call(trial, batch)), metric).double().cpu().numpy())
-            put(trial, name, own)
     finally:
-        if trial.get_submodule(name) is not own:
-            put(trial, name, own)
+        put(trial, name, own)
     return [*far, np.zeros(len(truth))]
 
 
