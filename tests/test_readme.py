@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import assets
 
@@ -19,7 +20,7 @@ def need(example: str) -> None:
         assets.photo(name)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["photograph", "sentence", "own model", "beyond", "function"])
+@pytest.mark.parametrize("example", EXAMPLES, ids=["photograph", "sentence", "own model", "beyond", "function", "smaller"])
 def test_an_example_runs_and_adds_up(example, capsys):
     need(example)
     names = {}
@@ -27,6 +28,10 @@ def test_an_example_runs_and_adds_up(example, capsys):
     if "expand" in example:
         assert names["terms"].error() < 1e-3
         assert names["flow"].shape == (2, 3)
+        return
+    if "compress" in example:
+        assert names["small"].kept <= 0.5
+        assert names["smaller"](torch.zeros(2, 64)).shape == (2, 10)
         return
     names["why"].check(1e-5)
     printed = capsys.readouterr().out
@@ -44,8 +49,8 @@ def test_an_example_runs_and_adds_up(example, capsys):
         assert "'inputs'" in printed
 
 
-def test_there_are_five():
-    assert len(EXAMPLES) == 5
+def test_there_are_six():
+    assert len(EXAMPLES) == 6
 
 
 def test_every_rule_set_is_in_the_table():
