@@ -129,6 +129,13 @@ def test_a_table_loses_the_eigenvalues_of_its_stream(size):
             assert torch.allclose(small.weight, whole, atol=1e-7)
 
 
+def test_large_tables_are_read_in_pieces(monkeypatch):
+    emb, counts = nn.Embedding.from_pretrained(normal(50, 6) + 1), torch.arange(50.0)
+    whole = afm_embedding(emb, counts, 3)
+    monkeypatch.setattr("termwise.weights.afm.CHUNK", 7)
+    assert torch.allclose(afm_embedding(emb, counts, 3).weight, whole.weight, atol=1e-12)
+
+
 def test_one_id_alone_is_the_mean():
     emb = nn.Embedding.from_pretrained(normal(5, 3))
     small = afm_embedding(emb, torch.tensor([0, 0, 7, 0, 0]), 1)

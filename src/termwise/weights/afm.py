@@ -17,6 +17,7 @@ Unified low-rank compression framework for click-through rate prediction, sectio
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,9 @@ from .projection import project
 __all__ = ["affine_pairs", "afm_embedding", "afm_linear", "fit_afm", "is_affine", "low_rank_table", "table_stats"]
 
 Table = nn.Embedding | nn.EmbeddingBag
+
+CHUNK = 2**16
+"""Rows that are looked at together."""
 
 
 def fit_afm(evidence: Evidence) -> Fitted:
@@ -93,7 +97,7 @@ def afm_embedding(emb: Table, id_counts: Tensor, rank: int) -> LowRankEmbedding:
         ValueError: for counts that are no counts of its ids, a rank out of range, a bag of "max" or a table with `max_norm`,
             which are not linear in the rows, or a table that holds NaN.
 
-    Cost: O(n d^2), and an eigenproblem of size d. Memory: the table in float64.
+    Cost: O(n d^2), and an eigenproblem of size d. Memory: the narrow table.
 
     Example:
         >>> emb, ids = torch.nn.Embedding(50, 6, dtype=torch.float64), torch.randint(50, (400,)) // 2
@@ -146,22 +150,33 @@ def is_affine(emb: nn.Module) -> bool:
 
 def table_stats(weight: Tensor, counts: Tensor) -> LayerStats:
     """Statistics of the rows of a table (n, d) as often as they were looked up, counts (n,)."""
-    rows, total = weight.detach().double(), counts.double().sum()
+    d = weight.shape[1]
+    total = counts.double().sum()
     p = counts.double() / total
-    mean = p @ rows
-    centred = rows - mean
+    mean, abs_mean, covariance = p.new_zeros(d), p.new_zeros(d), p.new_zeros(d, d)
+    for rows, share in _chunks(weight, p):
+        mean += share @ rows
+        abs_mean += share @ rows.abs()
+    for rows, share in _chunks(weight, p):
+        covariance += ((rows - mean) * share[:, None]).T @ (rows - mean)
     count = max(1, round(float(total)))
-    return LayerStats(count, mean, (centred * p[:, None]).T @ centred * count, p @ rows.abs())
+    return LayerStats(count, mean, covariance * count, abs_mean)
+
+
+def _chunks(weight: Tensor, shares: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of a table in float64, some at a time: tables may be as large as memory."""
+    for rows, share in zip(weight.detach().split(CHUNK), shares.split(CHUNK), strict=True):
+        yield rows.double(), share
 
 
 def low_rank_table(emb: Table, vectors: Tensor, mean: Tensor) -> LowRankEmbedding:
     """A table by its coefficients on orthonormal vectors (d, r), about a mean (d,) where it may be."""
-    rows = emb.weight.detach().double()
-    narrow = (rows - mean if is_affine(emb) else rows) @ vectors
+    centre = mean if is_affine(emb) else torch.zeros_like(mean)
+    narrow = torch.cat([((rows.double() - centre) @ vectors).to(rows) for rows in emb.weight.detach().split(CHUNK)])
     own = {"padding_idx": emb.padding_idx, "scale_grad_by_freq": emb.scale_grad_by_freq, "sparse": emb.sparse}
     if isinstance(emb, nn.EmbeddingBag):
         own |= {"mode": emb.mode, "include_last_offset": emb.include_last_offset}
-    table = type(emb).from_pretrained(narrow.to(emb.weight), freeze=False, **own)
+    table = type(emb).from_pretrained(narrow, freeze=False, **own)
     return LowRankEmbedding(table, linear(vectors.to(emb.weight), mean.to(emb.weight) if is_affine(emb) else None))
 
 

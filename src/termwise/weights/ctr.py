@@ -106,8 +106,8 @@ def compress_ctr(model: nn.Module, loader: Iterable[Any], ratio: float, *, keep:
         ValueError: for a ratio that is none, or that no choice of ranks reaches; data that the model does not take; a model
             without tables (`tw.compress` is for those).
 
-    Cost: two forward passes and one backward pass per batch, O(rows d^2) per table, an eigenproblem of each smaller side.
-    Memory: the model, its factors, and the statistics of all layers.
+    Cost: four forward passes and two backward passes per batch, O(rows d^2) per table, an eigenproblem of each smaller side.
+    Memory: the model, its factors, and up to 2 GiB of statistics at a time.
 
     Example:
         >>> from termwise.testing.trained_ctr import DeepFM

@@ -165,22 +165,23 @@ def _marks(model: nn.Module, table: LowRankEmbedding, layer: nn.Linear, inputs: 
 
     The table puts out 1 ... d, and then -1 ... -d; half the difference of what arrives is the mark.
     """
-    arrived: list[Tensor] = []
-    sign = 1.0
 
-    def mark(_: nn.Module, args: Any, y: Tensor) -> Tensor:
-        return sign * torch.arange(1, y.shape[-1] + 1, device=y.device).to(y).expand_as(y)
+    def arriving(sign: float) -> Tensor:
+        arrived: list[Tensor] = []
 
-    def keep(_: nn.Module, args: Any) -> None:
-        arrived.append(args[0].detach().reshape(-1, args[0].shape[-1])[0].clone())
+        def mark(_: nn.Module, args: Any, y: Tensor) -> Tensor:
+            return sign * torch.arange(1, y.shape[-1] + 1, device=y.device).to(y).expand_as(y)
 
-    handles = [table.register_forward_hook(mark), layer.register_forward_pre_hook(keep)]
-    try:
-        with torch.no_grad():
-            for sign in (1.0, -1.0):  # noqa: B007  # the hook reads it
+        def keep(_: nn.Module, args: Any) -> None:
+            arrived.append(args[0].reshape(-1, args[0].shape[-1])[0].clone())
+
+        handles = [table.register_forward_hook(mark), layer.register_forward_pre_hook(keep)]
+        try:
+            with torch.no_grad():
                 model(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    plus, minus = arrived[0], arrived[len(arrived) // 2]
-    return ((plus - minus) / 2).round().long()
+        finally:
+            for handle in handles:
+                handle.remove()
+        return arrived[0]
+
+    return ((arriving(1.0) - arriving(-1.0)) / 2).round().long()
