@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import json
 
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 import termwise as tw
 from termwise.testing.trained_ctr import DeepFM, auc, train_ctr
 from termwise.weights import LowRankEmbedding, LowRankLinear, afm_embedding, afm_linear, compress_ctr, merge_table
-from termwise.weights.calibration import LayerStats
+from termwise.weights.calibration import LayerStats, shrink
 from termwise.weights.ctr import find_tables
 from termwise.weights.layers import put, sharing_copy
 from termwise.weights.recipe import construct, describe
@@ -176,6 +177,7 @@ def test_a_bag_adds_up_rows(mode, last, padding):
 
 def test_what_a_bag_leaves_out_has_no_weight():
     bag = nn.EmbeddingBag(15, 6, padding_idx=2).double()
+    bag.weight.data[2] = 9.0
     counts, other = torch.ones(15), torch.ones(15)
     other[2] = 1000
     assert torch.allclose(afm_embedding(bag, counts, 2).weight, afm_embedding(bag, other, 2).weight, atol=1e-12)
@@ -491,6 +493,7 @@ def test_tables_that_share_their_weights_go_on_doing_so(tmp_path):
     again = tw.load_compressed(small.save(tmp_path / "small"), Pairs().double())
     assert again.user.table.weight is again.friend.table.weight
     assert torch.equal(again(ids), small.model(ids))
+    assert 1 / 1.25 < small.measured / small.predicted < 1.25  # what both of them spoil
     stream = torch.cat([ids[:1400, 0], ids[:1400, 1] % 90])
     found = afm_embedding(model.user, torch.bincount(stream, minlength=90), small.model.user.table.embedding_dim)
     assert (found.weight - small.model.user.weight).norm() < 0.2 * model.user.weight.norm()  # about the same stream
@@ -505,6 +508,25 @@ def test_saved_and_loaded_is_the_same_to_the_last_bit(trained, tmp_path):
     space: dict = {}
     exec((folder / "low_rank_linear.py").read_text(), space)
     assert "LowRankEmbedding" in space
+
+
+def test_tables_and_layers_are_those_of_their_own_functions():
+    """With means that are not zero, and a layer that has no bias yet."""
+    model = seeded(lambda: nn.Sequential(nn.Embedding(90, 8), nn.Flatten(), nn.Linear(24, 20, bias=False)))
+    model[0].weight.data += 3
+    ids = torch.stack([stream(90, 2048, seed) for seed in range(3)], 1)
+    small = compress_ctr(model, ids, 2.2)
+    fit = ids[: 32 * (64 - 2 * 16)]
+    counts = torch.bincount(fit.flatten(), minlength=90)
+    found, (first, second) = small.model[0], small.model[2]
+    table = afm_embedding(model[0], counts, found.table.embedding_dim)
+    assert torch.allclose(found.weight, table.weight, atol=1e-9)
+    rows = LayerStats.of(model[0](fit).flatten(1))
+    rows = dataclasses.replace(rows, scatter=shrink(rows.scatter, 0.1))
+    layer = afm_linear(model[2], rows, first.out_features)
+    x = normal(9, 24)
+    assert torch.allclose(second(first(x)), layer(x), atol=1e-9)
+    assert 1 / 1.2 < small.measured / small.predicted < 1.2
 
 
 def test_bags_and_positions_are_tables_too():
