@@ -358,6 +358,9 @@ def test_other_reasons_not_to_merge():
     mixed = narrow(seeded(lambda: nn.Sequential(nn.Embedding(30, 6), Elsewhere())), "0")
     with pytest.raises(ValueError, match=r"cannot be merged into 1\.layer, which reads something else as well"):
         merge_table(mixed, "0", ids)
+    twice = narrow(seeded(Swapped), "table")
+    with pytest.raises(ValueError, match="the output would change by"):
+        merge_table(twice, "table", ids[:, :1], numbers)
     model = narrow(seeded(Reader), "a")
     with pytest.raises(ValueError, match="no LowRankEmbedding at 'b': there are a"):
         merge_table(model, "b", ids, numbers)
@@ -374,6 +377,18 @@ class Viewed(nn.Module):
 
     def forward(self, x):
         return self.layer(x.reshape(-1, self.width))
+
+
+class Swapped(nn.Module):
+    """A layer that reads the rows in two places."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.layer = nn.Embedding(30, 6), nn.Linear(9, 2)
+
+    def forward(self, ids, numbers):
+        rows = self.table(ids[:, 0])
+        return self.layer(torch.cat([rows, numbers], 1)) - self.layer(torch.cat([numbers, rows], 1))
 
 
 class Elsewhere(nn.Module):
