@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import termwise as tw
-from termwise.functions import IEL, ITA, CompositionalLoss, adapter, compose, diagonal_fisher, quadratic
+from termwise.functions import IEL, ITA, CompositionalLoss, adapter, compose, diagonal_fisher, incremental, quadratic
 from termwise.functions.compositional_loss import _dot
 from termwise.functions.incremental import FLOOR
 from termwise.functions.pretuning import ClassGaussian, align, probe
@@ -311,6 +311,8 @@ def test_a_loss_without_third_order_adds_up(tmp_path):
         (ValueError, {"taus": [{"0.weight": torch.zeros(4, 5)}]}, r"taus\[0\].*\(4, 5\).*\(5, 4\)"),
         (ValueError, {"taus": [{"0.weight": torch.full((5, 4), math.inf)}]}, "not finite at 0.weight"),
         (TypeError, {"model": torch.tanh}, "torch.nn.Module"),
+        (TypeError, {"taus": modules(net(), 1)[0]}, r"sequence of modules.*\[tau\]"),
+        (TypeError, {"taus": ["0.weight"]}, "sequence of modules"),
         (ValueError, {"hessian": "diagonal"}, "'ggn'.*'diagonal'"),
         (ValueError, {"hessian": {"0.weight": torch.ones(5, 4)}}, "nothing for 0.bias"),
         (ValueError, {"hessian": {"0.weight": torch.ones(4, 5)}}, r"shape \(4, 5\) for 0.weight"),
@@ -426,7 +428,7 @@ def tasks(n: int = 2, size: int = 24, *, inputs: int = 4) -> list[tuple[Tensor, 
 
 
 def learner(kind=ITA, strength: float = 0.5, **options):
-    options = {"epochs": 2, "rate": 1e-2, "batch": 8, "generator": torch.Generator().manual_seed(0)} | options
+    options = {"epochs": 2, "lr": 1e-2, "batch_size": 8, "generator": torch.Generator().manual_seed(0)} | options
     return kind(net(), "4", strength, **options)
 
 
@@ -436,11 +438,11 @@ def test_the_penalty_of_ita_is_a_step_down_alpha_over_two_tau_f_tau(kind):
     module = adapter(model._features, kind, rank=2)
     for i, p in enumerate(module.parameters()):
         p.data = double(*p.shape, seed=i)
-    model.fisher = {n: double(*d.shape, seed=7).square() for n, d in module.deltas().items()}
+    fisher = {n: double(*d.shape, seed=7).square() for n, d in module.deltas().items()}
     before = [p.detach().clone() for p in module.parameters()]
-    penalty = sum(((model.fisher[n] + FLOOR) * d.square()).sum() for n, d in module.deltas().items()) * 1e-6 / 2
+    penalty = sum(((fisher[n] + FLOOR) * d.square()).sum() for n, d in module.deltas().items()) * 1e-6 / 2
     slopes = torch.autograd.grad(penalty, list(module.parameters()))
-    model._penalise(module, 0.7)
+    model._penalise(module, fisher, 0.7)
     for old, p, slope in zip(before, module.parameters(), slopes, strict=True):
         torch.testing.assert_close(p - old, -0.7 * slope, rtol=1e-4, atol=1e-15)  # alpha is so small that the step is explicit
 
@@ -450,11 +452,11 @@ def test_a_strong_penalty_is_the_proximal_step():
     module = adapter(model._features, "full")
     for i, p in enumerate(module.parameters()):
         p.data = double(*p.shape, seed=i)
-    model.fisher = {n: double(*d.shape, seed=7).square() for n, d in module.deltas().items()}
+    fisher = {n: double(*d.shape, seed=7).square() for n, d in module.deltas().items()}
     before = {n: d.detach().clone() for n, d in module.deltas().items()}
-    model._penalise(module, 0.5)
+    model._penalise(module, fisher, 0.5)
     for n, d in module.deltas().items():  # argmin |tau - before|^2 / 2 + 0.5 (alpha / 2) tau F tau
-        torch.testing.assert_close(d, before[n] / (1 + 0.5 * 1e4 * (model.fisher[n] + FLOOR)), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(d, before[n] / (1 + 0.5 * 1e4 * (fisher[n] + FLOOR)), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("former", [1, 2, 4])
@@ -483,7 +485,7 @@ def test_the_first_task_of_iel_has_a_penalty():
 def test_tasks_are_learned_one_after_another(kind):
     base, given = net(), tasks(3)
     before = [p.clone() for p in base.parameters()]
-    model = kind(base, "4", 0.1, kind="full", epochs=5, rate=1e-2, generator=torch.Generator().manual_seed(0))
+    model = kind(base, "4", 0.1, kind="full", epochs=5, lr=1e-2, generator=torch.Generator().manual_seed(0))
     state = torch.get_rng_state()
     for x, y in given:
         found = model.learn(x, y)
@@ -496,7 +498,7 @@ def test_tasks_are_learned_one_after_another(kind):
     by_hand = compose(found.base, found.taus)
     torch.testing.assert_close(found.model(x), by_hand(x))
     assert found.model(x).shape == (len(x), 6)
-    again = kind(base, "4", 0.1, kind="full", epochs=5, rate=1e-2, generator=torch.Generator().manual_seed(0))
+    again = kind(base, "4", 0.1, kind="full", epochs=5, lr=1e-2, generator=torch.Generator().manual_seed(0))
     for x, y in given:
         same = again.learn(x, y)
     assert all(
@@ -556,6 +558,42 @@ def test_specialise_and_unlearn_move_the_weights():
         found.unlearn(3)
 
 
+@pytest.mark.parametrize("place", ["align", "diagonal_fisher", "_train"])
+def test_a_task_that_failed_leaves_no_trace(monkeypatch, place):
+    given, (failed, clean) = tasks(2), (learner(), learner())
+    for model in (failed, clean):
+        model.learn(*given[0])
+    before = dict(failed.fisher)
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ITA if place == "_train" else incremental, place, stop)
+        with pytest.raises(KeyboardInterrupt):
+            failed.learn(*given[1])
+    assert all(torch.equal(f, before[n]) for n, f in failed.fisher.items())
+    failed._generator.manual_seed(5)
+    clean._generator.manual_seed(5)
+    again, once = failed.learn(*given[1]), clean.learn(*given[1])
+    assert again.classes == ((0, 1), (2, 3))
+    torch.testing.assert_close(again.model(given[1][0]), once.model(given[1][0]), rtol=0, atol=0)
+
+
+def test_nothing_draws_from_the_global_generator():
+    state = torch.get_rng_state()
+    one, two = (ITA(net(), "4", epochs=1).learn(*tasks(1)[0]).taus[0] for _ in range(2))
+    a, b = (adapter(net(), "lora", rank=2) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(one[n], two[n]) for n in one)
+    assert all(torch.equal(p, q) for p, q in zip(a.a, b.a, strict=True))
+
+
+def test_a_training_that_diverges_is_stopped():
+    with pytest.raises(ValueError, match=r"loss of task 0 is (nan|inf).*lower lr \(1e\+200\)"):
+        learner(lr=1e200, epochs=5).learn(*tasks(1)[0])
+
+
 def test_learners_say_what_is_wrong():
     x, y = tasks(1)[0]
     for kind, options, match in (
@@ -580,6 +618,11 @@ def test_learners_say_what_is_wrong():
         (x * math.nan, y + 10, "not finite"),
     ):
         with pytest.raises(ValueError, match=match):
+            model.learn(inputs, labels)
+    with pytest.raises(ValueError, match=r"inputs are torch.float32, the model torch.float64: give inputs.to\(torch.float64\)"):
+        model.learn(x.float(), y + 2)
+    for inputs, labels in ((x.numpy(), y + 2), (x, y.tolist())):
+        with pytest.raises(TypeError, match=r"must be a tensor, got (ndarray|list)"):
             model.learn(inputs, labels)
     assert model.learn(x, y + 2).classes == ((0, 1), (2, 3))  # what was refused left no trace
     for width in (3, 2):  # a layer follows, of the same width or not

@@ -49,7 +49,7 @@ class Full(Adapter):
 class LoRA(Adapter):
     """delta = B A; A is drawn as He et al. do, B begins at 0."""
 
-    def __init__(self, weights: Mapping[str, Tensor], rank: int, generator: torch.Generator | None) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], rank: int, generator: torch.Generator) -> None:
         super().__init__(weights)
         self.shapes = [w.shape for w in weights.values()]
         self.a, self.b = nn.ParameterList(), nn.ParameterList()
@@ -100,7 +100,7 @@ def adapter(
         params: names or patterns with * and ? of the parameters that move; None: all of them for "full", the weights of linear,
             convolutional and attention layers for the others.
         rank: of "lora", at most; a smaller matrix takes its own.
-        generator: of A.
+        generator: of A; one seeded with 0 by default.
 
     Returns:
         An `nn.Module` with `deltas()`.
@@ -135,6 +135,7 @@ def adapter(
         raise ValueError(
             f"{kind} moves matrices, and {flat[0]} is of shape {tuple(weights[flat[0]].shape)}: use params='*.weight'"
         )
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
     return LoRA(weights, rank, generator) if kind == "lora" else IA3(weights)
 
 

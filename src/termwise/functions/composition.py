@@ -37,7 +37,7 @@ def compose(model: nn.Module, taus: Sequence[TaskVector], weights: Sequence[floa
         A module of the same class.
 
     Raises:
-        TypeError: for what is no module.
+        TypeError: for what is no module, or taus that are no sequence of mappings.
         ValueError: for no modules, names or shapes that the model does not have, numbers that are not finite, another number of
             weights, weights that are negative or do not sum to 1.
 
@@ -127,6 +127,8 @@ def checked_modules(model: nn.Module, taus: Sequence[TaskVector]) -> list[dict[s
     """The modules, when they fit the model."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, whose parameters have names; got {type(model).__name__}")
+    if isinstance(taus, Mapping) or not all(isinstance(tau, Mapping) for tau in taus):
+        raise TypeError("taus is a sequence of modules, each a mapping from parameter names to tensors: for one give [tau]")
     if not len(taus) or not any(taus):
         raise ValueError("there are no modules to compose: give at least one, a mapping from parameter names to tensors")
     known = dict(model.named_parameters())

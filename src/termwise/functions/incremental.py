@@ -34,6 +34,7 @@ from .adapters import Adapter, adapter
 from .composition import Composition
 from .fisher import diagonal_fisher
 from .pretuning import ClassGaussian, align, probe
+from .progress import progress_bar
 
 __all__ = ["IEL", "ITA", "IncrementalLearner"]
 
@@ -53,28 +54,31 @@ class IncrementalLearner(ABC):
         head: str,
         strength: float,
         *,
-        kind: str = "lora",
-        params: str | list[str] | None = None,
-        rank: int = 16,
-        epochs: int = 20,
-        rate: float = 3e-4,
-        batch: int = 128,
-        generator: torch.Generator | None = None,
+        kind: str,
+        params: str | list[str] | None,
+        rank: int,
+        epochs: int,
+        lr: float,
+        batch_size: int,
+        progress: bool,
+        generator: torch.Generator | None,
     ) -> None:
+        """Check what the two have in common."""
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, whose parameters have names; got {type(model).__name__}")
         layer = dict(model.named_modules()).get(head)
         if not isinstance(layer, nn.Linear):
             last = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1:]
             raise ValueError(f"head names the nn.Linear that makes the logits, got {head!r}; the last one is {last}")
-        if not (0 <= strength < math.inf and epochs > 0 and rate > 0 and batch > 0):
-            raise ValueError(f"penalty >= 0 and epochs, rate, batch > 0: got {strength}, {epochs}, {rate} and {batch}")
+        if not (0 <= strength < math.inf and epochs > 0 and 0 < lr < math.inf and batch_size > 0):
+            raise ValueError(f"penalty >= 0 and epochs, lr, batch_size > 0: got {strength}, {epochs}, {lr} and {batch_size}")
         self._features, self._head = _with(model, head, nn.Identity()), head
         self._layer = layer
         self._kind: dict[str, Any] = {"kind": kind, "params": params, "rank": rank}
         adapter(self._features, **self._kind)  # refuses what does not fit before anything is trained
         self._rows = _classifier(layer.weight[:0], layer.weight.new_zeros(0))
-        self._strength, self._epochs, self._rate, self._batch, self._generator = strength, epochs, rate, batch, generator
+        self._strength, self._epochs, self._lr, self._batch_size, self._progress = strength, epochs, lr, batch_size, progress
+        self._generator = torch.Generator().manual_seed(0) if generator is None else generator
         self._gaussians: list[ClassGaussian] = []
         self._taus: list[dict[str, Tensor]] = []
         self._classes: list[tuple[int, ...]] = []
@@ -82,7 +86,7 @@ class IncrementalLearner(ABC):
         self.fisher: dict[str, Tensor] = {}
 
     def learn(self, inputs: Tensor, labels: Tensor) -> Composition:
-        """Learn one task: pre-tune the classifier, measure F, train a module.
+        """Learn one task: pre-tune the classifier, measure F, train a module. When that fails, nothing was learned.
 
         Args:
             inputs: (n, ...) of this task; they are not kept.
@@ -92,29 +96,32 @@ class IncrementalLearner(ABC):
             The composition of all tasks so far, at weights 1/T.
 
         Raises:
-            ValueError: for an empty task, one of a single class, classes that an earlier task had, inputs that are not finite, a
-                head that is not the model's last operation.
+            TypeError: for what are no tensors.
+            ValueError: for an empty task, one of a single class, classes that an earlier task had, inputs that are not finite or
+                in another precision than the model, a head that is not the model's last operation, a loss that diverges.
 
         Cost: `epochs` of the model's training, and one pass of `diagonal_fisher`; memory O(T x parameters).
         """
         new, targets = self._checked(inputs, labels)
         rows = slice(len(self._gaussians), len(self._gaussians) + len(new))
         with torch.no_grad():
-            features = torch.cat([explained(self._features(x)) for x in inputs.split(self._batch)])
+            features = torch.cat([explained(self._features(x)) for x in inputs.split(self._batch_size)])
         if not self._taus:
             self._last(inputs[:1], features[:1])
-        self._gaussians += [ClassGaussian.of(features[targets == k]) for k in range(len(new))]
-        self._classes.append(new)
+        gaussians = [*self._gaussians, *(ClassGaussian.of(features[targets == k]) for k in range(len(new)))]
         zero = self._rows.weight.new_zeros(len(new), self._rows.in_features)
-        self._rows = _classifier(torch.cat([self._rows.weight, zero]), torch.cat([self._rows.bias, zero[:, 0]]))
-        probe(self._rows, features, targets, rows, epochs=PROBING, generator=self._generator)
+        classifier = _classifier(torch.cat([self._rows.weight, zero]), torch.cat([self._rows.bias, zero[:, 0]]))
+        probe(classifier, features, targets, rows, epochs=PROBING, generator=self._generator)
         epochs = 10 + 5 * len(self._taus)
-        align(self._rows, self._gaussians, samples=SAMPLES, epochs=epochs, generator=self._generator)
-        base = _with(self._features, self._head, self._rows)
+        align(classifier, gaussians, samples=SAMPLES, epochs=epochs, generator=self._generator)
+        base = _with(self._features, self._head, classifier)
         module = adapter(self._features, generator=self._generator, **self._kind)
-        self._measure(base, inputs, module.names)
-        self._train(base, module, inputs, targets, rows)
-        self._taus.append({n: d.detach().clone() for n, d in module.deltas().items()})
+        fisher = self._measured(base, inputs, module.names)
+        self._train(base, module, fisher, inputs, targets, rows)
+        self._taus.append({n: d.detach().clone() for n, d in module.deltas().items()})  # from here on it is learned
+        self._classes.append(new)
+        self._gaussians, self._rows, self.fisher = gaussians, classifier, fisher
+        self._samples += len(inputs)
         t = len(self._taus)
         return Composition(base, tuple(self._taus), tuple(self._classes), (1 / t,) * t)
 
@@ -132,11 +139,17 @@ class IncrementalLearner(ABC):
 
     def _checked(self, inputs: Tensor, labels: Tensor) -> tuple[tuple[int, ...], Tensor]:
         """Its classes, and every sample's place among them."""
+        for name, given in (("inputs", inputs), ("labels", labels)):
+            if not isinstance(given, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(given).__name__}: use torch.as_tensor")
         if len(inputs) != len(labels) or not len(labels) or labels.ndim != 1 or labels.is_floating_point():
             shapes = f"{tuple(inputs.shape)} and {tuple(labels.shape)} of {labels.dtype}"
             raise ValueError(f"a task has inputs (n, ...) and integer labels (n,), n > 0; got {shapes}")
         if inputs.is_floating_point() and not bool(inputs.isfinite().all()):
             raise ValueError("the inputs of this task are not finite")
+        if inputs.is_floating_point() and inputs.dtype != self._layer.weight.dtype:
+            kind = str(self._layer.weight.dtype).removeprefix("torch.")
+            raise ValueError(f"the inputs are {inputs.dtype}, the model {self._layer.weight.dtype}: give inputs.to(torch.{kind})")
         found, targets = labels.unique(return_inverse=True)
         new = tuple(found.tolist())
         if again := sorted({c for task in self._classes for c in task} & {*new}):
@@ -157,36 +170,41 @@ class IncrementalLearner(ABC):
                 f"{self._head!r} is not what makes the logits (n, classes): something follows it. Name the last nn.Linear"
             )
 
-    def _measure(self, base: nn.Module, inputs: Tensor, names: list[str]) -> None:
-        """Make F that of all tasks so far, each with the classifier as it was then."""
-        n, found = self._samples, diagonal_fisher(base, inputs.split(self._batch), params=names)
-        self._samples += len(inputs)
-        self.fisher = {k: (n * self.fisher.get(k, 0) + len(inputs) * f) / self._samples for k, f in found.items()}
+    def _measured(self, base: nn.Module, inputs: Tensor, names: list[str]) -> dict[str, Tensor]:
+        """F of all tasks so far and this one, each with the classifier as it was then."""
+        n, found = self._samples, diagonal_fisher(base, inputs.split(self._batch_size), params=names)
+        return {k: (n * self.fisher.get(k, 0) + len(inputs) * f) / (n + len(inputs)) for k, f in found.items()}
 
-    def _train(self, base: nn.Module, module: Adapter, inputs: Tensor, targets: Tensor, rows: slice) -> None:
+    def _train(
+        self, base: nn.Module, module: Adapter, fisher: dict[str, Tensor], inputs: Tensor, targets: Tensor, rows: slice
+    ) -> None:
         """AdamW on the masked cross-entropy under a cosine schedule, after every step one of the penalty."""
         start = {n: base.get_parameter(n).detach() for n in module.names}
-        optimizer = torch.optim.AdamW(module.parameters(), lr=self._rate, weight_decay=0.0)
-        steps = self._epochs * -(-len(inputs) // self._batch)
+        optimizer = torch.optim.AdamW(module.parameters(), lr=self._lr, weight_decay=0.0)
+        steps = self._epochs * -(-len(inputs) // self._batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        with torch.enable_grad():
+        with torch.enable_grad(), progress_bar(steps, show=self._progress) as report:
             for _ in range(self._epochs):
-                for i in torch.randperm(len(inputs), generator=self._generator).split(self._batch):
+                for i in torch.randperm(len(inputs), generator=self._generator).split(self._batch_size):
                     optimizer.zero_grad(set_to_none=True)
                     moved = {n: start[n] + self._moved(n, d) for n, d in module.deltas().items()}
                     logits = explained(torch.func.functional_call(base, moved, (inputs[i],)))[:, rows]  # past classes masked
-                    F.cross_entropy(logits, targets[i]).backward()
+                    loss = F.cross_entropy(logits, targets[i])
+                    if not bool(loss.isfinite()):
+                        raise ValueError(f"the loss of task {len(self._taus)} is {loss.item()}: lower lr ({self._lr:g})")
+                    loss.backward()
                     optimizer.step()
-                    self._penalise(module, optimizer.param_groups[0]["lr"] / self._rate)
+                    self._penalise(module, fisher, optimizer.param_groups[0]["lr"] / self._lr)
                     schedule.step()
+                    report(1, f"task {len(self._taus)}, loss {loss.item():.3g}")
 
-    def _penalise(self, module: Adapter, share: float) -> None:
+    def _penalise(self, module: Adapter, fisher: dict[str, Tensor], share: float) -> None:
         """One step: theta <- theta - share (d delta / d theta)^T strength F pull."""
         if not self._strength:
             return
         deltas = module.deltas()
         with torch.no_grad():
-            stiff = {n: self._strength * (self.fisher[n] + FLOOR) for n in deltas}
+            stiff = {n: self._strength * (fisher[n] + FLOOR) for n in deltas}
             pulls = {n: stiff[n] / (1 + share * stiff[n]) * self._pull(n, d) for n, d in deltas.items()}
         parameters = list(module.parameters())
         slopes = torch.autograd.grad([deltas[n] for n in pulls], parameters, list(pulls.values()))
@@ -206,9 +224,10 @@ class ITA(IncrementalLearner):
         params: which parameters move.
         rank: of "lora".
         epochs: over each task.
-        rate: of AdamW at first; it falls as a cosine.
-        batch: samples in a step.
-        generator: of everything that is drawn.
+        lr: of AdamW at first; it falls as a cosine.
+        batch_size: samples in a step.
+        progress: show a bar on a terminal.
+        generator: of everything that is drawn; one seeded with 0 by default.
 
     Raises:
         TypeError: for what is no module.
@@ -226,8 +245,25 @@ class ITA(IncrementalLearner):
     Source: Porrello et al. 2025, ITA.
     """
 
-    def __init__(self, model: nn.Module, head: str, alpha: float = 0.02, **options: Any) -> None:
-        super().__init__(model, head, alpha, **options)
+    def __init__(
+        self,
+        model: nn.Module,
+        head: str,
+        alpha: float = 0.02,
+        *,
+        kind: str = "lora",
+        params: str | list[str] | None = None,
+        rank: int = 16,
+        epochs: int = 20,
+        lr: float = 3e-4,
+        batch_size: int = 128,
+        progress: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            model, head, alpha, kind=kind, params=params, rank=rank, epochs=epochs, lr=lr, batch_size=batch_size,
+            progress=progress, generator=generator,
+        )  # fmt: skip
 
     def _moved(self, name: str, delta: Tensor) -> Tensor:
         return delta
@@ -240,9 +276,17 @@ class IEL(IncrementalLearner):
     """Incremental ensemble learning: the newest module is trained through the composition, held near the others by Omega.
 
     Args:
-        model: as for `ITA`, with all the options that has.
+        model: as for `ITA`, and so are all others.
         head: name of the linear layer that makes its logits.
         beta: strength of the penalty.
+        kind: of the modules.
+        params: which parameters move.
+        rank: of "lora".
+        epochs: over each task.
+        lr: of AdamW at first.
+        batch_size: samples in a step.
+        progress: show a bar on a terminal.
+        generator: of everything that is drawn.
 
     Raises:
         TypeError: as for `ITA`.
@@ -257,8 +301,25 @@ class IEL(IncrementalLearner):
     Source: Porrello et al. 2025, IEL.
     """
 
-    def __init__(self, model: nn.Module, head: str, beta: float = 0.02, **options: Any) -> None:
-        super().__init__(model, head, beta, **options)
+    def __init__(
+        self,
+        model: nn.Module,
+        head: str,
+        beta: float = 0.02,
+        *,
+        kind: str = "lora",
+        params: str | list[str] | None = None,
+        rank: int = 16,
+        epochs: int = 20,
+        lr: float = 3e-4,
+        batch_size: int = 128,
+        progress: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            model, head, beta, kind=kind, params=params, rank=rank, epochs=epochs, lr=lr, batch_size=batch_size,
+            progress=progress, generator=generator,
+        )  # fmt: skip
 
     def _moved(self, name: str, delta: Tensor) -> Tensor:
         return (delta + self._former(name)) / (len(self._taus) + 1)

@@ -219,7 +219,7 @@ def _task(data: tuple[Tensor, Tensor], t: int) -> tuple[Tensor, Tensor]:
 def _learned(seed: int, alpha: float, rate: float, kind: type[ITA] | type[IEL] = ITA) -> Composition:
     """Five tasks of two digits, as LoRA modules of rank 16."""
     model, train, _ = _pretrained(seed)
-    learner = kind(model, "4", alpha, epochs=60, rate=rate, generator=torch.Generator().manual_seed(seed))
+    learner = kind(model, "4", alpha, epochs=60, lr=rate, progress=False, generator=torch.Generator().manual_seed(seed))
     return [learner.learn(*_task(train, t)) for t in TASKS][-1]
 
 
@@ -238,12 +238,15 @@ def _base(found: Composition, data: tuple[Tensor, Tensor]) -> float:
 def _joint(seed: int) -> float:
     """One module trained on all ten classes at once."""
     model, train, test = _pretrained(seed)
-    learner = ITA(model, "4", 0.0, epochs=60, rate=TUNED[1], generator=torch.Generator().manual_seed(seed))
+    learner = ITA(model, "4", 0.0, epochs=60, lr=TUNED[1], progress=False, generator=torch.Generator().manual_seed(seed))
     return _accuracy(learner.learn(*train), test)
 
 
 TUNED = (30.0, 1e-3)
-"""alpha and the rate, the best composition on seeds 0 and 1 among 0, 30, 300, 3000 and 3e-4, 1e-3, 3e-3."""
+"""alpha and the rate, the best composition on seeds 0 and 1 among 0, 30, 300, 3000 and 1e-4, 3e-4, 1e-3, 3e-3."""
+
+TUNED_FREE = (0.0, 1e-4)
+"""The same for task arithmetic, alpha = 0."""
 
 FRESH = range(2, 7)
 """The seeds that the claims are measured on."""
@@ -251,24 +254,36 @@ FRESH = range(2, 7)
 
 @claim(
     KEY,
-    statement="at a rate that takes task arithmetic out of the basin the penalty keeps modules composable: 5 points at least",
+    statement="each at its best rate, modules with the penalty compose better than those without: by 1 point at least",
     published="ITA outperforms task arithmetic and the incremental learners it is compared with",
-    note="LoRA modules of 5 tasks of two turned digits after upright ones, rate 3e-3, alpha 300, 5 fresh seeds; controls: "
-    "alpha = 0, also at a tenth of the rate, where no penalty is needed; all digits at once",
+    note="LoRA modules of 5 tasks of two turned digits after upright ones; strengths 30, 300, 3000 and rates 1e-4 to 3e-3 "
+    "chosen on seeds 0 and 1, measured on 5 fresh seeds; others are not compared",
+    contradicted="at its own best rate, a tenth of ITA's, task arithmetic is within half a point, both within one of w_0 with "
+    "its pre-tuned classifier; what the penalty buys is steps of a size that take plain task arithmetic out of the basin",
 )
 def the_penalty_composes() -> tuple[str, bool]:
-    held, free, slow, joint = [], [], [], []
+    held, free, joint = [], [], []
     for seed in FRESH:
         test = _pretrained(seed)[2]
-        held.append(_accuracy(_learned(seed, 300.0, 3e-3), test))
-        free.append(_accuracy(_learned(seed, 0.0, 3e-3), test))
-        slow.append(_accuracy(_learned(seed, 0.0, 3e-4), test))
+        held.append(_accuracy(_learned(seed, *TUNED), test))
+        free.append(_accuracy(_learned(seed, *TUNED_FREE), test))
         joint.append(_joint(seed))
     text = (
-        f"mean accuracy {mean(held):.1f} %, without penalty {mean(free):.1f} %; slower, without penalty {mean(slow):.1f} %; "
-        f"all at once {mean(joint):.1f} %"
+        f"mean accuracy {mean(held):.1f} %, without penalty {mean(free):.1f} %, the difference by seed "
+        f"{', '.join(f'{a - b:+.1f}' for a, b in zip(held, free, strict=True))}; all at once {mean(joint):.1f} %"
     )
-    return text, mean(held) > mean(free) + 5 and mean(joint) > mean(held)
+    return text, mean(held) > mean(free) + 1
+
+
+@claim(
+    KEY,
+    statement="at thirty times its best rate task arithmetic loses 5 points to ITA at that rate, or more",
+    published="the penalty keeps modules in the basin of w_0, where they compose",
+    note="as above, rate 3e-3, alpha 300, 5 fresh seeds; control: alpha = 0. A lower rate does the same without a penalty",
+)
+def the_penalty_allows_long_steps() -> tuple[str, bool]:
+    held, free = ([_accuracy(_learned(seed, alpha, 3e-3), _pretrained(seed)[2]) for seed in FRESH] for alpha in (300.0, 0.0))
+    return f"mean accuracy {mean(held):.1f} %, without penalty {mean(free):.1f} %", mean(held) > mean(free) + 5
 
 
 @claim(
