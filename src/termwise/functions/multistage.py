@@ -7,7 +7,7 @@ sin(kappa_n x W + b) with kappa_n = 2 pi f_d, f_d the dominant frequency of e_n,
 the mean square is minimised, which has no scale: a square of 1e-20 is no reason to stop.
 
 For a smooth function of one variable a Chebyshev series of 40 terms leaves 3e-15 in milliseconds; in two variables one network of
-the stages' size, trained as long by BFGS, left two to five times less than they (claim `stages_help_in_two_variables`). Stages are
+the stages' size, trained as long by BFGS, left two to five times less (claim `stages_help_in_two_variables`). Stages are
 for functions of one variable without such a series, and for equations (`MultiStagePINN`).
 
 Source: papers.toml "multistage" (Wang & Lai 2023). Deviations: BFGS with the full matrix in place of Adam and L-BFGS; kappa has
