@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import UserDict
 from dataclasses import replace
 
 import pytest
@@ -325,6 +326,7 @@ def test_the_last_token_is_the_last_that_counts():
     short = {"input_ids": batches[0]["input_ids"][:, :4]}
     padded = {"input_ids": batches[0]["input_ids"], "attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0]] * 8)}
     assert angular_distance(model, [padded]) == pytest.approx(angular_distance(model, [short]))
+    assert angular_distance(model, [UserDict(padded)]) == angular_distance(model, [padded])  # as tokenizers give them
     assert angular_distance(model, [padded]) != pytest.approx(angular_distance(model, batches[:1]))
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -147,7 +147,7 @@ def angular_distance(model: nn.Module, batches: Iterable[Any], blocks: Sequence[
     try:
         with evaluating(model), torch.no_grad():
             for batch in batches:
-                mask = batch.get("attention_mask") if isinstance(batch, dict) else None
+                mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
                 last = None if mask is None else mask.long().cumsum(1).argmax(1)
                 samples += len(output_of(call(model, batch)))
     finally:

@@ -251,23 +251,24 @@ def _block_error(small: Compressed, model: nn.Module, x: Tensor) -> float:
 
 @claim(
     "curing",
-    statement="six blocks of SmolLM2-135M are replaced within half a minute of one core",
+    statement="six blocks of SmolLM2-135M are replaced within half a minute of one core, nine percent of it within a minute",
     published="Llama3.1-8B to 7.32B parameters (-9%) in 129 s",
     slow=True,
-    note="query, key and gate matrices at rank 128, by angular distance, on 16 windows of 128 tokens of this library's source; "
-    "seconds of the processor; its weights lie on a 4-bit grid; perplexity is shown, and not judged",
+    note="query, key and gate matrices of 6 and 16 blocks at rank 128, by angular distance, on 16 windows of 128 tokens of this "
+    "library's source; seconds of the processor; its weights lie on a 4-bit grid; perplexity, before healing, is shown and not "
+    "judged: it is not minimal loss",
 )
-def a_language_model_in_half_a_minute() -> tuple[str, bool]:
+def a_language_model_in_a_minute() -> tuple[str, bool]:
     model, ids = _language_model()
-    started = time.process_time()
-    small = curing(model, 6, data=_windows(ids[:16]), rank=128, metric="kl")
-    seconds = time.process_time() - started
-    before, after = (_perplexity(network, ids[16:]) for network in (model, small.model))
-    measured = (
-        f"{seconds:.0f} s; {small.before - small.after:,} of {small.before:,} parameters fewer "
-        f"({small.after / small.before - 1:.1%}); perplexity {before:.1f} to {after:.1f}"
-    )
-    return measured, seconds < 30 and small.after < small.before
+    texts, times, shares = [f"perplexity {_perplexity(model, ids[16:]):.1f}"], [], []
+    for blocks in (6, 16):
+        started = time.process_time()
+        small = curing(model, blocks, data=_windows(ids[:16]), rank=128, metric="kl")
+        times.append(time.process_time() - started)
+        shares.append(1 - small.after / small.before)
+        after = _perplexity(small.model, ids[16:])
+        texts.append(f"{blocks} blocks: {times[-1]:.0f} s, {-shares[-1]:.1%} of the parameters, perplexity {after:.1f}")
+    return "; ".join(texts), times[0] < 30 and times[1] < 60 and shares[1] >= 0.09
 
 
 @claim(
