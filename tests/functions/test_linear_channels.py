@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import pickle
 
 import numpy
 import pytest
@@ -103,6 +104,38 @@ def test_penalty_and_snapping():
     assert net.share == 0.5
     with pytest.raises(ValueError, match=r"p lies in \(0, 1\].*got 2"):
         net.penalty(2)
+
+
+def test_it_is_kept_in_files(tmp_path):
+    x = torch.randn(5, 2)
+    found = linearize_channels(small(), HALF, omega=0.1, epochs=2, progress=False)
+    torch.save(found, tmp_path / "found.pt")
+    again = torch.load(tmp_path / "found.pt", weights_only=False)
+    assert torch.equal(again.model(x), found.model(x))
+    assert (again.history, again.share, again.model.untouched) == (found.history, found.share, found.model.untouched)
+    assert again.model.layers == found.model.layers
+    torch.save(found.model.state_dict(), tmp_path / "state.pt")
+    plain = attach_slopes(small(), x)
+    plain.load_state_dict(torch.load(tmp_path / "state.pt"))
+    assert torch.equal(plain(x), found.model(x))
+    moved = pickle.loads(pickle.dumps(found.model.double().train()))  # recorded in float32, in eval mode
+    torch.testing.assert_close(moved(x.double()).float(), plain(x))
+    assert moved.training
+    assert moved.model[0].training
+    subject = build("llama", batch=2)
+    net = attach_slopes(subject.model, *subject.inputs, kwargs=subject.kwargs)
+    for copied in (pickle.loads(pickle.dumps(net)), copy.deepcopy(net)):
+        assert torch.equal(copied(*subject.inputs, **subject.kwargs), net(*subject.inputs, **subject.kwargs))
+
+
+def test_another_dtype_is_named():
+    net, x = attach_slopes(small(), torch.randn(5, 2)), torch.randn(3, 2)
+    with pytest.raises(
+        ValueError, match=r"\['free', 2\]\} in float32 on cpu, with weights in float32 on cpu .* in float64 on cpu"
+    ):
+        net(x.double())
+    with pytest.raises(ValueError, match=r"in float64 on cpu, with weights in float64 on cpu: capture it anew"):
+        net.double()(x.double())
 
 
 def test_what_cannot_be_given_slopes_is_refused():
@@ -271,6 +304,36 @@ def test_what_is_merged_and_what_is_not():
         collapse(nn.Linear(2, 2))
 
 
+def test_statistics_are_no_parameters_of_the_merged_network():
+    """Behind a convolution, where batch norms stay as they are; with gradients and without."""
+    layers = [nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2, affine=False), nn.ReLU()]
+    model, x = seeded(nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 2))), double(4, 1, 6, 6)
+    model[1].running_mean.fill_(0.3)
+    model[4].running_var.fill_(2.0)
+    net = attach_slopes(model, x)
+    net.slopes.data[:3] = 1.0
+    merged = collapse(net)
+    torch.testing.assert_close(merged(x), net(x), rtol=1e-12, atol=1e-12)
+    merged(x).sum().backward()
+    assert all(p.grad is not None for p in merged.parameters())
+    statistics = [(model[i].running_mean, model[i].running_var) for i in (1, 4)]
+    for value in (v for pair in statistics for v in pair):
+        assert any(torch.equal(b, value) for b in merged.buffers())
+        assert not any(torch.equal(p, value) for p in merged.parameters())
+
+
+@pytest.mark.parametrize("name", ["resnet", "llama", "mobilenet-v3", "bert"])
+def test_architectures_are_merged(name):
+    """With running statistics, with buffers that no state holds (inv_freq), with tied weights."""
+    subject = build(name, batch=2).to(torch.float64)
+    net = attach_slopes(subject.model, *subject.inputs, kwargs=subject.kwargs)
+    assert "model.rotary_emb.inv_freq" not in subject.model.state_dict()
+    net.slopes.data[: net.layers[0].channels] = 1.0
+    merged, given = collapse(net), [*subject.inputs, *subject.kwargs.values()]
+    torch.testing.assert_close(merged(*given), net(*subject.inputs, **subject.kwargs), rtol=1e-9, atol=1e-9)
+    merged(*given).sum().backward()
+
+
 # -- how linear a unit is -----------------------------------------------------------------------------------------------
 
 
@@ -376,6 +439,13 @@ def test_the_same_seed_is_the_same_network_and_the_model_is_left_alone():
     assert not model.training
 
 
+def test_the_shuffling_is_its_own():
+    before = torch.get_rng_state()
+    a, b = (linearize_channels(small(), RING, epochs=2, omega=0.1, progress=False, generator=g) for g in (None, seeds(0)))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert a.history == b.history
+
+
 def test_batches_of_a_loader():
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*RING), batch_size=48)
     a = linearize_channels(small(), loader, epochs=2, progress=False)
@@ -410,6 +480,8 @@ def test_what_is_refused():
         linearize_channels(small(), (X * math.nan, RING[1]), progress=False)
     with pytest.raises(ValueError, match=r"the loss is (nan|inf) in epoch 0"):
         linearize_channels(small(), RING, loss=lambda out, y: F.cross_entropy(out, y) / 0, progress=False)
+    with pytest.raises(ValueError, match=r"the loss has shape \(64,\), not one number: give its mean"):
+        linearize_channels(small(), RING, loss=lambda out, y: F.cross_entropy(out, y, reduction="none"), progress=False)
     for wrong in (X, iter([RING]), 3):
         with pytest.raises(TypeError, match="run through again"):
             linearize_channels(small(), wrong, progress=False)

@@ -218,7 +218,7 @@ class Program:
         """The tensors of a call, checked against what was recorded.
 
         Raises:
-            ValueError: naming the input whose shape differs where sizes are fixed.
+            ValueError: with the shapes of both, where these differ, and with dtypes and devices, of the weights too.
         """
         from .capture import Call, arguments
 
@@ -227,7 +227,9 @@ class Program:
         if not self.accepts(call):
             wanted = {n: ["free" if s is None else s for s in z] for n, z in zip(self._names, self._sizes, strict=True)}
             given = {n: list(t.shape) for n, t in zip(call.names, call.tensors, strict=True)}
-            raise ValueError(f"this program was recorded for {wanted} ({self.how}), got {given}: capture it anew")
+            kinds = [_kinds(self._key), _kinds(call.key)]
+            was, now = kinds if kinds[0] != kinds[1] else ("", "")
+            raise ValueError(f"this program was recorded for {wanted}{was} ({self.how}), got {given}{now}: capture it anew")
         return call.tensors
 
     def __call__(self, *inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Tensor:
@@ -264,6 +266,13 @@ class Program:
             if name not in {n.name for n in self.graph.find_nodes(op="placeholder")}:
                 raise CaptureError(f"placeholder {name} is missing from the graph")
         return self
+
+
+def _kinds(key: tuple[Any, ...]) -> str:
+    """Dtypes and devices within the key of a call: of its tensors, and of the weights."""
+    tensors = ", ".join(f"{str(dtype).removeprefix('torch.')} on {device}" for dtype, device, _ in key[1])
+    weights = f", with weights in {str(key[3][0]).removeprefix('torch.')} on {key[3][1]}" if key[3] else ""
+    return f" in {tensors}{weights}"
 
 
 def info(node: fx.Node) -> Info:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from termwise.core.capture import arguments, capture
 from termwise.core.interpret import evaluate, interpret
@@ -142,7 +143,9 @@ def _channel_axis(node: fx.Node) -> int | None:
 class PartlyLinear(nn.Module):
     """A copy of a network with a slope at every channel of its activations; it trains as the network does.
 
-    It runs what was recorded: without dropout, batch norms on their running statistics.
+    It runs what was recorded: without dropout, batch norms on their running statistics. Its `state_dict` fits what
+    `attach_slopes` makes of a model of the same architecture. Pickled (`torch.save`), it carries the example that it was
+    recorded from, and is recorded anew when it is read, in the dtype and on the device that it has then.
 
     Attributes:
         model: the copy, whose parameters these are.
@@ -151,13 +154,42 @@ class PartlyLinear(nn.Module):
         untouched: what else is not linear, and stays as it is.
     """
 
-    def __init__(self, model: nn.Module, program: Program) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], select: Callable[[Any], Tensor] | None
+    ) -> None:
         """Made by `attach_slopes`, with all slopes 0."""
         super().__init__()
-        self.model, self.layers, self.untouched = model, tuple(find_activations(program)), tuple(untouched(program))
+        self.model = model
+        self._example = (*self._each(lambda t: t.detach(), (inputs, dict(kwargs))), select)
+        self._record()
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         self.slopes = nn.Parameter(like.new_zeros(sum(a.channels for a in self.layers)))
+
+    def _record(self) -> None:
+        inputs, kwargs, select = self._example
+        program = capture(self.model, *inputs, kwargs=kwargs, select=select)
+        self.layers, self.untouched = tuple(find_activations(program)), tuple(untouched(program))
         self._program = sloped(program, self.layers).of(None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the recording, which no file can hold."""
+        return {k: v for k, v in self.__dict__.items() if k != "_program"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Record anew: in eval mode, as it was, in the dtype and on the device of the slopes."""
+        super().__setstate__(state)
+        here = self.slopes.detach()
+        moved = self._each(lambda t: t.to(here) if t.is_floating_point() else t.to(here.device), self._example[:2])
+        self._example = (*moved, self._example[2])
+        modes = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        self._record()
+        for module, mode in modes.items():
+            module.training = mode
+
+    @staticmethod
+    def _each(change: Callable[[Tensor], Tensor], example: Any) -> Any:
+        return pytree.tree_map(lambda value: change(value) if isinstance(value, Tensor) else value, example)
 
     @property
     def program(self) -> Program:
@@ -258,8 +290,7 @@ def attach_slopes(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, whose parameters are kept; got {type(model).__name__}")
     model, positional, keywords = arguments(model, inputs, kwargs)  # type: ignore[assignment]
-    program = capture(model, *positional, kwargs=keywords, select=select)
-    return PartlyLinear(copy.deepcopy(model), program).eval()
+    return PartlyLinear(copy.deepcopy(model), positional, keywords, select).eval()
 
 
 def sloped(program: Program, layers: tuple[Activation, ...]) -> Program:

@@ -37,7 +37,7 @@ Batch = tuple[Any, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class LinearizedChannels:
-    """A network whose channels were made linear under a price.
+    """A network whose channels were made linear under a price. `torch.save` keeps it, or the `state_dict` of its `model` alone.
 
     Attributes:
         model: the network, an nn.Module with the parameters of a copy; its slopes are frozen where they ended.
@@ -123,7 +123,7 @@ def linearize_channels(
         loss: of the output and the targets, a mean over the batch.
         tol: how near to 1 a slope is set to it.
         select: picks the tensor out of what the model returns, where it has no logits.
-        generator: of the shuffling.
+        generator: of the shuffling; one seeded with 0 when not given.
         progress: show a bar, where there is a terminal.
 
     Returns:
@@ -131,7 +131,7 @@ def linearize_channels(
 
     Raises:
         ValueError: for a model without activations that can be made linear; for no data, inputs that are not finite, a loss that
-            becomes so, or settings out of their range.
+            becomes so or is no number, or settings out of their range.
         TypeError: for what is no module, or data of another kind.
 
     Cost: that of training, with one more element-wise operation per activation.
@@ -157,6 +157,8 @@ def linearize_channels(
             for inputs, targets in batches:
                 net.zero_grad()
                 task = loss(net(*inputs), targets)
+                if task.numel() != 1:
+                    raise ValueError(f"the loss has shape {tuple(task.shape)}, not one number: give its mean over the batch")
                 if not task.isfinite():
                     raise ValueError(f"the loss is {task.item()} in epoch {epoch}: check data and loss, or lower lr ({lr:g})")
                 task.backward()
@@ -193,7 +195,8 @@ class _Batches:
     """Batches of inputs (a tuple) and targets, anew at each pass."""
 
     def __init__(self, data: Any, size: int, generator: torch.Generator | None) -> None:
-        self.data, self.size, self.generator = data, size, generator
+        self.data, self.size = data, size
+        self.generator = torch.Generator().manual_seed(0) if generator is None else generator
         self.pair = isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(t, Tensor) for t in data)
         if not self.pair and (not isinstance(data, Iterable) or isinstance(data, (Tensor, Iterator))):
             raise TypeError(

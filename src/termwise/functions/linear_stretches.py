@@ -45,7 +45,8 @@ def collapse(model: PartlyLinear) -> fx.GraphModule:
         model: with some activations all of whose units are linear, as `linearize_channels` gives it.
 
     Returns:
-        A plain module, called with the inputs in order and equal to the model; its parameters are those of the merged layers.
+        A plain module, called with the inputs in order and equal to the model; its parameters are those of the merged layers, and
+        of what was not merged.
 
     Raises:
         TypeError: for another kind of module.
@@ -76,13 +77,16 @@ class _Collapse:
     def __init__(self, model: PartlyLinear) -> None:
         self.program: Program = model.program
         given = {n: p for n, p in self.program.placeholders.items() if p.kind != "input"}
-        held = dict(model.model.state_dict(keep_vars=True))
+        net = model.model
+        held = dict(net.named_parameters(remove_duplicate=False)) | dict(net.named_buffers(remove_duplicate=False))
         self.held: dict[fx.Node, Any] = {}
+        self.trained: set[fx.Node] = set()  # of those, what is made of parameters
         for node in self.program.graph.find_nodes(op="placeholder"):
             if node.name in given:
                 p = given[node.name]
                 value = model.slopes if node.name == "slopes" else p.value if p.value is not None else held[p.name]
                 self.held[node] = value.detach()
+                self.trained |= {node} if p.kind == "parameter" else set()
         self.linear = {a.node for a, on in zip(model.layers, model.active.values(), strict=True) if not on.any()}
         self.root, self.graph = nn.Module(), fx.Graph()
         self.seen: dict[fx.Node, Any] = {}
@@ -100,6 +104,7 @@ class _Collapse:
                 elif node.all_input_nodes and all(a in self.held for a in node.all_input_nodes):
                     args, kwargs = fx.map_arg((node.args, node.kwargs), self.held.__getitem__)
                     self.held[node] = node.target(*args, **kwargs)
+                    self.trained |= {node} if self.trained & set(node.all_input_nodes) else set()
                 else:
                     self.seen[node] = self.affine(node) or self.graph.node_copy(node, self.argument)
         self.graph.eliminate_dead_code()
@@ -157,21 +162,19 @@ class _Collapse:
     def argument(self, node: fx.Node) -> fx.Node:
         """A value as a node of the new graph; A v + c becomes a linear layer there."""
         if node in self.held:
-            return self.parameter(node.name, self.held[node])
+            return self.tensor(node.name, self.held[node], trained=node in self.trained)
         value = self.seen[node]
         if isinstance(value, _Affine):
-            weight = self.parameter(f"{node.name}_weight", value.matrix)
-            value = self.graph.call_function(
-                aten.linear.default, (value.base, weight, self.parameter(f"{node.name}_bias", value.shift))
-            )
+            weight, bias = self.tensor(f"{node.name}_weight", value.matrix), self.tensor(f"{node.name}_bias", value.shift)
+            value = self.graph.call_function(aten.linear.default, (value.base, weight, bias))
             self.seen[node] = value
         found: fx.Node = value
         return found
 
-    def parameter(self, name: str, value: Tensor) -> fx.Node:
-        """A tensor of the new network."""
+    def tensor(self, name: str, value: Tensor, *, trained: bool = True) -> fx.Node:
+        """A tensor of the new network, a parameter or a buffer."""
         if not hasattr(self.root, name):
-            if value.is_floating_point():
+            if trained and value.is_floating_point():
                 self.root.register_parameter(name, nn.Parameter(value.clone()))
             else:
                 self.root.register_buffer(name, value.clone())
