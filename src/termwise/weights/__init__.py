@@ -19,6 +19,7 @@ from .low_rank_linear import GroupedLinear, LowRankEmbedding, LowRankLinear, Piv
 from .merge_table import merge_table
 from .methods import METHODS, Method
 from .projection import Projection, project
+from .rom import rom
 from .saved import load_compressed, rebuild
 from .sensitivity import sensitivity
 from .welore import (
@@ -34,10 +35,10 @@ from .welore import (
 
 __all__ = [
     "METHODS", "Allocation", "CURDecomposition", "CalibrationStats", "Compressed", "Curve", "Factorization", "GradientRank",
-    "GroupedLinear", "Ladder", "Layer", "LayerStats", "LowRankEmbedding", "LowRankLinear", "LowRankSplit", "Masks", "Method",
-    "Pivoted", "Projection", "afm_embedding", "afm_linear", "alds", "allocate", "angular_distance", "break_even", "choose",
-    "compress", "compress_ctr", "cur", "curing", "deim", "distortion_curves", "domain_report", "find_layers", "fine_tune",
-    "gradient_rank", "group_errors", "grouped", "heal", "joint_distortion", "layer_types", "load_compressed", "lord",
-    "low_rank_split", "lrc_parameters", "merge_table", "normalised_spectrum", "project", "prune", "qdeim", "rebuild",
-    "sensitivity", "type_sweep", "welore",
+    "GroupedLinear", "Ladder", "Layer", "LayerStats", "LowRankEmbedding", "LowRankLinear", "LowRankSplit", "Masks",
+    "Method", "Pivoted", "Projection", "afm_embedding", "afm_linear", "alds", "allocate", "angular_distance", "break_even",
+    "choose", "compress", "compress_ctr", "cur", "curing", "deim", "distortion_curves", "domain_report", "find_layers",
+    "fine_tune", "gradient_rank", "group_errors", "grouped", "heal", "joint_distortion", "layer_types", "load_compressed",
+    "lord", "low_rank_split", "lrc_parameters", "merge_table", "normalised_spectrum", "project", "prune", "qdeim",
+    "rebuild", "rom", "sensitivity", "type_sweep", "welore",
 ]  # fmt: skip

@@ -26,7 +26,10 @@ from .batches import call, evaluating
 from .gathered import Gathered
 from .layers import Layer
 
-__all__ = ["CalibrationStats", "LayerStats", "shrink"]
+__all__ = ["CalibrationStats", "LayerStats", "kept_tokens", "rows_read", "shrink"]
+
+PATCHES = 256
+"""Rows of a picture that a convolution reads, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +108,7 @@ class CalibrationStats(Mapping[str, LayerStats]):
         layers: Mapping[str, Layer],
         *,
         dtype: torch.dtype = torch.float64,
-        patches: int = 256,
+        patches: int = PATCHES,
         mask: str | None = "attention_mask",
         generator: torch.Generator | None = None,
     ) -> CalibrationStats:
@@ -133,7 +136,7 @@ class CalibrationStats(Mapping[str, LayerStats]):
         try:
             with evaluating(model), torch.no_grad():
                 for batch in batches:
-                    run.keep = _kept(batch, mask)
+                    run.keep = kept_tokens(batch, mask)
                     call(model, batch)
                     run.seen.clear()
         finally:
@@ -199,18 +202,9 @@ class _Run:
             if leader is not None:
                 return
             self.seen.append((weakref.ref(x), x._version, how, name))
-            self.gathered[name].add(self.rows(layer, x).detach())
+            self.gathered[name].add(rows_read(layer, x, self.keep, self.generator, self.patches).detach())
 
         return read
-
-    def rows(self, layer: Layer, x: Tensor) -> Tensor:
-        """Rows of one call: a sample of the patches of a picture, the tokens that are none of padding."""
-        rows = layer.rows(x)
-        if isinstance(layer.module, nn.Conv2d) and len(rows) > self.patches * len(x):
-            return rows[torch.randperm(len(rows), generator=self.generator)[: self.patches * len(x)].to(rows.device)]
-        if self.keep is not None and x.shape[:-1] == self.keep.shape:
-            return rows[self.keep.reshape(-1)]
-        return rows
 
     def merge(self, name: str, rows: Tensor) -> None:
         new = LayerStats.of(rows, self.dtype)
@@ -223,8 +217,18 @@ class _Run:
         return {name: self.stats[leader] for name, leader in self.leaders.items() if leader in self.stats}
 
 
-def _kept(batch: Any, mask: str | None) -> Tensor | None:
-    """Where a token counts."""
+def rows_read(layer: Layer, x: Tensor, keep: Tensor | None, generator: torch.Generator, patches: int = PATCHES) -> Tensor:
+    """Rows of one call: a sample of the patches of a picture, the tokens that are none of padding (`keep`)."""
+    rows = layer.rows(x)
+    if isinstance(layer.module, nn.Conv2d) and len(rows) > patches * len(x):
+        return rows[torch.randperm(len(rows), generator=generator)[: patches * len(x)].to(rows.device)]
+    if keep is not None and x.shape[:-1] == keep.shape:
+        return rows[keep.reshape(-1)]
+    return rows
+
+
+def kept_tokens(batch: Any, mask: str | None = "attention_mask") -> Tensor | None:
+    """Where a token counts; None where all do."""
     if mask is None or not isinstance(batch, Mapping) or not isinstance(batch.get(mask), Tensor) or batch[mask].ndim != 2:
         return None
     kept: Tensor = batch[mask] != 0

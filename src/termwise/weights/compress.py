@@ -119,7 +119,10 @@ def compress(
 
     def at(limit: float) -> tuple[Allocation, nn.Module, dict[str, Replacement]]:
         allocation = chosen.policy(ladders, curves, limit)
-        built = {name: ladders[name].build(i) for name, i in allocation.choice.items()}
+        if chosen.build is not None:
+            built = chosen.build(task, ladders, allocation.choice)
+        else:
+            built = {name: ladders[name].build(i) for name, i in allocation.choice.items()}
         return allocation, assemble(task, built), built
 
     if unit == "error":

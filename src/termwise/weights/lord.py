@@ -190,7 +190,7 @@ def lord(
         errors = fitted["errors"][rank : rank + 1].double().numpy()
         return with_dense(layer, [f"rank {rank}"], params, errors, lambda i: at_rank(layer, fitted, rank))
 
-    method = Method(fit_aware, at_its_rank, _cheapest)
+    method = Method(fit_aware, at_its_rank, _cheapest, name="lord")
     return compress(model, 1.0, data=data, method=method, keep=keep, shrinkage=shrinkage, progress=False)
 
 

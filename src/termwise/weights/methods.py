@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from . import afm, grouped, lord, low_rank, welore
+from . import afm, grouped, lord, low_rank, rom, welore
 from .allocation import Allocation, allocate
 from .alternation import alternate
 from .cur import cur_choices, fit_cur
 from .evidence import Evidence
 from .joint_pruning import fit_prune, measure_at_output, prune_choices
-from .ladder import Curve, Fitted, Ladder
+from .ladder import Curve, Fitted, Ladder, Replacement
 from .layers import Layer
 from .task import Task
 
-__all__ = ["METHODS", "Method", "Policy"]
+__all__ = ["METHODS", "Build", "Method", "Policy"]
 
 Measure = Callable[[Task, Mapping[str, Ladder]], dict[str, Ladder]]
 Policy = Callable[[Mapping[str, Ladder], Mapping[str, Curve], float], Allocation]
+Build = Callable[[Task, Mapping[str, Ladder], Mapping[str, int]], dict[str, Replacement]]
 
 
 def least_sum(ladders: Mapping[str, Ladder], curves: Mapping[str, Curve], budget: float) -> Allocation:
@@ -39,6 +40,7 @@ class Method:
         name: in reports, of one that is not in `METHODS`.
         measure: errors of every choice by running the model, in the unit of its output; those of `fit` when there is none.
         zeros: whether it puts zeros into layers, and makes nothing smaller or faster.
+        build: makes what was chosen, of layers whose replacements depend on each other; from their ladders when not given.
     """
 
     fit: Callable[[Evidence], Fitted]
@@ -49,6 +51,7 @@ class Method:
     name: str = "custom"
     measure: Measure | None = None
     zeros: bool = False
+    build: Build | None = None
 
 
 METHODS: dict[str, Method] = {
@@ -60,6 +63,7 @@ METHODS: dict[str, Method] = {
     "cur": Method(fit_cur, cur_choices),
     "lord": Method(low_rank.fit_aware, low_rank.pairs, lord.one_rank_per_type),
     "prune": Method(fit_prune, prune_choices, data=False, measure=measure_at_output, zeros=True),
+    "rom": Method(low_rank.fit_svd, low_rank.pairs, rom.last_blocks, data=False, build=rom.one_after_another),
     "svd": Method(low_rank.fit_svd, low_rank.pairs, data=False),
     "welore": Method(welore.fit_welore, welore.spectral, welore.one_threshold, data=False),
     "welore-aware": Method(welore.fit_welore_aware, welore.spectral, welore.one_threshold),

@@ -192,7 +192,9 @@ def welore(
         return Allocation(choice, sum(float(curves[name].costs[i]) for name, i in choice.items()), worst, worst, 0.0)
 
     fit = fit_welore_aware if outputs else fit_welore
-    method = Method(fit, partial(spectral, min_ratio=min_ratio), at_these_ranks, data=outputs)
+    method = Method(
+        fit, partial(spectral, min_ratio=min_ratio), at_these_ranks, data=outputs, name="welore-aware" if outputs else "welore"
+    )
     return compress(model, 1.0, data=data, method=method, keep=keep, progress=False)
 
 
