@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from . import afm, grouped, lord, low_rank, rom, welore
+from . import afm, grouped, lord, low_rank, rom, tensor_layers, welore
 from .allocation import Allocation, allocate
 from .alternation import alternate
 from .cur import cur_choices, fit_cur
@@ -60,11 +60,13 @@ METHODS: dict[str, Method] = {
     "aware": Method(low_rank.fit_aware, low_rank.pairs),
     "afm": Method(afm.fit_afm, afm.affine_pairs),
     "asvd": Method(low_rank.fit_asvd, low_rank.pairs),
+    "cp": Method(tensor_layers.fit_cp, tensor_layers.cp_choices, data=False),
     "cur": Method(fit_cur, cur_choices),
     "lord": Method(low_rank.fit_aware, low_rank.pairs, lord.one_rank_per_type),
     "prune": Method(fit_prune, prune_choices, data=False, measure=measure_at_output, zeros=True),
     "rom": Method(low_rank.fit_svd, low_rank.pairs, rom.last_blocks, data=False, build=rom.one_after_another),
     "svd": Method(low_rank.fit_svd, low_rank.pairs, data=False),
+    "tucker": Method(tensor_layers.fit_tucker, tensor_layers.tucker_choices, data=False),
     "welore": Method(welore.fit_welore, welore.spectral, welore.one_threshold, data=False),
     "welore-aware": Method(welore.fit_welore_aware, welore.spectral, welore.one_threshold),
 }
