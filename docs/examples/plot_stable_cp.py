@@ -47,7 +47,7 @@ print(decompose_conv(conv, "cp-epc", rank=12))
 # Whole networks, nothing retrained: size against the change of the output on digits held out.
 
 fig, axis = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
-budgets = (0.15, 0.25, 0.4, 0.6)
+budgets = (0.15, 0.3, 0.6)
 for method in ("svd", "cp", "tucker", "auto"):
     points = [tw.compress(trained.model, b, data=trained.inputs, method=method, progress=False) for b in budgets]
     axis.semilogy([p.kept for p in points], [p.measured for p in points], "o-", label=method)
