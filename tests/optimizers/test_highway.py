@@ -230,6 +230,36 @@ def test_it_is_an_ordinary_module_to_optimizers():
         assert torch.equal(answer(x), model(x))
 
 
+def test_a_second_backward_pass_is_as_the_caller_asks():
+    model, _, x = CASES["tower"]
+    cell, steps = nn.GRUCell(2, 3).double(), double(6, 4, 2)
+    for module, data in ((HighwayBackward(model, 2), x), (HighwayRecurrent(cell, 2), steps)):
+        weights = list(module.parameters())
+        loss = module(data).square().sum()
+        once = torch.autograd.grad(loss, weights, retain_graph=True)
+        twice = torch.autograd.grad(loss, weights)
+        assert all(torch.equal(a, b) for a, b in zip(once, twice, strict=True))
+        with pytest.raises(RuntimeError, match="second time"):
+            torch.autograd.grad(loss, weights)
+
+
+def test_they_are_modules():
+    model, _, x = CASES["tower"]
+    answer = HighwayBackward(model, 2)
+    torch.testing.assert_close(nn.Sequential(answer)(x), model(x))
+    assert {id(p) for p in nn.ModuleList([answer]).parameters()} == {id(p) for p in model.parameters()}
+    cell, steps = nn.GRUCell(2, 3).double(), double(6, 4, 2)
+    layer = HighwayRecurrent(cell, 15)
+    assert nn.Sequential(layer)(steps).shape == (6, 4, 3)
+    assert list(layer.state_dict()) == [f"cell.{n}" for n in cell.state_dict()]
+    assert "iterations=2" in repr(answer)
+    assert "iterations=15" in repr(layer)
+    found = highway_recurrent(cell, lambda h, _: h.square().sum(), (steps, None), 15)
+    assert (found.rounds, len(found.parts)) == (7, 16)
+    assert found.error() < 1e-12
+    assert not found.parts["paths_7"].any()
+
+
 def test_frozen_weights_stay_so():
     model, x, y = Tower(3), double(5, 3), double(5, 2, seed=1)
     model.layers[1].requires_grad_(False)
@@ -440,6 +470,11 @@ def test_bad_recurrent_arguments():
         highway_recurrent(lambda x, h: h, loss, (x, None), 1)
     with pytest.raises(ValueError, match="gate of a RNNCell is not known"):
         highway_recurrent(nn.RNNCell(2, 3).double(), loss, (x, None), 1)
+    for layer, message in ((nn.GRU(2, 3), "a GRU is a whole layer; give a cell"), (nn.LSTMCell(2, 3), "LSTMCell has two states")):
+        with pytest.raises(ValueError, match=message):
+            HighwayRecurrent(layer, 1, gate=lambda x, h: h)
+    with pytest.raises(ValueError, match="iterations"):
+        HighwayRecurrent(cell, -2)
     with pytest.raises(ValueError, match=r"T > 0, got \(0, 4, 2\)"):
         highway_recurrent(cell, loss, (x[:0], None), 1)
     with pytest.raises(ValueError, match=r"T, samples, inputs\).* got \(4, 2\)"):

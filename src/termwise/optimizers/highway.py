@@ -148,13 +148,13 @@ def highway_gradients(
         if k > depth:  # no path is longer
             parts[f"paths_{k}"] = torch.zeros_like(whole)
             continue
-        here, sources = run.last(run.carry(sources), leaves, keep=True)
+        here, sources = run.last(run.carry(sources), leaves, more=True)
         parts[f"paths_{k}"] = _row(here, leaves) + (_row(ahead, leaves) if k == 0 else 0)
     rounds = (min(iterations, depth) + 1) * (1 + run.carried)
     return HighwayGradients(whole, parts, tuple(names), tuple(tuple(v.shape) for v in leaves), depth, rounds)
 
 
-class HighwayBackward:
+class HighwayBackward(nn.Module):
     """A model whose backward pass is Highway backpropagation: call it in the model's place, and go on as ever.
 
         loss = loss_fn(HighwayBackward(model, iterations=3)(x), y);     loss.backward();     optimizer.step()
@@ -162,7 +162,7 @@ class HighwayBackward:
     fills `.grad` of the model's own parameters (and of inputs that require it) with the sum over paths through at most K blocks.
 
     Args:
-        model: a residual network in eval mode (no dropout, running statistics); kept by reference.
+        model: a residual network in eval mode (no dropout, running statistics); a submodule, kept by reference.
         iterations: K; from the number of layers on the gradient is exact, at 0 nothing is sent back through a block but
             to its own weights.
         select: picks the tensor out of what the model returns, where it has no logits.
@@ -193,9 +193,15 @@ class HighwayBackward:
 
     def __init__(self, model: nn.Module, iterations: int, *, select: Callable[[Any], Tensor] | None = None) -> None:
         """Nothing is recorded before the first call."""
-        self.iterations, self.model, self._select = _checked(model, iterations), model, select
+        iterations = _checked(model, iterations)
+        super().__init__()
+        self.iterations, self.model, self._select, self.training = iterations, model, select, model.training
 
-    def __call__(self, *inputs: Any, **kwargs: Any) -> Tensor:
+    def extra_repr(self) -> str:
+        """K."""
+        return f"iterations={self.iterations}"
+
+    def forward(self, *inputs: Any, **kwargs: Any) -> Tensor:
         """The model's output (its logits, where there are some)."""
         program, stack, tensors = _recorded(self.model, inputs, kwargs, self._select)
         named, places = _trained(program)
@@ -240,9 +246,15 @@ class _Highway(torch.autograd.Function):
         for _ in range(ctx.iterations):
             blocks = ctx.run.through(d)
             d = ctx.run.carry([e + b for e, b in zip(sources, blocks, strict=True)])
-        behind, _ = ctx.run.last(d, ctx.leaves)
+        behind, _ = ctx.run.last(d, ctx.leaves, keep=retained())
         found = iter([a if b is None else b if a is None else a + b for a, b in zip(ahead, behind, strict=True)])
         return (None, None, None, None, *(next(found) if wanted else None for wanted in ctx.wanted))
+
+
+def retained() -> bool:
+    """Whether the caller of the backward pass that is running asked for `retain_graph`."""
+    asked: bool = torch._C._autograd._get_current_graph_task_keep_graph()
+    return asked
 
 
 # -- helpers ----------------------------------------------------------------------------------------------------------

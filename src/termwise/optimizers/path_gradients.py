@@ -118,22 +118,23 @@ class PathGradients:
         return self._sources(found)
 
     def last(
-        self, d: Sequence[Tensor], leaves: Sequence[Tensor], *, keep: bool = False
+        self, d: Sequence[Tensor], leaves: Sequence[Tensor], *, more: bool = False, keep: bool = False
     ) -> tuple[list[Tensor | None], list[Tensor]]:
         """One round with the gradients of the leaves, in the layers and in the stem; what `through` returns comes second.
 
         Args:
             d: gradients at p_1 ... p_(n+1).
             leaves: what gradients are asked for.
-            keep: there will be more rounds.
+            more: there will be more rounds.
+            keep: what a round needs, for another backward pass.
         """
         outputs = [g.output for g in self._groups]
         seeds = self._seeds(d)
         if self.entry.requires_grad:
             outputs, seeds = [*outputs, self.entry], [*seeds, d[0]]
-        streams = [g.stream for g in self._groups] if keep else []
-        found = torch.autograd.grad(outputs, [*leaves, *streams], seeds, retain_graph=keep, allow_unused=True)
-        return list(found[: len(leaves)]), self._sources(found[len(leaves) :]) if keep else []
+        streams = [g.stream for g in self._groups] if more else []
+        found = torch.autograd.grad(outputs, [*leaves, *streams], seeds, retain_graph=more or keep, allow_unused=True)
+        return list(found[: len(leaves)]), self._sources(found[len(leaves) :]) if more else []
 
     def _seeds(self, d: Sequence[Tensor]) -> list[Tensor]:
         return [torch.stack([d[i + 1] for i in g.layers]) for g in self._groups]

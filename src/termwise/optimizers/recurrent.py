@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .highway import HighwayGradients, _number, _row
+from .highway import HighwayGradients, _number, _row, retained
 from .scan import reverse_scan
 
 __all__ = ["HighwayRecurrent", "highway_recurrent"]
@@ -82,15 +82,18 @@ def highway_recurrent(
     sources, *ahead = torch.autograd.grad(loss, [held, *weights], allow_unused=True)
     parts = {}
     for k in range(iterations + 1):
+        if k > len(inputs):  # no path is longer
+            parts[f"paths_{k}"] = torch.zeros_like(whole)
+            continue
         d = reverse_scan(kept[1:], sources)
         *here, back = torch.autograd.grad(after, [*weights, before], d, retain_graph=True, allow_unused=True)
         parts[f"paths_{k}"] = _row(here, weights) + (_row(ahead, weights) if k == 0 else 0)
         sources = _beside(back, kept, d)
     shapes = tuple(tuple(w.shape) for w in weights)
-    return HighwayGradients(whole, parts, tuple(named), shapes, len(inputs), iterations + 1)
+    return HighwayGradients(whole, parts, tuple(named), shapes, len(inputs), min(iterations, len(inputs)) + 1)
 
 
-class HighwayRecurrent:
+class HighwayRecurrent(nn.Module):
     """A recurrent layer whose backward pass through time is Highway backpropagation.
 
         states = HighwayRecurrent(cell, iterations=3)(x);     loss_fn(states, y).backward();     optimizer.step()
@@ -99,13 +102,13 @@ class HighwayRecurrent:
     leave the gated way at most K times.
 
     Args:
-        cell: as `highway_recurrent` takes it; kept by reference.
+        cell: as `highway_recurrent` takes it; a submodule, kept by reference.
         iterations: K; T make the gradient exact.
         gate: as there.
 
     Raises:
         TypeError: for a cell that is no module.
-        ValueError: as `highway_recurrent`, at the call.
+        ValueError: for a cell without a gate, iterations < 0; else as `highway_recurrent`, at the call.
 
     Cost: T steps forward, one after the other, and one call over T rows; K + 1 backward passes of that call.
 
@@ -126,13 +129,19 @@ class HighwayRecurrent:
 
     def __init__(self, cell: nn.Module, iterations: int, *, gate: Gate | None = None) -> None:
         """Nothing runs before the first call."""
-        self.cell, self.iterations, self._gate = cell, iterations, gate
+        _checked_cell(cell, iterations, gate)
+        super().__init__()
+        self.cell, self.iterations, self._gate, self.training = cell, iterations, gate, cell.training
 
-    def __call__(self, inputs: Tensor, state: Tensor | None = None) -> Tensor:
+    def extra_repr(self) -> str:
+        """K."""
+        return f"iterations={self.iterations}"
+
+    def forward(self, inputs: Tensor, state: Tensor | None = None) -> Tensor:
         """All states h_1 ... h_T, (T, samples, width), of inputs (T, samples, inputs)."""
         first = _checked(self.cell, self.iterations, inputs, state, self._gate)
         weights = [w for w in self.cell.parameters() if w.requires_grad]
-        found: Tensor = _Highway.apply(self.cell, self._gate, self.iterations, inputs, first, *weights)
+        found: Tensor = _Highway.apply(self.cell, self._gate, min(self.iterations, len(inputs)), inputs, first, *weights)
         return found
 
 
@@ -157,7 +166,7 @@ class _Highway(torch.autograd.Function):
         for _ in range(ctx.iterations):
             (back,) = torch.autograd.grad(ctx.after, ctx.before, d, retain_graph=True)
             d = reverse_scan(ctx.kept[1:], seed + _beside(back, ctx.kept, d))
-        found = list(torch.autograd.grad(ctx.after, ctx.leaves, d, allow_unused=True))
+        found = list(torch.autograd.grad(ctx.after, ctx.leaves, d, allow_unused=True, retain_graph=retained()))
         inputs = found.pop(0) if ctx.needs_input_grad[3] else None
         first = found[0][0] if ctx.needs_input_grad[4] else None
         return (None, None, None, inputs, first, *found[1:])
@@ -165,20 +174,27 @@ class _Highway(torch.autograd.Function):
 
 def _checked(cell: Any, iterations: Any, inputs: Tensor, state: Tensor | None, gate: Gate | None) -> Tensor:
     """The first state."""
-    if not isinstance(cell, nn.Module):
-        raise TypeError(f"cell must be a torch.nn.Module, whose parameters get gradients; got {type(cell).__name__}")
-    if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 0:
-        raise ValueError(f"iterations is a number of 0 or more, got {iterations!r}")
+    _checked_cell(cell, iterations, gate)
     if inputs.ndim != 3 or not len(inputs):
         raise ValueError(f"inputs are (T, samples, inputs) with T > 0, got {tuple(inputs.shape)}")
     if not bool(inputs.isfinite().all()):
         raise ValueError("an input is not finite")
-    if gate is None and not isinstance(cell, nn.GRUCell):
-        raise ValueError(f"the gate of a {type(cell).__name__} is not known: give gate=, (x, h) -> what multiplies the state")
     size = getattr(cell, "hidden_size", None)
     if state is None and size is None:
         raise ValueError(f"{type(cell).__name__} has no hidden_size to make h_0 of: give state=")
     return inputs.new_zeros(inputs.shape[1], size) if state is None else state
+
+
+def _checked_cell(cell: Any, iterations: Any, gate: Gate | None) -> None:
+    if not isinstance(cell, nn.Module):
+        raise TypeError(f"cell must be a torch.nn.Module, whose parameters get gradients; got {type(cell).__name__}")
+    if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 0:
+        raise ValueError(f"iterations is a number of 0 or more, got {iterations!r}")
+    if isinstance(cell, (nn.RNNBase, nn.LSTMCell)):
+        what = "has two states" if isinstance(cell, nn.LSTMCell) else "is a whole layer"
+        raise ValueError(f"a {type(cell).__name__} {what}; give a cell, (x, h) -> h of the next step, as an nn.GRUCell is")
+    if gate is None and not isinstance(cell, nn.GRUCell):
+        raise ValueError(f"the gate of a {type(cell).__name__} is not known: give gate=, (x, h) -> what multiplies the state")
 
 
 def _steps(cell: nn.Module, gate: Gate | None, inputs: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
