@@ -1,4 +1,7 @@
-"""Fisher information, losses of compositions, adapters, ITA and IEL, each against a slow obvious twin."""
+"""Fisher information, losses of compositions, adapters, ITA and IEL, each against a slow obvious twin.
+
+One file: all of them are tested on the same small network, with the same modules and the same dense twin of it.
+"""
 
 import itertools
 import math
@@ -283,6 +286,15 @@ def test_modules_may_move_different_parameters():
         torch.testing.assert_close(one.curvature, two.curvature, rtol=1e-9, atol=1e-14)
         torch.testing.assert_close(one.total(), two.total())
     torch.testing.assert_close(compose(model, part)(x), compose(model, full)(x))
+
+
+def test_pairs_are_drawn():
+    model, x = net(), double(5, 4)
+    found = quadratic(model, F.cross_entropy, x, torch.arange(5) % 3, modules(model, 3))
+    axes = found.plot_pairs().axes[0]
+    shown = torch.as_tensor(axes.images[0].get_array().data)
+    assert torch.equal(shown[:, :3], found.parts["order_2"])
+    assert torch.equal(shown[:, 3], found.parts["order_1"])
 
 
 def test_a_loss_without_third_order_adds_up(tmp_path):

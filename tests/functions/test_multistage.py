@@ -120,7 +120,9 @@ def test_it_ends_where_only_rounding_is_left():
     nothing = tw.MultiStage(2, (5,), iterations=20).fit(x, 0 * x)
     assert nothing.predict(x).isfinite().all()
     tiny = tw.MultiStage(1, (5,), iterations=30).fit(x, 1e-200 * target(x))
-    assert tiny.history[0].eps == pytest.approx(1e-200 * rms(target(x)), rel=0.5) or tiny.history[0].eps == 1.0
+    assert tiny.history[0].eps == pytest.approx(1e-200 * rms(target(x)), rel=1e-12)
+    assert rms(1e200 * tiny.predict(x) - target(x)) < 0.1 * rms(target(x))
+    assert tiny.history[0].left < 0.1 * tiny.history[0].eps
 
 
 def test_arrays_and_columns_are_taken():
@@ -204,6 +206,22 @@ def test_settings_that_make_no_sense(change, error, message):
 def test_data_that_make_no_sense(x, y, error, message):
     with pytest.raises(error, match=message):
         tw.MultiStage(1, (3,), iterations=2).fit(x, y)
+
+
+@pytest.mark.parametrize("options", [{"hidden": 20}, {"hidden": (2.5,)}, {"stages": 2.0}, {"iterations": True}])
+def test_numbers_are_whole(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} (is a whole number|has a width)"):
+        tw.MultiStage(**options)
+    with pytest.raises(ValueError, match=r"order is a whole number of 1 or more, got 1\.5"):
+        MultiStagePINN(lambda x, u: u[0], 1.5, [(line(1, 0, 0), 0, line(1, 1, 1))])
+
+
+def test_numbers_of_python_are_taken_and_the_tolerance_is_kept(tmp_path):
+    model = tw.MultiStage(1, (3,), iterations=5, tol=1e-3)
+    assert repr(model) == "MultiStage(stages=1, hidden=(3,), iterations=5, optimizer='bfgs', tol=0.001)"
+    model.fit([0.0, 0.5, 1.0, 2.0], [1.0, 2.0, 3.0, 4.0])
+    assert "1 fitted" in repr(model)
+    assert tw.MultiStage.load(model.save(tmp_path / "model")).tol == 1e-3
 
 
 def test_what_needs_a_fit_says_so():
@@ -427,6 +445,28 @@ def decay(stages: int = 2, iterations: int = 80, **options) -> MultiStagePINN:
         iterations=iterations,
         **options,
     )
+
+
+def test_a_condition_lies_in_the_box():
+    with pytest.raises(ValueError, match=r"outside the box of X, \[0\.5\] to \[1\.0\]"):
+        decay().fit(line(20, 0.5, 1))
+
+
+def test_a_stage_that_makes_things_worse_is_left_out(monkeypatch):
+    from termwise.functions import multistage_pinn
+
+    real = multistage_pinn.minimise
+
+    def spoiled(loss, weights, *rest):
+        used = real(loss, weights, *rest)
+        if len(solver.fitted) == 1:
+            with torch.no_grad():
+                weights[-1].add_(1e3)
+        return used
+
+    solver = decay(stages=3, iterations=20)
+    monkeypatch.setattr(multistage_pinn, "minimise", spoiled)
+    assert len(solver.fit(line(40, 0, 1)).fitted) == 1
 
 
 def test_an_equation_is_solved_by_stages():

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,9 @@ from termwise.core.trace import slow_transformer_path
 from .composition import TaskVector, checked_modules, checked_weights
 from .fisher import diagonal_fisher
 from .tangent import parameter_groups
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["CompositionalLoss", "quadratic"]
 
@@ -64,6 +68,20 @@ class CompositionalLoss(Decomposition):
         own = self.curvature.diagonal()
         apart = own.unsqueeze(0) + own.unsqueeze(1) - self.curvature - self.curvature.T
         return torch.outer(self.weights, self.weights).mul(apart).triu(1).sum() / 2
+
+    def plot_pairs(self) -> Figure:
+        """Draw what each pair of modules does to the loss, order_2, and beside it what each does by itself, order_1."""
+        from matplotlib.figure import Figure
+
+        rows = torch.cat([self.parts["order_2"], self.parts["order_1"].unsqueeze(1)], 1).detach().cpu().numpy()
+        n, high = len(rows), float(abs(rows).max()) or 1.0
+        figure = Figure(figsize=(1.2 + 0.6 * (n + 1), 0.8 + 0.6 * n), layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(rows, cmap="RdBu_r", vmin=-high, vmax=high)
+        axes.set_xticks(range(n + 1), [*map(str, range(n)), "alone"])
+        axes.set(yticks=range(n), xlabel="with module", ylabel="module")
+        figure.colorbar(image, ax=axes, label="share of the loss")
+        return figure
 
     def alone(self) -> Decomposition:
         """The loss of each module by itself, (T,), to second order: its remainders and this one make up gap - omega."""

@@ -7,8 +7,8 @@ sin(kappa_n x W + b) with kappa_n = 2 pi f_d, f_d the dominant frequency of e_n,
 the mean square is minimised, which has no scale: a square of 1e-20 is no reason to stop.
 
 For a smooth function of one variable a Chebyshev series of 40 terms leaves 3e-15 in milliseconds; in two variables one network of
-the stages' size, trained as long by BFGS, left two to five times less (claim `stages_help_in_two_variables`). Stages are
-for functions of one variable without such a series, and for equations (`MultiStagePINN`).
+the stages' size, trained as long by BFGS, left two to five times less (claim `stages_help_in_two_variables`). Stages are for
+functions of one variable without such a series, and for equations (`MultiStagePINN`).
 
 Source: papers.toml "multistage" (Wang & Lai 2023). Deviations: BFGS with the full matrix in place of Adam and L-BFGS; kappa has
 one entry per axis.
@@ -27,7 +27,7 @@ from torch import Tensor
 from .dominant_frequency import dominant_frequency
 from .quasi_newton import minimise
 from .stage import Stage, StageRecord
-from .staged import FORMAT, Staged, box, factor, points
+from .staged import FORMAT, Staged, box, factor, magnitude, points
 
 __all__ = ["MultiStage"]
 
@@ -78,14 +78,17 @@ class MultiStage(Staged):
             raise ValueError(f"tol is 0 or more, got {tol}")
         self.tol = tol
 
-    def fit(self, X: Any, y: Any, *, generator: torch.Generator | None = None, progress: bool = False) -> Self:
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "tol": self.tol}
+
+    def fit(self, X: Any, y: Any, *, generator: torch.Generator | None = None, progress: bool = True) -> Self:
         """Fit the stages, one after the other.
 
         Args:
             X: points, (n,) or (n, d) with d up to 3, a float64 tensor or array. In 1-D evenly spaced, or denser towards the ends.
             y: the values there, (n,) float64.
             generator: of the first weights; one seeded with 0 by default.
-            progress: show a progress bar.
+            progress: show a bar on a terminal.
 
         Returns:
             itself.
@@ -105,10 +108,10 @@ class MultiStage(Staged):
         left, corners = left.squeeze(1), box(x)
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         self.fitted, self.history = [], []
-        size = left.square().mean().sqrt().item()
+        size = magnitude(left)
         with self._bar(progress) as report:
             for n in range(self.stages):
-                eps = left.square().mean().sqrt().item()
+                eps = magnitude(left)
                 if n and eps <= self.tol * size:
                     break
                 f_d = dominant_frequency(x, left) if n else x.new_empty(0)
@@ -121,12 +124,10 @@ class MultiStage(Staged):
                 )  # fmt: skip
                 with torch.no_grad():
                     after = left - stage(x)
-                if n and not float(after.norm()) < float(left.norm()):  # rounding: nothing that a stage could fit
+                if n and not magnitude(after) < eps:  # rounding: nothing that a stage could fit
                     break
                 left = after
-                record = StageRecord(
-                    eps, tuple(f_d.tolist()), tuple(kappa.tolist()), left.square().mean().sqrt().item(), used
-                )  # fmt: skip
+                record = StageRecord(eps, tuple(f_d.tolist()), tuple(kappa.tolist()), magnitude(left), used)
                 self.fitted.append(stage.requires_grad_(False).eval())
                 self.history.append(record)
         return self

@@ -28,7 +28,7 @@ from .differential import derivatives, partial
 from .dominant_frequency import dominant_frequency
 from .quasi_newton import minimise
 from .stage import Stage, StageRecord
-from .staged import Staged, box, factor, points
+from .staged import Staged, box, factor, points, whole
 
 __all__ = ["Derivatives", "MultiStagePINN"]
 
@@ -105,7 +105,7 @@ class MultiStagePINN(Staged):
         residual: F, called with the points x, (n, d), and `Derivatives` u of the solution there; gives (n,).
         order: of the equation, the highest derivative that F asks for.
         conditions: (points, index, values) each: the derivative u[index] at these points has these values; index 0 is u itself.
-        stages: how many.
+        stages: how many at most; `fit` ends earlier where one more would only make things worse.
         hidden: widths of the hidden layers of each.
         iterations: of the optimizer, for each.
         optimizer: "bfgs" or "lbfgs", as in `MultiStage`.
@@ -145,8 +145,7 @@ class MultiStagePINN(Staged):
         weight: float = 1.0,
     ) -> None:
         super().__init__(stages, hidden, iterations, optimizer)
-        if order < 1:
-            raise ValueError(f"order is that of the equation, 1 or more; got {order}")
+        whole(order=order)
         if not conditions:
             raise ValueError("an equation without conditions has many solutions: give [(points, index, values), ...]")
         if not weight > 0:
@@ -154,20 +153,20 @@ class MultiStagePINN(Staged):
         self.residual, self.order, self.weight = residual, order, weight
         self.conditions = [_condition(*c) for c in conditions]
 
-    def fit(self, X: Any, *, generator: torch.Generator | None = None, progress: bool = False) -> Self:
+    def fit(self, X: Any, *, generator: torch.Generator | None = None, progress: bool = True) -> Self:
         """Fit the stages, one after the other.
 
         Args:
             X: where the equation is asked for, (n,) or (n, d), a float64 tensor or array. Its box must contain the conditions.
             generator: of the first weights; one seeded with 0 by default.
-            progress: show a progress bar.
+            progress: show a bar on a terminal.
 
         Returns:
             itself.
 
         Raises:
             TypeError: for what is not float64.
-            ValueError: for shapes that do not fit, a residual that is not (n,) or not finite.
+            ValueError: for shapes that do not fit, conditions outside the box, a residual that is not (n,) or not finite.
 
         Warns:
             UserWarning: when the points are too few for the frequency of the residual.
@@ -177,6 +176,9 @@ class MultiStagePINN(Staged):
         for place, _, _ in self.conditions:
             if place.shape[1] != x.shape[1]:
                 raise ValueError(f"conditions have points of {place.shape[1]} coordinates, X of {x.shape[1]}")
+            if bool(((place < corners[0]) | (place > corners[1])).any()):
+                seen = f"{corners[0].tolist()} to {corners[1].tolist()}"
+                raise ValueError(f"a condition lies outside the box of X, {seen}: give X points that reach as far")
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         self.fitted, self.history = [], []
         inner = Derivatives(None, x, self.order).fixed()
@@ -206,6 +208,8 @@ class MultiStagePINN(Staged):
 
                 used = minimise(loss, list(stage.parameters()), self.iterations, self.optimizer, report)
                 stage.requires_grad_(False)
+                if n and not float(loss()) < self._before(left, unit, outer, eps):  # nothing that a stage could mend
+                    break
                 inner = Derivatives(programs[0], x, self.order, inner).fixed()
                 outer = [
                     Derivatives(p, place, self.order, before).fixed()
@@ -215,6 +219,13 @@ class MultiStagePINN(Staged):
                 self.fitted.append(stage)
                 self.history.append(StageRecord(eps, tuple(f_d.tolist()), tuple(kappa.tolist()), after, used))
         return self
+
+    def _before(self, left: Tensor, unit: float, outer: Sequence[Derivatives], eps: float) -> float:
+        """The loss of a stage that is 0 everywhere."""
+        total = (left / unit).square().mean()
+        for (_, index, values), u in zip(self.conditions, outer, strict=True):
+            total = total + self.weight * ((u[index] - values) / eps).square().mean()
+        return float(total.log())
 
     def derivatives(self, X: Any) -> Derivatives:
         """Partial derivatives of the solution at points, by jets.

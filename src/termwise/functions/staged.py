@@ -23,6 +23,7 @@ from torch import Tensor
 from termwise.core.decomposition import Decomposition
 
 from .dominant_frequency import resolved
+from .progress import progress_bar
 from .quasi_newton import OPTIMIZERS
 from .stage import Stage, StageRecord
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-__all__ = ["Staged", "points"]
+__all__ = ["Staged", "box", "factor", "magnitude", "points", "whole"]
 
 FORMAT = 1
 """Version of the file layout written by `Staged.save`."""
@@ -57,9 +58,8 @@ class Staged:
 
     def __init__(self, stages: int, hidden: Sequence[int], iterations: int, optimizer: str) -> None:
         """Check what the two have in common."""
-        if stages < 1 or iterations < 1:
-            raise ValueError(f"stages and iterations are 1 or more, got {stages} and {iterations}")
-        if not hidden or min(hidden) < 1:
+        whole(stages=stages, iterations=iterations)
+        if not isinstance(hidden, Sequence) or not hidden or not all(isinstance(n, int) and n > 0 for n in hidden):
             raise ValueError(f"hidden has a width for each hidden layer, as (20, 20): got {hidden!r}")
         if optimizer not in OPTIMIZERS:
             near = difflib.get_close_matches(str(optimizer), OPTIMIZERS, 1, 0.3)
@@ -68,6 +68,11 @@ class Staged:
             )
         self.stages, self.hidden, self.iterations, self.optimizer = stages, tuple(hidden), iterations, optimizer
         self.fitted, self.history = [], []
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self._options().items())
+        left = f": {len(self.history)} fitted, {self.history[-1].left:.1e} left" if self.history else ""
+        return f"{type(self).__name__}({given}){left}"
 
     def predict(self, X: Any) -> Tensor:
         """The sum of the stages at points.
@@ -141,8 +146,7 @@ class Staged:
         path = Path(path)
         path = path if path.suffix else path.with_suffix(".safetensors")
         tensors = {f"{i}.{k}": v.detach().contiguous() for i, s in enumerate(self.fitted) for k, v in s.state_dict().items()}
-        options = {"stages": self.stages, "hidden": self.hidden, "iterations": self.iterations, "optimizer": self.optimizer}
-        header = {"format": FORMAT, "options": options, "history": [asdict(r) for r in self.history]}
+        header = {"format": FORMAT, "options": self._options(), "history": [asdict(r) for r in self.history]}
         try:
             save_file(tensors, path, {"termwise.multistage": json.dumps(header)})
         except SafetensorError as problem:
@@ -150,6 +154,10 @@ class Staged:
         return path
 
     # -- what fitting is made of --------------------------------------------------------------------------------------
+
+    def _options(self) -> dict[str, Any]:
+        """What a file keeps of how the stages were to be fitted."""
+        return {"stages": self.stages, "hidden": self.hidden, "iterations": self.iterations, "optimizer": self.optimizer}
 
     def _parts(self, X: Any) -> dict[str, Tensor]:
         self._check_fitted()
@@ -166,15 +174,8 @@ class Staged:
     @contextmanager
     def _bar(self, shown: bool) -> Iterator[Report]:
         """A progress bar over all iterations of all stages."""
-        from rich.progress import Progress
-
-        with Progress(disable=not shown, transient=True) as bar:
-            task = bar.add_task("fitting", total=self.stages * self.iterations)
-
-            def report(done: int) -> None:
-                bar.update(task, advance=done, description=f"stage {len(self.fitted)}")
-
-            yield report
+        with progress_bar(self.stages * self.iterations, show=shown) as advance:
+            yield lambda done: advance(done, f"stage {len(self.fitted)}")
 
 
 def points(values: Any, name: str) -> Tensor:
@@ -184,7 +185,8 @@ def points(values: Any, name: str) -> Tensor:
         TypeError: for anything but float64.
         ValueError: for other shapes, none at all, or values that are not finite.
     """
-    found = values if isinstance(values, Tensor) else torch.as_tensor(values)
+    kind = None if hasattr(values, "dtype") else torch.float64  # numbers of Python are float64
+    found = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=kind)
     if found.dtype != torch.float64:
         raise TypeError(
             f"{name} is {str(found.dtype).removeprefix('torch.')}, the stages work in float64: float32 rounds at 6e-8 of the "
@@ -197,6 +199,19 @@ def points(values: Any, name: str) -> Tensor:
         row = int((~found.isfinite()).any(1).nonzero()[0, 0])
         raise ValueError(f"{name} is not finite at point {row} ({found[row].tolist()}): leave such points out")
     return found
+
+
+def magnitude(values: Tensor) -> float:
+    """Root mean square, of numbers of any size: their squares alone may underflow."""
+    scale = 2.0 ** math.frexp(float(values.abs().max()))[1]  # a power of two, by which division is exact
+    return scale * (values / scale).square().mean().sqrt().item()
+
+
+def whole(**given: Any) -> None:
+    """Refuse what are no whole numbers of 1 or more."""
+    for name, value in given.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} is a whole number of 1 or more, got {value!r}")
 
 
 def box(x: Tensor) -> tuple[Tensor, Tensor]:
