@@ -50,6 +50,12 @@ class HighwayGradients(Decomposition):
     layers: int = 0
     rounds: int = 0
 
+    def __post_init__(self) -> None:
+        """A file has lists where these are tuples."""
+        super().__post_init__()
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "shapes", tuple(tuple(s) for s in self.shapes))
+
     def gradient(self, order: int | None = None) -> dict[str, Tensor]:
         """The sum over paths through at most `order` blocks (all parts when not given), by name of the parameter."""
         return _split(self._sum(order)[0], self.names, self.shapes)

@@ -1,4 +1,7 @@
-"""Second-order composition (paper 6): the gap and Omega, the Fisher diagonal, staying near, and digits learned task by task."""
+"""Second-order composition (paper 6): the gap and Omega, the Fisher diagonal, staying near, and digits learned task by task.
+
+One file, though long: the claims on digits share their trained networks.
+"""
 
 from __future__ import annotations
 
