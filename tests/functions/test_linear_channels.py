@@ -179,13 +179,25 @@ def plans(draw):
     return [*plan, ("layer", len(plan))]
 
 
+def flat(plan, k: int) -> list[int]:
+    """What a sum is of: a sum within, which nothing else reads, is no value of its own."""
+    live, found = {len(plan)}, []
+    for v in range(len(plan), 0, -1):
+        live |= {*plan[v - 1][1:]} if v in live else set()
+    readers = [v for r in live if r for v in plan[r - 1][1:]]
+    for v in plan[k - 1][1:]:
+        found += flat(plan, v) if v and plan[v - 1][0] == "sum" and readers.count(v) == 1 else [v]
+    return found
+
+
 def slow_paths(plan, on: list[list[int]], k: int, unit: int):
     """Every path backward from a unit of value k: (probability, weight 1, active units)."""
     if k == 0:
         return [(1.0, 0)]
     kind, *of = plan[k - 1]
     if kind == "sum":
-        return [(p / 2, n) for v in of for p, n in slow_paths(plan, on, v, unit)]
+        summands = flat(plan, k)
+        return [(p / len(summands), n) for v in summands for p, n in slow_paths(plan, on, v, unit)]
     own = on[sum(s[0] == "layer" for s in plan[: k - 1])][unit]
     return [(p / len(on[0]), n + own) for u in range(len(on[0])) for p, n in slow_paths(plan, on, of[0], u)]
 
@@ -254,13 +266,64 @@ def test_lengths_of_convolutions():
     assert average_path_length(normed, double(4, 3), weighting="jacobian") == pytest.approx(1)
 
 
+class Of(nn.Module):
+    """A function of an input and of two rectified layers."""
+
+    def __init__(self, f) -> None:
+        super().__init__()
+        self.f, self.a, self.b = f, nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(x, F.relu(self.a(x)), F.relu(self.b(x)))
+
+
+def test_a_sum_is_the_same_however_it_is_written():
+    x = double(2, 3)
+    for f in (
+        lambda x, p, q: p + q + x, lambda x, p, q: x + p + q, lambda x, p, q: p + (x + q), lambda x, p, q: torch.add(x + p, q, alpha=2),
+    ):  # fmt: skip
+        assert average_path_length(seeded(Of(f)), x) == pytest.approx(2 / 3)
+    for f in (lambda x, p, q: torch.cat([p, x, x, x], -1), lambda x, p, q: torch.stack([x, p, x, x])):
+        assert average_path_length(seeded(Of(f)), x) == pytest.approx(1 / 4)
+    assert average_path_length(seeded(Of(lambda x, p, q: (p + x) * (p + x))), x) == pytest.approx(1 / 2)
+
+
+def test_by_jacobian_a_factor_of_a_sum_counts():
+    x = double(2, 3)
+    for add, scale in (
+        (lambda x, p, q: torch.add(x, p, alpha=100.0), lambda x, p, q: x + 100.0 * p),
+        (lambda x, p, q: torch.sub(p, x, alpha=3), lambda x, p, q: p - 3 * x),
+        (lambda x, p, q: torch.add(torch.ones(3).double(), p, alpha=3) + x, lambda x, p, q: 3 * p + x),
+    ):
+        lengths = [average_path_length(seeded(Of(f)), x, weighting="jacobian") for f in (add, scale)]
+        assert lengths[0] == pytest.approx(lengths[1], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "act", [torch.sin, lambda v: v.clamp(min=0), lambda v: torch.maximum(v, torch.zeros(3).double()), torch.square, torch.exp]
+)
+def test_every_bend_is_a_unit(act):
+    model, x = seeded(Of(lambda x, p, q: act(p) * 2)), double(2, 3)
+    assert average_path_length(model, x) == 2
+    if "maximum" not in str(act.__code__.co_names if hasattr(act, "__code__") else ""):
+        assert average_path_length(model, x, weighting="paths") == 2
+
+
+def test_units_that_are_hidden_are_refused():
+    for model in (nn.GRU(3, 4), nn.LSTM(3, 4), nn.RNN(3, 4)):
+        with pytest.raises(ValueError, match=r"through aten\.(gru|lstm|rnn_tanh) at .*cannot be counted: its units lie within"):
+            average_path_length(model.eval(), torch.randn(2, 5, 3))
+    with pytest.raises(ValueError, match=r"aten\.logcumsumexp at .*not known whether it has units"):
+        average_path_length(Of(lambda x, p, q: p.logcumsumexp(-1)).eval(), torch.randn(2, 3))
+
+
 def test_paths_that_cannot_be_counted_are_refused():
     model, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2)).eval(), torch.randn(2, 1, 6, 6)
     assert average_path_length(model, x) == 1
     with pytest.raises(ValueError, match=r'paths through aten.max_pool2d at 2 .*weighting="normalized"'):
         average_path_length(model, x, weighting="paths")
-    with pytest.raises(ValueError, match=r"paths through aten\.reciprocal|paths through aten\.div"):
-        average_path_length(lambda x: 1 / F.relu(x + 1), torch.randn(2, 3), weighting="paths")
+    with pytest.raises(ValueError, match=r"paths through aten\.mul"):
+        average_path_length(Of(lambda x, p, q: p * q).eval(), torch.randn(2, 3), weighting="paths")
     with pytest.raises(ValueError, match="weighting is one of normalized, paths, jacobian, got 'mean'"):
         average_path_length(model, x, weighting="mean")
 

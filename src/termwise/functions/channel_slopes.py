@@ -24,6 +24,8 @@ from termwise.core.capture import arguments, capture
 from termwise.core.interpret import evaluate, interpret
 from termwise.core.program import Info, Placeholder, Program, describe, info, op_name
 
+from .activations import CELLS, ELEMENTWISE
+
 __all__ = ["Activation", "PartlyLinear", "attach_slopes", "find_activations"]
 
 aten = torch.ops.aten
@@ -31,12 +33,10 @@ aten = torch.ops.aten
 GATED = ("relu", "gelu", "silu")
 """Activations that get slopes."""
 
-OTHERS = {
-    "tanh", "sigmoid", "relu6", "leaky_relu", "prelu", "elu", "selu", "celu", "mish", "softplus", "hardtanh", "hardsigmoid",
-    "hardswish", "log_sigmoid", "softsign", "threshold", "clamp", "clamp_min", "clamp_max", "pointwise", "abs", "exp", "log",
-    "pow", "square", "sqrt", "sin", "cos", "erf", "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices",
-    "adaptive_max_pool2d", "amax", "maximum", "minimum", "softmax", "_softmax", "scaled_dot_product_attention", "layer_norm",
-    "native_layer_norm", "rms_norm", "group_norm", "instance_norm", "glu",
+OTHERS = ELEMENTWISE - {*GATED} | CELLS | {
+    "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "adaptive_max_pool2d", "amax", "maximum", "minimum",
+    "softmax", "_softmax", "scaled_dot_product_attention", "layer_norm", "native_layer_norm", "rms_norm", "group_norm",
+    "instance_norm", "glu",
 }  # fmt: skip
 """Not linear, and left as they are."""
 

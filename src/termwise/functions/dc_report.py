@@ -24,6 +24,7 @@ from termwise.core.decomposition import Decomposition
 from termwise.core.interpret import interpret
 from termwise.core.program import info, op_name
 
+from .activations import ACTIVATIONS
 from .dc_component import dc_component
 
 if TYPE_CHECKING:
@@ -31,11 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DCReport", "dc_report"]
 
-ACTIVATIONS = {
-    "relu", "relu6", "leaky_relu", "hardtanh", "gelu", "silu", "mish", "elu", "celu", "selu", "softplus", "hardswish",
-    "hardsigmoid", "sigmoid", "tanh", "prelu", "threshold", "log_sigmoid", "abs",
-    "pointwise",  # written out by hand
-}  # fmt: skip
 CLOSED: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {
     "relu": nn.ReLU, "relu6": nn.ReLU6, "leaky_relu": nn.LeakyReLU, "hardtanh": nn.Hardtanh,
 }  # fmt: skip

@@ -29,17 +29,12 @@ from termwise.core.capture import arguments, capture
 from termwise.core.interpret import interpret
 from termwise.core.program import Program, describe, info, op_name
 
+from .activations import CELLS, ELEMENTWISE
 from .channel_slopes import PartlyLinear
 
 __all__ = ["average_path_length"]
 
 WEIGHTINGS = ("normalized", "paths", "jacobian")
-
-UNITS = {
-    "relu", "gelu", "silu", "tanh", "sigmoid", "relu6", "leaky_relu", "elu", "selu", "celu", "mish", "softplus", "hardtanh",
-    "hardsigmoid", "hardswish", "softsign", "pointwise", "prelu",
-}  # fmt: skip
-"""Element-wise functions of which every channel is a unit."""
 
 LAYERS = {"linear", "addmm", "conv1d", "conv2d", "conv3d"}
 MOVES = {
@@ -48,6 +43,24 @@ MOVES = {
     "avg_pool2d", "adaptive_avg_pool2d", "sum", "getitem", "split", "chunk", "stack",
 }  # fmt: skip
 """Run as they are on counts."""
+
+NO_UNITS = {
+    "add", "sub", "mul", "div", "neg", "bmm", "matmul", "mm", "baddbmm", "einsum", "lerp", "batch_norm", "layer_norm",
+    "native_layer_norm", "rms_norm", "group_norm", "instance_norm", "max_pool1d", "max_pool2d", "max_pool3d",
+    "max_pool2d_with_indices", "adaptive_max_pool1d", "adaptive_max_pool2d", "amax", "amin", "softmax", "_softmax", "log_softmax",
+    "_log_softmax", "scaled_dot_product_attention", "dropout", "embedding", "convolution", "conv_transpose1d", "conv_transpose2d",
+    "conv_transpose3d", "adaptive_avg_pool1d", "adaptive_avg_pool3d", "avg_pool3d", "upsample_bilinear2d", "upsample_nearest1d",
+    "upsample_nearest2d", "upsample_bicubic2d", "fft_fft", "fft_fft2", "fft_fftn", "fft_rfft", "fft_irfft", "real", "gather",
+    "index", "index_select", "masked_fill", "masked_scatter", "where", "repeat", "repeat_interleave", "roll", "rotary", "flip",
+    "split_with_sizes", "t", "numpy_T", "movedim", "swapaxes", "topk", "sort", "unbind", "cumsum", "tile", "pixel_shuffle",
+    "detach", "narrow", "unfold", "im2col", "linalg_vector_norm", "norm", "var_mean", "var", "std",
+}  # fmt: skip
+"""Besides layers and views: sums, products, pooling, norms, attention, what only moves values."""
+
+BENDS = {"glu", "maximum", "minimum"}
+"""Units, too, but no functions of one number: without a slope, and no ways lead through them."""
+
+SUMS = {"add", "sub"}
 
 POOLS = {"mean", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool2d"}
 """An average over k values is k ways; by |weight|, 1/k each."""
@@ -60,7 +73,9 @@ def average_path_length(
 
         E(v) = mean_(u -> v) E(u) + s(v)
 
-    Units are the channels of activations; max-pooling, softmax and norms are none. A plain chain of L rectified layers has length
+    Units are the channels of activations, and of every other element-wise function that bends (exp, pow), so also of a norm that
+    is written out; max-pooling, softmax and norms are none. Additions of which nothing else reads the result are one sum, however
+    it is written. A plain chain of L rectified layers has length
     L, n residual blocks with one rectified layer each n / 2.
 
     Args:
@@ -74,8 +89,9 @@ def average_path_length(
         The average.
 
     Raises:
-        ValueError: for another weighting; with "paths" and "jacobian" for an operation by which paths cannot be counted
-            (max-pooling, attention, products of two values), named with its place.
+        ValueError: for another weighting; for an operation that hides its units (a recurrent layer) or is not known; with "paths"
+            and "jacobian" for one by which paths cannot be counted (max-pooling, attention, products of two values). It is named
+            with its place.
 
     Cost: "normalized" one pass over the graph, without arithmetic; the others two forward passes; "jacobian" three.
 
@@ -107,7 +123,8 @@ Active = Mapping[str, tuple[Tensor, int]]
 
 
 def _is_unit(node: fx.Node) -> bool:
-    return op_name(node) in UNITS and info(node).active
+    first = node.args[0] if node.args else None
+    return op_name(node) in ELEMENTWISE and info(node).active and isinstance(first, fx.Node) and info(first).active
 
 
 def _mixes(node: fx.Node, active: Active) -> bool:
@@ -115,16 +132,31 @@ def _mixes(node: fx.Node, active: Active) -> bool:
     return op_name(node) == "lerp" and isinstance(node.args[0], fx.Node) and node.args[0].name in active
 
 
+def _branches(node: fx.Node) -> list[fx.Node]:
+    """The values that a node reads, each as often as it does; of a chain of additions those of all of them."""
+    found = []
+    for a in pytree.tree_leaves((node.args, node.kwargs)):
+        if isinstance(a, fx.Node) and info(a).active:
+            inner = op_name(node) in SUMS and a.op == "call_function" and op_name(a) in SUMS and len(a.users) == 1
+            found += _branches(a) if inner else [a]
+    return found
+
+
 def _normalized(program: Program, active: Active) -> float:
     """E at the output, by one pass."""
     found: dict[fx.Node, float] = {}
     for node in program.graph.nodes:
-        before = [found[a] for a in node.all_input_nodes if info(a).active] if node.op == "call_function" else []
+        before = [found[a] for a in _branches(node)] if node.op == "call_function" else []
         own = 0.0
         if _mixes(node, active):
             before = [found[node.args[0]]]  # (1 - a) f(x) + a x is one unit, and no sum of two branches
         elif node.op == "call_function" and _is_unit(node):
             own = active[node.name][0].double().mean().item() if node.name in active else 1.0
+        elif before and op_name(node) in BENDS:
+            own = 1.0
+        elif before and info(node).active and op_name(node) not in NO_UNITS | LAYERS | MOVES:
+            why = "its units lie within one operation" if op_name(node) in CELLS else "it is not known whether it has units"
+            raise ValueError(f"active units on paths through {describe(node)} cannot be counted: {why}")
         found[node] = (sum(before) / len(before) if before else 0.0) + own
         if node.op == "output":
             return found[node.args[0]]
@@ -167,7 +199,7 @@ class _Count:
             self.slopes[node.name] = torch.func.jvp(f, (args[0],), (torch.ones_like(args[0]),))[1].double()
         elif _mixes(node, self.active):
             before = node.args[0].name  # type: ignore[union-attr]
-            self.slopes[before] = torch.lerp(self.slopes[before], torch.ones(()).double(), args[2].double())
+            self.slopes[before] = torch.lerp(self.slopes[before], torch.ones_like(self.slopes[before]), args[2].double())
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _visit(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -179,16 +211,17 @@ class _Count:
         name, first = op_name(node), flat[0]
         if _mixes(node, self.active):
             return args[0]
-        if name in UNITS and isinstance(args[0], _Ways):
+        if name in ELEMENTWISE and isinstance(args[0], _Ways):
             return self._unit(node, first)
         if name in LAYERS and len(flat) == 1:
             if name == "addmm":
                 return first.map(lambda v: v @ self._weight(args[2]))
             rest = args[3:] if name != "linear" else ()
             return first.map(lambda v: run(v, self._weight(args[1]), *([None] if rest else []), *rest, **kwargs))
-        if name in ("add", "sub"):
-            other = [a for a in args if not isinstance(a, _Ways)]
-            sides = [*flat, *(first.map(lambda v: torch.zeros_like(v + o)) for o in other)]
+        if name in SUMS:
+            sides = [a if isinstance(a, _Ways) else first.map(lambda v: torch.zeros_like(v + a)) for a in args[:2]]
+            if self.weighted:
+                sides[1] = sides[1].map(lambda v: v * abs(kwargs.get("alpha", 1)))
             return _Ways(sides[0].n + sides[1].n, sides[0].t + sides[1].t)
         if name in ("mul", "div", "neg") and len(flat) == 1 and (isinstance(args[0], _Ways) or name == "mul"):
             factors = [a for a in args if not isinstance(a, _Ways)]
@@ -205,13 +238,13 @@ class _Count:
             return _Ways(n.double() * scale, t.double() * scale)
         raise ValueError(
             f"paths through {describe(node)} cannot be counted: it is neither a layer, a sum, a unit nor a view. "
-            'weighting="normalized" walks through every operation'
+            'weighting="normalized" walks through pooling, attention, norms and products as well'
         )
 
     def _unit(self, node: fx.Node, x: _Ways) -> _Ways:
         if node.name in self.slopes:
             x = x.map(lambda v: v * self.slopes[node.name].abs())
-        on, axis = self.active.get(node.name, (torch.ones(1), -1))
+        on, axis = self.active.get(node.name, (x.n.new_ones(1), -1))
         return _Ways(x.n, x.t + x.n * on.double().view(-1, *[1] * (-axis - 1)))
 
     def _weight(self, weight: Tensor) -> Tensor:
