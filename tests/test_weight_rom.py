@@ -95,6 +95,9 @@ def test_the_walk_is_the_whole_model_run_again_for_each_layer(bias, target):
             vectors = torch.linalg.eigh(best @ (0.9 * gram + prior) @ best.T).eigenvectors[:, -rank:]
             product = vectors @ vectors.T @ best
         assert torch.allclose(small.parts[name].total(), product, atol=1e-9)
+        if bias:  # the mean of what it puts out is the wanted one
+            wanted = layer.module(b if target == "original" else a)
+            assert torch.allclose(small.model.get_submodule(name)(a).mean(0), wanted.mean(0), atol=1e-9)
         put(other, name, small.model.get_submodule(name))
     with torch.no_grad():
         assert torch.allclose(small.model(x), other(x), atol=1e-9)
