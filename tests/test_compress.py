@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -147,7 +148,7 @@ class Tied(nn.Module):
 def test_tied_weights_stay_tied_and_attributes_are_answered(tmp_path):
     model = Tied()
     ids = [torch.randint(30, (4, 9), generator=torch.Generator().manual_seed(i)) for i in range(12)]
-    with pytest.warns(UserWarning, match="never reached by the data"):
+    with pytest.warns(UserWarning, match="have no part in the output"):
         small = tw.compress(model, 0.6, data=ids, method="aware", progress=False)
     assert small.model.head.weight is small.model.embed.weight
     assert "tied" in small.left["head"]
@@ -257,10 +258,111 @@ def test_an_interrupted_run_goes_on_to_the_same_result(method, tmp_path, monkeyp
         tw.compress(model, 0.5, data=x, method=method, work=tmp_path, shrinkage=0.2, progress=False)
 
 
+def test_what_comes_next_may_work_in_place():
+    """VGG and its kind: ReLU(inplace=True) behind the first layer, and h += x."""
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.out = nn.Linear(24, 24), nn.Linear(24, 24), nn.Linear(24, 4)
+
+        def forward(self, x):
+            h = self.a(x)
+            h += x
+            return self.out(torch.relu_(self.b(h)))
+
+    for model in (nn.Sequential(nn.Linear(24, 40), nn.ReLU(inplace=True), nn.Linear(40, 4)).double(), Residual().double()):
+        small = tw.compress(model, 0.7, data=rows(), progress=False)
+        assert small.measured < 0.9
+        assert np.isfinite(small.predicted)
+
+
+def test_one_logit_has_no_softmax():
+    class One(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(24, 40), nn.Tanh(), nn.Linear(40, 1)).double()
+
+        def forward(self, x):
+            return {"aux": x.sum(), "logits": self.net(x)}
+
+    small = tw.compress(One(), 0.6, data=rows(), progress=False)
+    assert small.metric == "l2"
+    assert small.measured > 0  # of the logits, and not of what comes first
+    with pytest.raises(ValueError, match=r"logits of classes on the last axis.*\(\d+, 1\)"):
+        tw.compress(One(), 0.6, data=rows(), metric="kl", progress=False)
+
+
+def test_few_rows_held_out_are_not_an_error_of_zero():
+    """The mean that the bias takes is that of the fit: on other data it is off, which is part of the error."""
+    model = nn.Sequential(nn.Linear(24, 30), nn.Tanh(), nn.Linear(30, 6)).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        small = tw.compress(model, 0.5, data=rows(5), progress=False)
+    assert small.predicted > 0.01
+
+
+def test_a_shared_block_is_no_trouble():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.out = nn.Linear(24, 24), nn.Linear(24, 24), nn.Linear(24, 4)
+
+        def block(self, x, y):
+            return torch.tanh(self.q(x) * self.k(y))
+
+        def forward(self, x):
+            h = self.block(x, x)  # they read one tensor here
+            return self.out(self.block(h, x))  # and two here
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        assert tw.compress(Twice().double(), 0.7, data=rows(), progress=False).kept <= 0.7
+
+
+def test_layers_without_a_part_in_the_output_count_in_no_budget():
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.idle, self.aux = nn.Linear(24, 24), nn.Linear(24, 4), nn.Linear(200, 200), nn.Linear(24, 90)
+
+        def forward(self, x):
+            h = torch.tanh(self.a(x))
+            return self.b(h), self.aux(h)
+
+    with pytest.warns(UserWarning, match="2 layers"):
+        small = tw.compress(Idle().double(), 0.6, data=rows(), progress=False)
+    assert {row.layer for row in small.layers} == {"a", "b"}
+    assert small.left == {"idle": "never reached by the data", "aux": "the output does not depend on it"}
+
+
+def test_what_lies_in_a_kept_module_is_kept():
+    model = nn.Sequential(nn.Linear(24, 30), nn.Sequential(nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 4))).double()
+    small = tw.compress(model, 0.9, data=rows(), keep="1", progress=False)
+    assert set(small.left) == {"1.0", "1.2"}
+    assert {row.layer for row in small.layers} == {"0"}
+
+
+def test_what_tokenizers_return_is_read():
+    from collections import UserDict
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x, scale):
+            return self.net(x) * scale
+
+    batches = [UserDict(x=chunk, scale=torch.ones(())) for chunk in rows().split(50)]
+    assert tw.compress(Named(), 0.6, data=batches, progress=False).kept <= 0.6
+
+
 def test_in_place():
     model, x = mlp(), rows()
     small = tw.compress(model, 0.5, data=x, inplace=True, progress=False)
     assert small.model is model
+    assert small.after < small.before
     assert any(isinstance(m, Pivoted) for m in model.modules())
 
 
@@ -298,7 +400,7 @@ def test_the_report_says_all():
         ({"budget": float("nan")}, "positive number"),
         ({"budget": True}, "positive number"),
         ({"budget": 50}, "write budget=0.5"),
-        ({"budget": 1e-4}, "below the cheapest"),
+        ({"budget": 1e-4}, "below the least that 'auto' can make of these layers, 0.0"),
         ({"unit": "megabytes"}, "params, flops"),
         ({"method": "atuo"}, "did you mean 'auto'"),
         ({"method": "zzz"}, "There are: auto"),

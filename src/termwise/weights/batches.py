@@ -60,6 +60,7 @@ def read_batches(data: Any) -> Batches:
         batches = list(data)
     else:
         raise TypeError(f"data is a tensor of samples or batches (a list, a DataLoader), got {type(data).__name__}")
+    batches = [dict(batch) if isinstance(batch, Mapping) else batch for batch in batches]  # what tokenizers return is no dict
     if len(batches) == 1:
         batches = _quarters(batches[0])
     if not batches or not any(isinstance(leaf, Tensor) and leaf.numel() for leaf in pytree.tree_leaves(batches)):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -85,11 +85,9 @@ class CalibrationStats(Mapping[str, LayerStats]):
 
     Attributes:
         layers: as named; a layer that the data never reached is missing.
-        positions: rows per batch entry... of each layer, from the first batch: tokens, pixels.
     """
 
     layers: dict[str, LayerStats]
-    positions: dict[str, int]
 
     def __getitem__(self, name: str) -> LayerStats:
         return self.layers[name]
@@ -121,28 +119,31 @@ class CalibrationStats(Mapping[str, LayerStats]):
             dtype: of the sums. float32 loses the directions below 1e-7 of the largest.
             patches: rows taken at random from each picture that a convolution reads; all of them where there are fewer.
             mask: name of the keyword argument that is 0 where a token is padding; such rows do not count.
-            generator: of the patches; seed 0 when not given.
+            generator: whose seed the patches are drawn with, those of a batch alike for every layer; seed 0 when not given.
 
         Returns:
             The statistics.
 
         Raises:
-            ValueError: when a batch does not fit the model; when layers that share an input in one batch do not in another.
+            ValueError: when a batch does not fit the model.
 
         Cost: one forward pass per batch and N n^2 per layer; layers that read one tensor pay once. Memory: O(sum of n^2).
         """
-        run = _Run(dict(layers), dtype, patches, generator or torch.Generator().manual_seed(0))
-        handles = [layer.module.register_forward_hook(run.hook(name)) for name, layer in layers.items()]
-        try:
-            with evaluating(model), torch.no_grad():
-                for batch in batches:
-                    run.keep = kept_tokens(batch, mask)
-                    call(model, batch)
-                    run.seen.clear()
-        finally:
-            for handle in handles:
-                handle.remove()
-        return cls(run.finish(), run.positions)
+        batches = list(batches) if isinstance(batches, Iterator) else batches  # it may be run through twice
+        for share in (True, False):  # the second time where layers read the same tensor in one call and not in another
+            run = _Run(dict(layers), dtype, patches, 0 if generator is None else generator.initial_seed(), share)
+            handles = [layer.module.register_forward_hook(run.hook(name)) for name, layer in layers.items()]
+            try:
+                with evaluating(model), torch.no_grad():
+                    for batch in batches:
+                        run.look(model, batch, mask)
+            except _Differs:
+                continue
+            finally:
+                for handle in handles:
+                    handle.remove()
+            break
+        return cls(run.finish())
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file."""
@@ -156,7 +157,7 @@ class CalibrationStats(Mapping[str, LayerStats]):
             for part in ("mean", "scatter", "abs_mean")
         }
         counts = {name: self.layers[name].count for name in first}
-        header = {"shared": first, "counts": counts, "positions": self.positions}
+        header = {"shared": first, "counts": counts}
         save_file(tensors, path, {"termwise": json.dumps(header)})
         return Path(path)
 
@@ -173,36 +174,47 @@ class CalibrationStats(Mapping[str, LayerStats]):
                 )
                 for name in dict.fromkeys(header["shared"].values())
             }
-        return cls({name: own[first] for name, first in header["shared"].items()}, header["positions"])
+        return cls({name: own[first] for name, first in header["shared"].items()})
+
+
+class _Differs(Exception):
+    """Layers read the same tensor in one call and not in another."""
 
 
 class _Run:
     """The hooks' memory: what each layer read so far."""
 
-    def __init__(self, layers: dict[str, Layer], dtype: torch.dtype, patches: int, generator: torch.Generator) -> None:
-        self.layers, self.dtype, self.patches, self.generator = layers, dtype, patches, generator
+    def __init__(self, layers: dict[str, Layer], dtype: torch.dtype, patches: int, seed: int, share: bool) -> None:
+        self.layers, self.dtype, self.patches, self.seed, self.share = layers, dtype, patches, seed, share
         self.stats: dict[str, LayerStats] = {}
-        self.positions: dict[str, int] = {}
         self.keep: Tensor | None = None
         self.leaders: dict[str, str] = {}
         self.gathered = {name: Gathered(functools.partial(self.merge, name)) for name in layers}
         self.seen: list[tuple[Any, int, tuple[Any, ...], str]] = []
+
+    def look(self, model: nn.Module, batch: Any, mask: str | None) -> None:
+        """Run one batch."""
+        self.keep = kept_tokens(batch, mask)
+        call(model, batch)
+        self.seen.clear()
+        self.seed += 1
 
     def hook(self, name: str) -> Any:
         layer = self.layers[name]
 
         def read(_: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
             x = args[0]
-            self.positions.setdefault(name, y.numel() // layer.shape[0])
             how = (type(layer.module), getattr(layer.module, "kernel_size", None), getattr(layer.module, "stride", None),
                    getattr(layer.module, "padding", None), getattr(layer.module, "dilation", None))  # fmt: skip
-            leader = next((n for ref, version, h, n in self.seen if ref() is x and version == x._version and h == how), None)
+            same = (n for ref, version, h, n in self.seen if ref() is x and version == x._version and h == how)
+            leader = next(same, None) if self.share else None
             if self.leaders.setdefault(name, leader or name) != (leader or name):
-                raise ValueError(f"{name} reads the same tensor as {self.leaders[name]} in one batch and not in another")
+                raise _Differs
             if leader is not None:
                 return
             self.seen.append((weakref.ref(x), x._version, how, name))
-            self.gathered[name].add(rows_read(layer, x, self.keep, self.generator, self.patches).detach())
+            draws = torch.Generator().manual_seed(self.seed)  # alike for every layer, whichever are looked at
+            self.gathered[name].add(rows_read(layer, x, self.keep, draws, self.patches).detach())
 
         return read
 

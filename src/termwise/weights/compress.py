@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
 from .allocation import Allocation
-from .batches import read_batches
+from .batches import call, evaluating, read_batches
 from .compressed import Compressed, LayerRow
 from .evidence import Evidence
 from .kept_work import KeptWork, fingerprint
@@ -22,7 +23,7 @@ from .latency import latencies
 from .layers import find_layers, put, sharing_copy
 from .low_rank_linear import GroupedLinear, LowRankLinear
 from .methods import METHODS, Method
-from .sensitivity import Distance
+from .sensitivity import Distance, output_of
 from .task import Task, Unit, cost_of
 
 __all__ = ["compress"]
@@ -56,8 +57,9 @@ def compress(
         model: any model with `nn.Linear` or `nn.Conv2d`. It is not changed; what stays is shared with the result.
         budget: share of what the compressible layers cost now, between 0 and 1; for "error" the largest relative change of the
             output that is allowed, |f~ - f| / |f| (or nats per position, see `metric`).
-        data: some unlabelled inputs: a tensor of samples, a list of batches or a DataLoader, see `read_batches`. Half is for
-            statistics, a quarter to choose on, a quarter to report on. 8 rows (tokens, patches) per input feature are few.
+        data: some unlabelled inputs, not sorted by what they show: a tensor of samples, a list of batches or a DataLoader, see
+            `read_batches`. Half is for statistics, a quarter to choose on, a quarter to report on. 8 rows (tokens, patches) per
+            input feature are few.
         unit: of the budget: "params", "flops" (of the inputs given), "bytes", "latency" (measured on this machine) or "error".
         method: a key of `METHODS`, or a `Method`. "auto" weighs errors by what they do to the output of the model.
         keep: patterns of paths left alone, as of a shell: "head", "encoder.layer.0.*".
@@ -87,6 +89,7 @@ def compress(
         (True, torch.Size([3, 5]))
     """
     chosen = method if isinstance(method, Method) else _method(method)
+    before = sum(p.numel() for p in model.parameters())
     expects = chosen.sensitive or chosen.measure is not None
     named = method if isinstance(method, str) else method.name
     if work is not None and not isinstance(method, str):
@@ -105,20 +108,26 @@ def compress(
         ladders = {name: chosen.ladder(layer, fitted[name]) for name, layer in layers.items()}
         if chosen.measure is not None:
             ladders |= chosen.measure(task, {name: ladder for name, ladder in ladders.items() if name in positions})
-    unreached = [name for name in ladders if name not in positions]
-    for name in unreached:  # nothing is known of it
-        ladders[name] = ladders[name].only([len(ladders[name]) - 1])
-        left[name] = "never reached by the data"
+    unreached = [name for name in ladders if name not in positions]  # nothing is known of them, and they count in no budget
+    left |= dict.fromkeys(unreached, "never reached by the data")
+    for name in ladders:
+        if name not in unreached and chosen.sensitive and "felt" not in fitted[name]:
+            unreached.append(name)
+            left[name] = "the output does not depend on it"
     _warn(task, unreached, left)
     if unit == "latency":
         costs = latencies(model, task.batches.select[0], ladders)
     else:
         costs = {name: cost_of(ladder, unit, positions.get(name, 0.0)) for name, ladder in ladders.items()}
-    curves = {name: ladder.curve(costs[name]) for name, ladder in ladders.items()}
-    dense = sum(float(c[-1]) for c in costs.values())
+    curves = {name: ladder.curve(costs[name]) for name, ladder in ladders.items() if name not in unreached}
+    dense, least = (sum(float(f(curve.costs)) for curve in curves.values()) for f in (np.max, np.min))
+    if unit != "error" and budget * dense < least:
+        raise ValueError(
+            f"budget={budget:.3g} of the {unit} is below the least that {named!r} can make of these layers, {least / dense:.3g}"
+        )
 
     def at(limit: float) -> tuple[Allocation, nn.Module, dict[str, Replacement]]:
-        allocation = chosen.policy(ladders, curves, limit)
+        allocation = chosen.policy({name: ladders[name] for name in curves}, curves, limit)
         if chosen.build is not None:
             built = chosen.build(task, ladders, allocation.choice)
         else:
@@ -127,10 +136,13 @@ def compress(
 
     if unit == "error":
         allocation, small, built = _within_error(task, at, dense, curves, budget)
+        if not any(replacement.weight for replacement in built.values()):
+            warnings.warn(f"no smaller model was found whose output changes by {budget:.3g} or less", UserWarning, stacklevel=2)
     else:
         allocation, small, built = at(budget * dense)
     measured = task.change(small, "report")
-    gap = task.change(small, "select") / allocation.error if expects and allocation.error > 0 else math.nan
+    moved = task.change(small, "select")
+    gap = moved / max(allocation.error, 1e-12 * task.scale("select")) if expects and built else math.nan
     if gap > 2.25:
         warnings.warn(
             f"the output changes {math.sqrt(gap):.2g} times as much as the layers' expected errors add up to: they are too large "
@@ -148,12 +160,13 @@ def compress(
             0.0 if (weight := built[name].weight) is None else weight.error(),
         )
         for name, ladder in ladders.items()
+        if name in allocation.choice
         for i in (allocation.choice[name],)
     ]  # fmt: skip
     predicted = task.relative(allocation.error) if expects else math.nan
     return Compressed(
         small, named, unit, budget, rows, {name: r.weight for name, r in built.items() if r.weight is not None}, left,
-        allocation.cost / dense, predicted, task.relative(measured), task.metric, sum(p.numel() for p in model.parameters()), gap,
+        allocation.cost / dense, predicted, task.relative(measured), task.metric, before, gap,
     )  # fmt: skip
 
 
@@ -179,15 +192,16 @@ def _check(budget: float, unit: str, shrinkage: float) -> None:
 
 
 def _metric(metric: str, unit: str, task: Task) -> Distance:
-    if metric in ("l2", "kl"):
-        return metric  # type: ignore[return-value]
-    if metric != "auto":
+    if metric not in ("l2", "kl", "auto"):
         raise ValueError(f"metric is 'l2', 'kl' or 'auto', got {metric!r}")
-    from .batches import call, evaluating
-
     with evaluating(task.model), torch.no_grad():
         result = call(task.model, task.batches.fit[0])
-    return "kl" if unit != "error" and hasattr(result, "logits") else "l2"
+    y = output_of(result)
+    classes = y.ndim in (2, 3) and y.shape[-1] > 1  # of a picture of classes the last axis is a place
+    if metric == "kl" and not classes:
+        raise ValueError(f"metric='kl' is for logits of classes on the last axis, and the output has shape {tuple(y.shape)}")
+    named = hasattr(result, "logits") or (isinstance(result, Mapping) and "logits" in result)
+    return "kl" if metric == "kl" or (metric == "auto" and unit != "error" and named and classes) else "l2"
 
 
 def _fit(task: Task, method: Method, kept: KeptWork | None) -> Iterator[tuple[str, Fitted]]:
@@ -248,7 +262,7 @@ def _warn(task: Task, unreached: list[str], left: dict[str, str]) -> None:
         warnings.warn("data is fewer than three batches: what is reported was not held out; give more", UserWarning, stacklevel=3)
     if unreached:
         warnings.warn(
-            f"{len(unreached)} layers were never reached by the data and stay as they are: {', '.join(unreached[:3])}",
+            f"{len(unreached)} layers have no part in the output for these data and stay as they are: {', '.join(unreached[:3])}",
             UserWarning, stacklevel=3,
         )  # fmt: skip
 

@@ -45,6 +45,13 @@ class Evidence:
         """C where the layer has a bias or may be given one, else G."""
         return stats.covariance if self.new_bias or self.layer.bias is not None else stats.gram
 
+    def held_moment(self, held: LayerStats) -> Tensor:
+        """The same of data held out, about the mean that the bias takes, which is that of the fit."""
+        if self.stats is None or not (self.new_bias or self.layer.bias is not None):
+            return self.second_moment(held)
+        d = held.mean - self.stats.mean
+        return held.covariance + torch.outer(d, d)
+
     def own(self) -> Evidence:
         """The same of the layer's own output: nothing is known of what its errors do."""
         return replace(self, sensitivity=None, held_sensitivity=None)
@@ -64,7 +71,7 @@ class Evidence:
         """
         held = self.held or self.stats
         h = self.held_sensitivity if self.held_sensitivity is not None else self.sensitivity
-        g = None if held is None else self.second_moment(held)
+        g = None if held is None else self.held_moment(held)
         outer = found.left.T @ (found.left if h is None else h.double() @ found.left)
         inner = (found.right if g is None else found.right @ g.double()) @ found.right.T
         pairs = (outer * inner).flip(0, 1).cumsum(0).cumsum(1).diagonal().flip(0)
@@ -74,4 +81,4 @@ class Evidence:
         """What leaving the layer out altogether spoils: the whole that errors of its own output are shares of."""
         held = self.held or self.stats
         w = self.layer.matrix.double()
-        return float(w.square().sum() if held is None else (w @ self.second_moment(held).double()).mul(w).sum())
+        return float(w.square().sum() if held is None else (w @ self.held_moment(held).double()).mul(w).sum())

@@ -42,7 +42,9 @@ class KeptWork:
             before = json.loads(note.read_text("utf-8"))
             changed = [f"{key} {before.get(key)!r} is now {asked[key]!r}" for key in asked if before.get(key) != asked[key]]
             if changed:
-                raise ValueError(f"{folder} holds work for something else ({'; '.join(changed)}): choose another folder")
+                raise ValueError(
+                    f"{folder} holds work for something else ({'; '.join(changed)}): delete it, or choose another folder"
+                )
         else:
             partial = note.with_suffix(".partial")
             partial.write_text(json.dumps(asked), encoding="utf-8")

@@ -90,7 +90,7 @@ def find_layers(model: nn.Module, keep: Sequence[str] = ()) -> tuple[dict[str, L
 
     Args:
         model: any model.
-        keep: patterns of paths that are left alone, as of a shell: "head", "layers.0.*".
+        keep: patterns of paths that are left alone with all that is in them, as of a shell: "head", "layers.0".
 
     Returns:
         The layers by path, in order of registration, and for every other module with a matrix of weights why it is left alone.
@@ -108,6 +108,7 @@ def find_layers(model: nn.Module, keep: Sequence[str] = ()) -> tuple[dict[str, L
 def sort_modules(model: nn.Module, keep: Sequence[str] = ()) -> tuple[dict[str, Layer], dict[str, str]]:
     """As `find_layers`, where none is no error."""
     paths = [name for name, _ in model.named_modules() if name]
+    keep = [keep] if isinstance(keep, str) else keep
     for pattern in keep:
         if not fnmatch.filter(paths, pattern):
             raise ValueError(f"keep={pattern!r} fits no module of this model; its paths look like {', '.join(paths[:3])}, ...")
@@ -118,13 +119,19 @@ def sort_modules(model: nn.Module, keep: Sequence[str] = ()) -> tuple[dict[str, 
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(name)
     for name, module in model.named_modules():
-        if any(fnmatch.fnmatch(name, pattern) for pattern in keep) and _is_matrix(module):
+        if _is_matrix(module) and any(fnmatch.fnmatch(path, pattern) for path in _upwards(name) for pattern in keep):
             left[name] = "kept on request"
         elif (why := _why_not(module, owners)) is None:
             layers[name] = Layer(name, module)
         elif why:
             left[name] = why
     return layers, left
+
+
+def _upwards(name: str) -> Iterator[str]:
+    """A path and those of the modules it lies in."""
+    parts = name.split(".")
+    return (".".join(parts[: i + 1]) for i in range(len(parts)))
 
 
 def _why_not(module: nn.Module, owners: dict[int, list[str]]) -> str | None:

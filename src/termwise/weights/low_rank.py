@@ -50,7 +50,9 @@ def fit_aware(evidence: Evidence) -> Fitted:
 
 def fit_end(evidence: Evidence) -> Fitted:
     """The best terms for the output of the model; errors are in its unit, and add up over layers."""
-    return _fitted(evidence, evidence.project(), relative=evidence.sensitivity is None)
+    if evidence.sensitivity is None:  # the output does not depend on the layer, which then stays as it is
+        return fit_aware(evidence)
+    return {**_fitted(evidence, evidence.project(), relative=False), "felt": torch.ones(1)}
 
 
 def _fitted(evidence: Evidence, found: Projection, *, relative: bool = True) -> Fitted:

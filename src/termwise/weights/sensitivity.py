@@ -8,7 +8,7 @@ d / 2 the Kullback-Leibler divergence. One backward pass gives one draw for ever
 
 Errors of the rows of one sample add up where the output pools them. H is scaled by how much they do on average over all dW,
 
-    coherence = E |sum_i g_i x_i^T|^2 / E sum_i |g_i|^2 |x_i|^2,
+    coherence = E |sum_i g_i x_i^T|^2 / E sum_i |g_i|^2 |x_i|^2,      x without its mean where a bias takes that,
 
 which is 1 for independent rows, and up to their number where all are alike.
 
@@ -40,7 +40,7 @@ def output_of(result: Any) -> Tensor:
     """
     if isinstance(result, Tensor):
         return result
-    logits = getattr(result, "logits", None)
+    logits = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
     if isinstance(logits, Tensor):
         return logits
     values = result.values() if isinstance(result, Mapping) else result if isinstance(result, tuple | list) else ()
@@ -59,6 +59,7 @@ def distance(truth: Tensor, found: Tensor, metric: Distance) -> Tensor:
         metric: "l2": |found - truth|^2. "kl": 2 KL(p_truth || p_found), summed over positions (twice, so that both are quadratic
             forms of the error with the same factor).
     """
+    truth, found = truth.double(), found.double()
     if metric == "l2":
         return (found - truth).square().reshape(len(truth), -1).sum(1)
     p, q = truth.log_softmax(-1), found.log_softmax(-1)
@@ -124,10 +125,10 @@ class _Felt:
         self.together, self.apart = 0.0, 0.0
         self.gathered = Gathered(self.square)
 
-    def hook(self, module: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
+    def hook(self, module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
         """Let gradients begin here, and keep what comes back."""
-        if not y.requires_grad:
-            y.requires_grad_(True)
+        if not y.requires_grad:  # the sum is no leaf, so that what comes next may change it in place
+            y = y + torch.zeros((), dtype=y.dtype, device=y.device, requires_grad=True)
         x, version = args[0].detach(), args[0]._version
 
         def keep(gradient: Tensor) -> None:
@@ -137,13 +138,18 @@ class _Felt:
                 self.compare(g, self.layer.rows(x))
 
         y.register_hook(keep)
+        return y
 
     def square(self, rows: Tensor) -> None:
+        rows = rows.float() if rows.element_size() < 4 else rows
         square = (rows.T @ rows).double()  # a weight, and shrunk: single precision will do
         self.total = square if self.total is None else self.total.add_(square)
 
     def compare(self, g: Tensor, x: Tensor) -> None:
         """|sum_i g_i x_i^T|^2 for each sample against sum_i |g_i|^2 |x_i|^2."""
+        g, x = (rows.float() if rows.element_size() < 4 else rows for rows in (g, x))
+        if self.layer.bias is not None:
+            x = x - x.mean(0)  # the bias takes the mean
         count = self.samples if len(g) % self.samples == 0 else 1
         for own_g, own_x in zip(g.chunk(count), x.chunk(count), strict=True):
             self.together += float((own_g.T @ own_x).square().sum())
@@ -162,6 +168,6 @@ def _draw(y: Tensor, metric: Distance, generator: torch.Generator) -> Tensor:
     if metric == "l2":
         signs = torch.randint(0, 2, y.shape, generator=generator).to(y) * 2 - 1
         return (signs * y).sum()
-    logs = y.log_softmax(-1).reshape(-1, y.shape[-1])
+    logs = y.float().log_softmax(-1).reshape(-1, y.shape[-1])
     labels = torch.multinomial(logs.detach().exp().cpu(), 1, generator=generator).to(y.device)
     return -logs.gather(1, labels).sum()

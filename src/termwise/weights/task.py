@@ -84,18 +84,15 @@ class Task:
         known: list[CalibrationStats] = []
         felt: list[dict[str, Tensor]] = []
         for batches in (self.batches.fit, self.batches.select) if names else ():
-            draws = torch.Generator().manual_seed(self.seed)
-            known.append(CalibrationStats.collect(self.model, self._stepping(batches), layers, generator=draws))
+            draws = [torch.Generator().manual_seed(self.seed) for _ in range(2)]  # alike whichever layers are looked at
+            known.append(CalibrationStats.collect(self.model, _Stepping(batches, self.step), layers, generator=draws[0]))
             if sensitive:
-                felt.append(sensitivity(self.model, self._stepping(batches), layers, metric=self.metric, generator=draws))
+                felt.append(
+                    sensitivity(self.model, _Stepping(batches, self.step), layers, metric=self.metric, generator=draws[1])
+                )
         for name, layer in layers.items():
             h = [f.get(name) for f in felt] or [None, None]
             yield Evidence(layer, known[0].get(name), known[1].get(name), h[0], h[1], self.shrinkage)
-
-    def _stepping(self, batches: list[Any]) -> Iterator[Any]:
-        for batch in batches:
-            self.step("looking at data")
-            yield batch
 
     def positions(self) -> dict[str, float]:
         """Rows that each layer multiplies for one sample: 1, tokens, pixels."""
@@ -145,6 +142,19 @@ class Task:
         """A change as people read it: |f~ - f| / |f| for "l2", nats per position for "kl"."""
         share = change / self.scale(split)
         return float(np.sqrt(share)) if self.metric == "l2" else share
+
+
+@dataclass(frozen=True)
+class _Stepping:
+    """Batches that are counted as they are run through."""
+
+    batches: list[Any]
+    step: Callable[[str], None]
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            self.step("looking at data")
+            yield batch
 
 
 def cost_of(ladder: Ladder, unit: Unit, positions: float) -> np.ndarray:
