@@ -32,7 +32,9 @@ def binomial(k: int) -> float:
 # -- harmonics --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("act", [torch.tanh, F.gelu, torch.exp, torch.relu, nn.LeakyReLU(0.2)], ids=str)
+@pytest.mark.parametrize(
+    "act", [torch.tanh, F.gelu, torch.exp, torch.relu, nn.LeakyReLU(0.2)], ids=lambda act: getattr(act, "__name__", str(act))
+)
 def test_harmonics_are_a_cosine_transform(act):
     points = 4096
     y = act(1.7 * torch.cos(math.pi * (torch.arange(points, dtype=torch.float64) + 0.5) / points))
@@ -298,7 +300,9 @@ ACTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("act", [*ACTS, F.silu, torch.tanh, F.hardswish, nn.GELU("tanh")], ids=str)
+@pytest.mark.parametrize(
+    "act", [*ACTS, F.silu, torch.tanh, F.hardswish, nn.GELU("tanh")], ids=lambda act: getattr(act, "__name__", str(act))
+)
 def test_the_mean_over_a_gaussian(act):
     for m, s in ((0.0, 1.0), (-1.3, 0.4), (2.0, 3.0)):
 
