@@ -139,7 +139,7 @@ def pictures(name: str):
             batches.append(torch.cat(rows))
         return batches
 
-    calibrate = [b for batch in crops(["china", "coffee", "cat", "rocket"], 32) for b in batch.split(8)]
+    calibrate = [b for batch in crops(["china", "coffee", "cat", "rocket"], 96) for b in batch.split(8)]
     return (
         subject.model.eval(),
         calibrate,
