@@ -58,7 +58,7 @@ def curing(
         metric: what a change of the output is measured with.
 
     Returns:
-        A `Compressed`, whose parts are `CURDecomposition`s.
+        A `Compressed`, whose parts are each a `CURDecomposition`.
 
     Raises:
         ValueError: for more blocks than there are between the first and the last, patterns that fit nothing, data that the model
