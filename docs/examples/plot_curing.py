@@ -7,7 +7,8 @@ so that a term has a name: column 17. What does that cost, beside the best matri
 """
 
 # %%
-# A perceptron with residual blocks, trained on digits. One of its weights, importance the size of a number times that of its input: which inputs are kept?
+# A perceptron with residual blocks, trained on digits. In one of its weights a number matters as much as it is large, times how
+# large its input is: which inputs are kept?
 
 import matplotlib.pyplot as plt
 import torch
