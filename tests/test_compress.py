@@ -336,6 +336,24 @@ def test_layers_without_a_part_in_the_output_count_in_no_budget():
     assert small.left == {"idle": "never reached by the data", "aux": "the output does not depend on it"}
 
 
+def test_a_subclass_with_a_forward_of_its_own_is_left_alone():
+    class SamePadded(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(nn.functional.pad(x, (0, 1, 0, 1)))
+
+    class Named(nn.Linear):
+        """Only called otherwise."""
+
+    model = nn.Sequential(
+        SamePadded(3, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.Flatten(), Named(32 * 9, 40), nn.Linear(40, 4)
+    )
+    x = torch.randn(64, 3, 10, 10)
+    small = tw.compress(model, 0.6, data=x, progress=False)
+    assert small.left == {"0": "SamePadded has a forward of its own"}
+    assert {row.layer for row in small.layers} == {"2", "4", "5"}
+    assert small.model(x).shape == (64, 4)
+
+
 def test_what_lies_in_a_kept_module_is_kept():
     model = nn.Sequential(nn.Linear(24, 30), nn.Sequential(nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 4))).double()
     small = tw.compress(model, 0.9, data=rows(), keep="1", progress=False)

@@ -141,6 +141,8 @@ def _why_not(module: nn.Module, owners: dict[int, list[str]]) -> str | None:
     if not _is_matrix(module):
         known = isinstance(module, nn.modules.conv._ConvNd | nn.Bilinear | nn.RNNBase | nn.MultiheadAttention)
         return f"{type(module).__name__} is not taken apart" if known else ""
+    if isinstance(module, nn.Linear | nn.Conv2d) and not _as_torch_has_it(module):
+        return f"{type(module).__name__} has a forward of its own"
     if parametrize.is_parametrized(module) or any(n.endswith(("weight_v", "original1")) for n, _ in module.named_parameters()):
         return "its weight is computed from other parameters (remove the parametrization first)"
     weight: Tensor = module.weight  # type: ignore[assignment]
@@ -157,6 +159,12 @@ def _why_not(module: nn.Module, owners: dict[int, list[str]]) -> str | None:
 
 def _is_matrix(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | nn.Conv2d) or _transposed(module)
+
+
+def _as_torch_has_it(module: nn.Module) -> bool:
+    """Whether a subclass computes what the class of torch does: one that pads or scales besides is another map."""
+    base = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
+    return all(getattr(type(module), name, None) is getattr(base, name, None) for name in ("forward", "_conv_forward"))
 
 
 def _transposed(module: nn.Module) -> bool:
