@@ -64,6 +64,15 @@ def test_it_is_saved_with_its_config_and_read_without_the_model(small, tmp_path)
     assert size < 4.2 * small.after + 20_000
 
 
+def test_it_is_read_in_the_precision_it_was_saved_in(tmp_path):
+    batch = ids(1)[0]
+    half = tw.compress(llama().bfloat16(), 0.8, data=ids(), progress=False)
+    again = tw.load_compressed(half.save(tmp_path / "half"))
+    assert {p.dtype for p in again.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, half.model(**batch).logits)
+
+
 def test_a_config_of_another_architecture_is_refused(small, tmp_path):
     folder = small.save(tmp_path / "small")
     text = (folder / "config.json").read_text()

@@ -94,25 +94,32 @@ def load_compressed(folder: str | Path, model: nn.Module | None = None) -> nn.Mo
         ValueError: when the folder cannot be read, is newer than this version, or the model does not fit it.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_model
+    from safetensors.torch import load_file
 
     folder = Path(folder)
     if model is None:
         model = _from_config(folder)
     small = rebuild(model, folder)
-    owned = {name: nn.Parameter(p.detach().clone(), p.requires_grad) for name, p in small.named_parameters()}
-    tied = _ties(small)
-    for name, parameter in owned.items():  # the weights of `model` stay its own
-        for place in tied[name]:
+    try:
+        stored = load_file(folder / "model.safetensors")
+    except (SafetensorError, OSError) as problem:
+        raise ValueError(f"the weights in {folder} do not fit this model: {problem}") from None
+    kept = {name for names in _ties(small).values() for name in names} | set(small.state_dict())
+    if strange := sorted(set(stored) - kept):
+        raise ValueError(f"the weights in {folder} do not fit this model: it has no {', '.join(strange[:3])}")
+    for name, places in _ties(small).items():  # the weights of `model` stay its own
+        parameter = small.get_parameter(name)
+        tensor = next((stored[place] for place in places if place in stored), None)
+        if tensor is None or tensor.shape != parameter.shape:
+            found = "nothing" if tensor is None else tuple(tensor.shape)
+            raise ValueError(f"the weights in {folder} do not fit this model: {name} is {tuple(parameter.shape)}, found {found}")
+        own = nn.Parameter(tensor, parameter.requires_grad)  # of the dtype that was saved
+        for place in places:
             parent, _, leaf = place.rpartition(".")
-            setattr(small.get_submodule(parent), leaf, parameter)
+            setattr(small.get_submodule(parent), leaf, own)
     for name, buffer in list(small.named_buffers()):
         parent, _, leaf = name.rpartition(".")
-        small.get_submodule(parent)._buffers[leaf] = buffer.detach().clone()
-    try:
-        load_model(small, str(folder / "model.safetensors"))
-    except (SafetensorError, RuntimeError) as problem:
-        raise ValueError(f"the weights in {folder} do not fit this model: {problem}") from None
+        small.get_submodule(parent)._buffers[leaf] = stored.get(name, buffer.detach().clone())
     return small.eval()
 
 
