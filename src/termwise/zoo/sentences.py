@@ -7,14 +7,12 @@ the 10,568 that have a sign.
 
 from __future__ import annotations
 
-import hashlib
-import tarfile
 from functools import cache
 
 import numpy as np
 
-from .assets import fetch
-from .errors import AssetCorrupt, unknown
+from .assets import read_member
+from .errors import unknown
 
 __all__ = ["film_sentences", "split"]
 
@@ -30,12 +28,7 @@ def film_sentences() -> tuple[tuple[str, float], ...]:
     Raises:
         AssetMissing, AssetCorrupt: as `assets.fetch`.
     """
-    path = fetch("film-sentences")
-    with tarfile.open(path) as archive:
-        member = archive.extractfile(MEMBER)
-        content = b"" if member is None else member.read()
-    if hashlib.sha256(content).hexdigest() != SHA256:
-        raise AssetCorrupt(f"{MEMBER} in {path} is not the file that was checked")
+    content = read_member("film-sentences", MEMBER, SHA256)
     rows = [line.split("\t") for line in content.decode("utf-8").splitlines()]
     return tuple((text.strip(), float(score)) for _, score, text in rows)
 
