@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .channel_slopes import PartlyLinear, attach_slopes
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -151,7 +151,7 @@ def linearize_channels(
     net, slopes = found.model, found.model.slopes
     optimizer = torch.optim.Adam(net.model.parameters(), lr=lr)
     average, step = torch.zeros_like(slopes), 3 / (len(batches) * max(epochs - start, 1))
-    with _bar(epochs, show=progress) as advance:
+    with progress_bar(epochs, show=progress) as advance:
         for epoch in range(epochs):
             losses, penalties = [], []
             for inputs, targets in batches:
@@ -171,7 +171,7 @@ def linearize_channels(
             row = {"loss": sum(losses) / len(losses), "penalty": sum(penalties) / len(penalties), "share": net.share}
             for name, value in row.items():
                 found.history[name].append(value)
-            advance(f"loss {row['loss']:.3g}, {row['share']:.0%} of the units active")
+            advance(1, f"epoch {epoch + 1}/{epochs}: loss {row['loss']:.3g}, {row['share']:.0%} of the units active")
     slopes.requires_grad_(False)
     return found
 
@@ -244,21 +244,3 @@ def _check(**given: Any) -> None:
         raise ValueError(f"keep lies in [0, 1] and tol in (0, 1), got {given['keep']!r} and {given['tol']!r}")
     if not isinstance(given["start"], int) or not 0 <= given["start"] <= given["epochs"]:
         raise ValueError(f"start is an epoch out of 0 ... {given['epochs']}, got {given['start']!r}")
-
-
-@contextmanager
-def _bar(epochs: int, *, show: bool) -> Iterator[Callable[[str], None]]:
-    """A bar over epochs on a terminal, gone when done; called once per epoch with what to say."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("epoch {task.completed:.0f}/{task.total:.0f}"),
-        BarColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal)) as bar:
-        task = bar.add_task("", total=epochs)
-        yield lambda text: bar.update(task, advance=1, description=text)
