@@ -141,8 +141,9 @@ def compress(
     else:
         allocation, small, built = at(budget * dense)
     measured = task.change(small, "report")
-    moved = task.change(small, "select")
-    gap = moved / max(allocation.error, 1e-12 * task.scale("select")) if expects and built else math.nan
+    gap = math.nan
+    if expects and built:
+        gap = task.change(small, "select") / max(allocation.error, 1e-12 * task.scale("select"))
     if gap > 2.25:
         warnings.warn(
             f"the output changes {math.sqrt(gap):.2g} times as much as the layers' expected errors add up to: they are too large "

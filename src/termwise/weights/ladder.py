@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .factorization import Factorization
 from .layers import Layer
 
-__all__ = ["Curve", "Fitted", "Ladder", "Replacement", "merge", "ranks_below"]
+__all__ = ["Curve", "Fitted", "Ladder", "Replacement", "ranks_below"]
 
 Fitted = Mapping[str, Tensor]
 """What was worked out for a layer."""
@@ -81,7 +81,7 @@ class Ladder:
         return len(self.labels)
 
     def curve(self, costs: np.ndarray | None = None) -> Curve:
-        """Costs (`params` when not given) against errors, made monotone: what is dearer is not worse."""
+        """Costs (`params` when not given) against errors."""
         return Curve(np.asarray(self.params if costs is None else costs, dtype=float), self.errors)
 
     def only(self, chosen: Sequence[int]) -> Ladder:
@@ -123,21 +123,3 @@ def ranks_below(limit: int, step: int = 1) -> np.ndarray:
     room = STEPS - len(first)
     spread = ranks if len(ranks) <= room else ranks[np.unique(np.linspace(0, len(ranks) - 1, room).round().astype(int))]
     return np.concatenate([first, spread])
-
-
-def merge(ladders: Sequence[Ladder]) -> Ladder:
-    """All choices of several ladders of one layer that no other choice beats in cost and error together."""
-    rungs = sorted(
-        (int(ladder.params[i]), float(ladder.errors[i]), k, i) for k, ladder in enumerate(ladders) for i in range(len(ladder))
-    )
-    best: list[tuple[int, float, int, int]] = []
-    for rung in rungs:
-        if not best or rung[1] < best[-1][1]:
-            best.append(rung)
-    return Ladder(
-        ladders[0].layer,
-        [ladders[k].labels[i] for _, _, k, i in best],
-        np.array([p for p, *_ in best]),
-        np.array([e for _, e, *_ in best]),
-        lambda j: ladders[best[j][2]].build(best[j][3]),
-    )
