@@ -457,3 +457,67 @@ def test_a_layer_of_zeros_costs_nothing_to_drop():
     row = next(row for row in small.layers if row.layer == "2")
     assert row.params < row.dense
     assert np.isfinite(small.measured)
+
+
+def test_layers_may_be_called_by_name():
+    class ByName(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(24, 40), nn.Linear(40, 6)
+
+        def forward(self, x):
+            return self.b(input=torch.tanh(self.a(input=x)))
+
+    for method in ("auto", "aware", "rom"):
+        small = tw.compress(ByName().double(), 0.6, data=rows(), method=method, progress=False)
+        assert small.parts
+        assert small.measured < 1
+    assert tw.compress(ByName().double(), 0.9, data=rows(), unit="latency", progress=False).kept <= 0.9
+
+
+@pytest.mark.filterwarnings("ignore:the output changes")  # 40 pictures are few
+def test_pictures_may_come_one_by_one():
+    """Without an axis of samples, where convolutions stand in sequences and in pivoted layers."""
+
+    class One(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 12, 3, padding=1), nn.Linear(12, 4)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.b(torch.relu(self.a(x)))).mean((-1, -2)))
+
+    model, x = One().double(), torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    alone = tw.compress(model, 0.85, data=list(x), progress=False)
+    together = tw.compress(model, 0.85, data=list(x.split(1)), progress=False)
+    assert alone.parts
+    assert any(isinstance(m, Pivoted) for m in alone.model.modules())
+    assert alone.measured == pytest.approx(together.measured, rel=0.2)
+
+
+def test_labels_are_not_taken_for_an_optional_argument():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x, mask=None):
+            return self.net(x if mask is None else x * mask)
+
+    x, labels = rows(), torch.arange(400) % 2
+    pairs = list(zip(x.split(50), labels[:, None].split(50), strict=True))
+    with pytest.raises(ValueError, match=r"2 entries and forward requires 1.*'mask'.*labels, leave them out"):
+        tw.compress(Masked(), 0.6, data=pairs, progress=False)
+    named = [{"x": a, "mask": b} for a, b in pairs]
+    assert tw.compress(Masked(), 0.6, data=named, progress=False).kept <= 0.6
+    assert tw.compress(Masked(), 0.6, data=[(a,) for a, _ in pairs], progress=False).kept <= 0.6
+
+
+def test_training_the_small_model_does_not_move_the_statistics_of_the_model():
+    model, x = cnn(), torch.randn(64, 3, 12, 12, dtype=torch.float64)
+    small = tw.compress(model, 0.5, data=x, progress=False)
+    before = copy.deepcopy(dict(model.named_buffers()))
+    small.model.train()(x)
+    assert not torch.equal(small.model[1].running_mean, before["1.running_mean"])
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
+    assert small.model[1].weight is model[1].weight  # parameters that stay are shared, as it says

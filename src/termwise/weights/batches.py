@@ -45,8 +45,9 @@ def read_batches(data: Any) -> Batches:
 
     Args:
         data: a tensor of samples; or batches, each a tensor, a tuple or list of positional arguments, or a mapping of keyword
-            arguments: a list, a DataLoader, a generator. Of a tuple the model takes as many entries as it has arguments, so a
-            loader of (inputs, labels) will do. One batch alone is cut in four.
+            arguments: a list, a DataLoader, a generator. Of a tuple the model takes as many entries as its forward requires, so a
+            loader of (inputs, labels) will do; where the others could be meant for optional arguments, `call` refuses. One
+            batch alone is cut in four.
 
     Raises:
         TypeError: for data that is none of these.
@@ -94,13 +95,14 @@ def call(model: nn.Module, batch: Any) -> Any:
     """The model on one batch.
 
     Raises:
-        ValueError: when the model does not take it; the message has the shapes.
+        ValueError: when the model does not take it; the message has the shapes. When a tuple goes on after what the model must be
+            given, and labels could not be told from an optional argument, as a mask.
     """
     try:
         if isinstance(batch, Mapping):
             return model(**batch)
         if isinstance(batch, tuple | list):
-            return model(*batch[: _arguments(model)])
+            return model(*batch[: _arguments(model, len(batch))])
         return model(batch)
     except (TypeError, RuntimeError, IndexError, ValueError) as problem:
         if isinstance(problem, torch.OutOfMemoryError):
@@ -109,12 +111,20 @@ def call(model: nn.Module, batch: Any) -> Any:
         raise ValueError(f"the model does not take this batch of data, {shapes}: {problem}") from problem
 
 
-def _arguments(model: nn.Module) -> int | None:
-    """How many positional arguments its forward takes; None for any number."""
-    kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        return None
-    return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
+def _arguments(model: nn.Module, given: int) -> int:
+    """How many entries of a tuple its forward takes: those it requires, one at least; all of them where it takes any number."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return given
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    taken = max(1, sum(p.default is p.empty for p in positional))
+    if given > taken < len(positional):
+        names = ", ".join(repr(p.name) for p in positional[taken:given])
+        raise ValueError(
+            f"the tuple has {given} entries and forward requires {taken}: if the others are for {names}, give mappings by name "
+            f"of argument; if they are labels, leave them out"
+        )
+    return min(given, taken)
 
 
 @contextmanager

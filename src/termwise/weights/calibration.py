@@ -132,7 +132,7 @@ class CalibrationStats(Mapping[str, LayerStats]):
         batches = list(batches) if isinstance(batches, Iterator) else batches  # it may be run through twice
         for share in (True, False):  # the second time where layers read the same tensor in one call and not in another
             run = _Run(dict(layers), dtype, patches, 0 if generator is None else generator.initial_seed(), share)
-            handles = [layer.module.register_forward_hook(run.hook(name)) for name, layer in layers.items()]
+            handles = [layer.module.register_forward_hook(run.hook(name), with_kwargs=True) for name, layer in layers.items()]
             try:
                 with evaluating(model), torch.no_grad():
                     for batch in batches:
@@ -202,8 +202,8 @@ class _Run:
     def hook(self, name: str) -> Any:
         layer = self.layers[name]
 
-        def read(_: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
-            x = args[0]
+        def read(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
+            x = layer.read(args, kwargs)
             how = (type(layer.module), getattr(layer.module, "kernel_size", None), getattr(layer.module, "stride", None),
                    getattr(layer.module, "padding", None), getattr(layer.module, "dilation", None))  # fmt: skip
             same = (n for ref, version, h, n in self.seen if ref() is x and version == x._version and h == how)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .batches import call, evaluating
 from .ladder import Ladder
+from .layers import Layer
 
 __all__ = ["latencies", "ratio"]
 
@@ -37,10 +38,14 @@ def latencies(model: nn.Module, batch: Any, ladders: Mapping[str, Ladder]) -> di
         By layer, shape (choices,): monotone in what is stored, the dense layer last, as measured.
     """
     inputs: dict[str, Tensor] = {}
-    handles = [
-        ladder.layer.module.register_forward_pre_hook(lambda _, args, n=name: inputs.setdefault(n, args[0].detach().clone()))  # type: ignore[misc]
-        for name, ladder in ladders.items()
-    ]
+
+    def keep(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            inputs.setdefault(name, Layer.read(args, kwargs).detach().clone())
+
+        return hook
+
+    handles = [ladder.layer.module.register_forward_pre_hook(keep(name), with_kwargs=True) for name, ladder in ladders.items()]
     try:
         with evaluating(model), torch.no_grad():
             call(model, batch)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -64,11 +64,18 @@ class Layer:
         """Its m n entries: how many numbers it is as it stands, without its bias."""
         return self.matrix.numel()
 
+    @staticmethod
+    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """What the module was called with, by position or by name."""
+        x: Tensor = args[0] if args else next(iter(kwargs.values()))
+        return x
+
     def rows(self, x: Tensor) -> Tensor:
-        """What W multiplies, shape (N, n), from what the module reads."""
+        """What W multiplies, shape (N, n), from what the module reads; one picture may come without an axis of samples."""
         if not isinstance(self.module, nn.Conv2d):
             return x.reshape(-1, x.shape[-1])
         conv = self.module
+        x = x[None] if x.ndim == 3 else x
         padding = conv.padding
         if isinstance(padding, str) or conv.padding_mode != "zeros":
             x = F.pad(x, conv._reversed_padding_repeated_twice, "constant" if conv.padding_mode == "zeros" else conv.padding_mode)
@@ -78,11 +85,10 @@ class Layer:
 
     def outputs(self, y: Tensor) -> Tensor:
         """What came out, shape (N, m), one row for each of `rows`."""
-        return (
-            y.flatten(2).transpose(1, 2).reshape(-1, y.shape[1])
-            if isinstance(self.module, nn.Conv2d)
-            else y.reshape(-1, y.shape[-1])
-        )
+        if not isinstance(self.module, nn.Conv2d):
+            return y.reshape(-1, y.shape[-1])
+        y = y[None] if y.ndim == 3 else y
+        return y.flatten(2).transpose(1, 2).reshape(-1, y.shape[1])
 
 
 def find_layers(model: nn.Module, keep: Sequence[str] = ()) -> tuple[dict[str, Layer], dict[str, str]]:
@@ -174,9 +180,11 @@ def _transposed(module: nn.Module) -> bool:
 
 
 def sharing_copy(model: nn.Module) -> nn.Module:
-    """A copy of the tree of modules over the same tensors: replacing a module in it leaves the model as it was."""
-    tensors = itertools.chain(model.parameters(), model.buffers())
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    """A copy of the tree of modules over the same parameters: replacing a module in it leaves the model as it was.
+
+    Buffers are copied, as running it in training mode may change them.
+    """
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in model.parameters()})
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:

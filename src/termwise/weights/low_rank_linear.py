@@ -90,10 +90,10 @@ class GroupedLinear(nn.Module):
         super().__init__()
         self.blocks = nn.Parameter(blocks)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(..., n) to (..., k j)."""
         k, _, width = self.blocks.shape
-        return torch.einsum("...ki,kji->...kj", x.unflatten(-1, (k, width)), self.blocks).flatten(-2)
+        return torch.einsum("...ki,kji->...kj", input.unflatten(-1, (k, width)), self.blocks).flatten(-2)
 
     @property
     def in_features(self) -> int:
@@ -132,12 +132,12 @@ class Pivoted(nn.Module):
     def __init__(self, first: nn.Module, mix: nn.Module, position: Tensor) -> None:
         super().__init__()
         self.first, self.mix = first, mix
-        self.axis = -1 if isinstance(first, nn.Linear) else 1
+        self.axis = -1 if isinstance(first, nn.Linear) else -3  # from the end: one picture may come without an axis of samples
         self.register_buffer("position", position)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """As of the layer it stands for."""
-        h = self.first(x)
+        h = self.first(input)
         return torch.cat([h, self.mix(h)], self.axis).index_select(self.axis, self.position)
 
     @property

@@ -93,7 +93,7 @@ def sensitivity(
     generator = generator or torch.Generator().manual_seed(0)
     felt = {name: _Felt(layer) for name, layer in layers.items()}
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    handles = [layer.module.register_forward_hook(felt[name].hook) for name, layer in layers.items()]
+    handles = [layer.module.register_forward_hook(felt[name].hook, with_kwargs=True) for name, layer in layers.items()]
     samples = 0
     try:
         for parameter in learning:
@@ -125,11 +125,12 @@ class _Felt:
         self.together, self.apart = 0.0, 0.0
         self.gathered = Gathered(self.square)
 
-    def hook(self, module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
+    def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor:
         """Let gradients begin here, and keep what comes back."""
         if not y.requires_grad:  # the sum is no leaf, so that what comes next may change it in place
             y = y + torch.zeros((), dtype=y.dtype, device=y.device, requires_grad=True)
-        x, version = args[0].detach(), args[0]._version
+        x = self.layer.read(args, kwargs).detach()  # with the version of what was read
+        version = x._version
 
         def keep(gradient: Tensor) -> None:
             g = self.layer.outputs(gradient).detach()

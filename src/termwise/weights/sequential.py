@@ -69,10 +69,13 @@ def route(model: nn.Module, layers: Mapping[str, Layer], batch: Any) -> Route:
         return hook
 
     def watch_layer(name: str) -> Any:
-        return lambda _, args: reads.setdefault(name, args[0])
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            reads.setdefault(name, Layer.read(args, kwargs))
+
+        return hook
 
     handles = [model.get_submodule(name).register_forward_hook(watch_block(name), with_kwargs=True) for name in calls]
-    handles += [layer.module.register_forward_pre_hook(watch_layer(name)) for name, layer in layers.items()]
+    handles += [layer.module.register_forward_pre_hook(watch_layer(name), with_kwargs=True) for name, layer in layers.items()]
     try:
         with evaluating(model), torch.no_grad():
             call(model, batch)
@@ -134,7 +137,7 @@ class Stream:
         self._go(self.route.block(layer))
         for i in range(len(self.batches)):
             seen: list[Tensor] = []
-            handle = self.model.get_submodule(layer).register_forward_pre_hook(_keeping(seen))
+            handle = self.model.get_submodule(layer).register_forward_pre_hook(_keeping(seen), with_kwargs=True)
             try:
                 self._run(i)
             finally:
@@ -203,4 +206,4 @@ class Stream:
 
 
 def _keeping(seen: list[Tensor]) -> Any:
-    return lambda _, args: seen.append(args[0].clone())
+    return lambda _, args, kwargs: seen.append(Layer.read(args, kwargs).clone())
