@@ -328,7 +328,7 @@ def test_layers_without_a_part_in_the_output_count_in_no_budget():
 
         def forward(self, x):
             h = torch.tanh(self.a(x))
-            return self.b(h), self.aux(h)
+            return self.b(h), self.aux(h).argmax(-1)  # no number that could change a little
 
     with pytest.warns(UserWarning, match="2 layers"):
         small = tw.compress(Idle().double(), 0.6, data=rows(), progress=False)
@@ -521,3 +521,128 @@ def test_training_the_small_model_does_not_move_the_statistics_of_the_model():
     assert not torch.equal(small.model[1].running_mean, before["1.running_mean"])
     assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
     assert small.model[1].weight is model[1].weight  # parameters that stay are shared, as it says
+
+
+class Heads(nn.Module):
+    """Two outputs, one a thousand times as large as the other, and what is none of either."""
+
+    def __init__(self, size: float = 1e-3):
+        super().__init__()
+        self.size = size
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.body, self.a, self.b = nn.Linear(24, 30), nn.Linear(30, 8), nn.Linear(30, 8)
+
+    def forward(self, x):
+        h = torch.tanh(self.body(x))
+        return {"a": self.a(h), "more": (self.size * self.b(h), h.sum(), h[:2])}
+
+
+def test_every_tensor_of_the_output_counts():
+    model = Heads().double()
+    small = tw.compress(model, 0.5, data=rows(), progress=False)
+    kept = {row.layer: row.params / row.dense for row in small.layers}
+    assert 0.6 < kept["b"] / kept["a"] < 1.6  # neither is forgotten
+    x = rows()[-96:]
+    with torch.no_grad():
+        pairs = [(f["a"], f["more"][0]) for f in (model(x), small.model(x))]
+    far = [float((p - q).norm() / p.norm()) ** 2 for p, q in zip(*pairs, strict=True)]
+    assert small.measured == pytest.approx(np.mean(far) ** 0.5, rel=0.1)
+    assert 1 / 1.5 < small.measured / small.predicted < 1.5
+    assert "counted of the output: a, more.0, each relative to its own size" in small.report()
+    assert "not more.1 (one number for all samples)" in small.report()
+    assert "not more.2 (shape (2, 30), and there are 32 samples)" in small.counted
+    assert "counted" not in tw.compress(mlp(), 0.5, data=rows(), progress=False).report()
+    with pytest.raises(ValueError, match=r"one tensor of logits.*a, more\.0"):
+        tw.compress(model, 0.5, data=rows(), metric="kl", progress=False)
+
+
+@pytest.mark.parametrize("method", ["svd", "aware"])
+def test_several_outputs_count_for_every_method(method):
+    """A layer behind the second output alone, made useless, shows in the change."""
+    small = tw.compress(Heads(1.0).double(), 0.17, data=rows(), method=method, keep=["body", "a"], progress=False)
+    assert small.measured > 0.3
+
+
+class Unrolled(nn.Module):
+    """One layer, run six times."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.step, self.head = nn.Linear(24, 24), nn.Linear(24, 6)
+
+    def forward(self, x):
+        for _ in range(6):
+            x = x + 0.3 * torch.tanh(self.step(x))
+        return self.head(x)
+
+
+def test_errors_of_a_layer_that_is_called_again_add_up():
+    small = tw.compress(Unrolled().double(), 0.8, data=rows(1200), keep=["head"], progress=False)
+    assert 1 / 1.3 < small.measured / small.predicted < 1.3
+
+
+class Reads(nn.Module):
+    """Tokens, each on its own or pooled, whose padding is far from anything else."""
+
+    def __init__(self, pooled: bool):
+        super().__init__()
+        self.pooled = pooled
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.table, self.up, self.head = nn.Embedding(40, 24), nn.Linear(24, 40), nn.Linear(40, 8)
+        self.table.weight.data[0] = 30
+
+    def forward(self, input_ids, attention_mask=None):
+        h = torch.tanh(self.up(self.table(input_ids)))
+        if self.pooled:
+            kept = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            h = (h * kept[..., None]).sum(1) / kept.sum(1, keepdim=True)
+        y = self.head(h)
+        return {"logits": y} if not self.pooled else y
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("unit", ["params", "error"])
+def test_padding_counts_nowhere(pooled, unit):
+    """The same texts, once each as long as it is, and once padded."""
+    g = torch.Generator().manual_seed(0)
+    bare, padded = [], []
+    for _ in range(24):
+        ids = torch.randint(1, 40, (8, 6), generator=g)
+        bare.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        more = torch.nn.functional.pad(ids, (0, 14))
+        padded.append({"input_ids": more, "attention_mask": (more > 0).long()})
+    a, b = (tw.compress(Reads(pooled).double(), 0.5, unit=unit, data=d, progress=False) for d in (bare, padded))
+    assert a.metric == b.metric
+    assert b.measured == pytest.approx(a.measured, rel=0.05)
+    assert b.predicted == pytest.approx(a.predicted, rel=0.1)  # signs and labels are drawn for other shapes
+    assert b.kept == pytest.approx(a.kept, rel=0.05)
+
+
+class Sequences(nn.Module):
+    def __init__(self, batch_first: bool):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.block = nn.TransformerEncoderLayer(24, 2, 48, 0.0, batch_first=batch_first)
+            self.up, self.head = nn.Linear(24, 24), nn.Linear(24, 6)
+
+    def forward(self, x):
+        return self.head(self.block(torch.tanh(self.up(x))))
+
+
+@pytest.mark.filterwarnings("ignore:.*TransformerEncoder.*", "ignore:1 layers")
+def test_samples_along_another_axis():
+    x = rows(16 * 120).reshape(120, 16, 24)
+    with pytest.raises(ValueError, match=r"cut along their first axis.*batch_first=False.*list of batches"):
+        tw.compress(Sequences(False).double(), 0.6, data=x.transpose(0, 1), progress=False)
+    with pytest.raises(ValueError, match="list of batches"):
+        tw.compress(Sequences(False).double(), 0.6, data=[x.transpose(0, 1)], progress=False)
+    batches = x.split(10)
+    first = tw.compress(Sequences(True).double(), 0.6, data=list(batches), progress=False)
+    second = tw.compress(Sequences(False).double(), 0.6, data=[b.transpose(0, 1) for b in batches], progress=False)
+    assert second.measured == pytest.approx(first.measured, rel=0.1)
+    assert second.predicted == pytest.approx(first.predicted, rel=0.3)  # of a whole batch at once, which is noisier

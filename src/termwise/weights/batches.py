@@ -27,12 +27,14 @@ class Batches:
         select: what choices are made on, a quarter.
         report: what is measured on in the end, a quarter.
         apart: whether they are disjoint; one batch of one sample cannot be split.
+        cut: whether one tensor, or one batch, was cut along its first axis.
     """
 
     fit: list[Any]
     select: list[Any]
     report: list[Any]
     apart: bool = True
+    cut: bool = False
 
     @property
     def every(self) -> list[Any]:
@@ -62,8 +64,10 @@ def read_batches(data: Any) -> Batches:
     else:
         raise TypeError(f"data is a tensor of samples or batches (a list, a DataLoader), got {type(data).__name__}")
     batches = [dict(batch) if isinstance(batch, Mapping) else batch for batch in batches]  # what tokenizers return is no dict
-    if len(batches) == 1:
+    whole = len(batches) == 1
+    if whole:
         batches = _quarters(batches[0])
+    cut = isinstance(data, Tensor) or (whole and len(batches) > 1)
     if not batches or not any(isinstance(leaf, Tensor) and leaf.numel() for leaf in pytree.tree_leaves(batches)):
         raise ValueError("data is empty: give a few batches of what the model takes")
     for i, batch in enumerate(batches):
@@ -71,9 +75,9 @@ def read_batches(data: Any) -> Batches:
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all():
                 raise ValueError(f"batch {i} of data, shape {tuple(leaf.shape)}, holds NaN or infinity: clean it first")
     if len(batches) < 3:
-        return Batches(batches[:1], batches[-1:], batches[-1:], apart=False)
+        return Batches(batches[:1], batches[-1:], batches[-1:], apart=False, cut=cut)
     held = max(1, len(batches) // 4)
-    return Batches(batches[: -2 * held], batches[-2 * held : -held], batches[-held:])
+    return Batches(batches[: -2 * held], batches[-2 * held : -held], batches[-held:], cut=cut)
 
 
 def _quarters(batch: Any) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .allocation import Allocation
-from .batches import call, evaluating, read_batches
+from .batches import read_batches
 from .compressed import Compressed, LayerRow
 from .evidence import Evidence
 from .kept_work import KeptWork, fingerprint
@@ -23,7 +23,7 @@ from .latency import latencies
 from .layers import find_layers, put, sharing_copy
 from .low_rank_linear import GroupedLinear, LowRankLinear
 from .methods import METHODS, Method
-from .sensitivity import Distance, output_of
+from .sensitivity import Distance
 from .task import Task, Unit, cost_of
 
 __all__ = ["compress"]
@@ -64,7 +64,9 @@ def compress(
         method: a key of `METHODS`, or a `Method`. "auto" weighs errors by what they do to the output of the model.
         keep: patterns of paths left alone, as of a shell: "head", "encoder.layer.0.*".
         metric: what a change of the output is: "l2", or "kl" of the softmax over its last axis; "auto" takes "kl" for what
-            returns `logits`, unless the budget is an "error".
+            returns `logits`, unless the budget is an "error". `logits` count alone; of a tuple or mapping without them every
+            tensor of floating point counts, each relative to its own size, and the report says which did not and why (wrap the
+            model for others). Where a batch has an `attention_mask`, padding counts in nothing.
         shrinkage: share of the identity in every statistic, against over-fitting few rows.
         progress: show a bar.
         work: folder to keep finished layers in: an interrupted run with the same arguments goes on there, and ends with the same
@@ -167,7 +169,7 @@ def compress(
     predicted = task.relative(allocation.error) if expects else math.nan
     return Compressed(
         small, named, unit, budget, rows, {name: r.weight for name, r in built.items() if r.weight is not None}, left,
-        allocation.cost / dense, predicted, task.relative(measured), task.metric, before, gap,
+        allocation.cost / dense, predicted, task.relative(measured), task.metric, before, gap, task.judged.kind,
     )  # fmt: skip
 
 
@@ -195,14 +197,15 @@ def _check(budget: float, unit: str, shrinkage: float) -> None:
 def _metric(metric: str, unit: str, task: Task) -> Distance:
     if metric not in ("l2", "kl", "auto"):
         raise ValueError(f"metric is 'l2', 'kl' or 'auto', got {metric!r}")
-    with evaluating(task.model), torch.no_grad():
-        result = call(task.model, task.batches.fit[0])
-    y = output_of(result)
-    classes = y.ndim in (2, 3) and y.shape[-1] > 1  # of a picture of classes the last axis is a place
+    shape = task.judged.shape
+    if metric == "kl" and len(task.judged.scales) > 1:
+        found = ", ".join(task.judged.scales)
+        raise ValueError(f"metric='kl' is for one tensor of logits, and the model returns {found}: wrap it to return one")
+    classes = len(shape) in (2, 3) and shape[-1] > 1  # of a picture of classes the last axis is a place
     if metric == "kl" and not classes:
-        raise ValueError(f"metric='kl' is for logits of classes on the last axis, and the output has shape {tuple(y.shape)}")
-    named = hasattr(result, "logits") or (isinstance(result, Mapping) and "logits" in result)
-    return "kl" if metric == "kl" or (metric == "auto" and unit != "error" and named and classes) else "l2"
+        raise ValueError(f"metric='kl' is for logits of classes on the last axis, and the output has shape {shape}")
+    named = metric == "auto" and unit != "error" and "logits" in task.judged.scales
+    return "kl" if metric == "kl" or (named and classes) else "l2"
 
 
 def _fit(task: Task, method: Method, kept: KeptWork | None) -> Iterator[tuple[str, Fitted]]:

@@ -57,6 +57,7 @@ class Compressed:
         metric: "l2" or "kl".
         before: parameters of the whole model as it was.
         gap: additivity: squared change measured on the data that choices were made on, over the sum of the layers' expected ones.
+        counted: what of the output a change is measured of, where it is more than one tensor.
     """
 
     model: nn.Module
@@ -72,6 +73,7 @@ class Compressed:
     metric: str
     before: int
     gap: float = math.nan
+    counted: str = "the output"
 
     @property
     def after(self) -> int:
@@ -126,6 +128,8 @@ class Compressed:
         console.print(table)
         for name, why in self.left.items():
             console.print(f"not compressed: {name} ({why})", markup=False, highlight=False)
+        if self.counted != "the output":
+            console.print(f"counted of the output: {self.counted}", markup=False, highlight=False)
         console.print(self.summary(), markup=False, highlight=False)
         return console.export_text()
 

@@ -183,7 +183,7 @@ def _table_ladders(task: Task, tables: dict[str, TableOf]) -> dict[str, Ladder]:
     watched = {path: Layer(path, task.model.get_submodule(path)) for path in watched}
     for batches in (task.batches.fit, task.batches.select):
         draws = torch.Generator().manual_seed(task.seed)
-        felt.append(sensitivity(task.model, batches, watched, metric=task.metric, generator=draws))
+        felt.append(sensitivity(task.model, batches, watched, metric=task.metric, judged=task.judged, generator=draws))
         known.append(_looked_up(task.model, batches, watched))
     ladders = {}
     for name, table in tables.items():

@@ -196,9 +196,9 @@ def heal(
         for step in range(steps):
             batch = task.batches.fit[step % len(task.batches.fit)]
             with torch.no_grad(), _outputs(model, at) as wanted:
-                truth = output_of(call(model, batch))
+                truth = task.judged(model, batch)
             with torch.enable_grad(), _outputs(healed, at) as found:
-                loss = distance(truth, output_of(call(healed, batch)), task.metric).mean() / scale
+                loss = distance(truth, task.judged(healed, batch), task.metric).mean() / scale
                 for h, own in zip(wanted, found, strict=True):
                     loss = loss + (own - h).square().sum() / h.square().sum().clamp_min(1e-30)
             for u, gradient in zip(links.values(), torch.autograd.grad(loss, list(links.values())), strict=True):

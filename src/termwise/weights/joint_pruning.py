@@ -250,4 +250,4 @@ def prune_choices(layer: Layer, fitted: Fitted) -> Ladder:
 
 def measure_at_output(task: Task, ladders: Mapping[str, Ladder]) -> dict[str, Ladder]:
     """The same with what each does to the output of the model, on the data to choose on."""
-    return measured(task.model, task.batches.select, ladders, task.metric, after=task.step)
+    return measured(task.model, task.batches.select, ladders, task.metric, judged=task.judged, after=task.step)

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batches import call, evaluating
+from .batches import evaluating
+from .judged import Judged
 from .ladder import Ladder
 from .layers import put, sharing_copy
-from .sensitivity import Distance, distance, output_of
+from .sensitivity import Distance, distance
 
 __all__ = ["measured"]
 
@@ -33,6 +34,7 @@ def measured(
     metric: Distance = "l2",
     *,
     worst_case: bool = False,
+    judged: Judged | None = None,
     after: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Ladder]:
     """Ladders with errors measured at the output.
@@ -43,6 +45,7 @@ def measured(
         ladders: the choices of some of its layers.
         metric: see `distance`.
         worst_case: the largest of the samples instead of their mean.
+        judged: what counts of the output; looked at on the first batch when not given.
         after: called with each layer of each batch.
 
     Returns:
@@ -56,24 +59,25 @@ def measured(
     """
     if not batches:
         raise ValueError("there are no batches to measure on")
+    judged = judged or Judged.of(model, batches[0])
     trial = sharing_copy(model)  # whose modules are exchanged one by one
     found = {name: np.zeros(len(ladder)) for name, ladder in ladders.items()}
     samples = 0
     with evaluating(trial), torch.no_grad():
         for batch in batches:
             record = _Record(trial)
-            truth = record.run(batch)
+            truth = record.run(batch, judged)
             samples += len(truth)
             for name, ladder in ladders.items():
                 own = trial.get_submodule(name)
                 done = record.done_before(own)
-                if done and not _reproduces(trial, batch, truth, done):
+                if done and not _reproduces(trial, batch, truth, done, judged):
                     done = {}
-                errors = _choices(trial, batch, truth, name, ladder, done, metric)
-                if done and not _reproduces(trial, batch, truth, done):  # a choice wrote into what was kept
+                errors = _choices(trial, batch, truth, name, ladder, done, metric, judged)
+                if done and not _reproduces(trial, batch, truth, done, judged):  # a choice wrote into what was kept
                     record = _Record(trial)
-                    truth = record.run(batch)
-                    errors = _choices(trial, batch, truth, name, ladder, {}, metric)
+                    truth = record.run(batch, judged)
+                    errors = _choices(trial, batch, truth, name, ladder, {}, metric, judged)
                 for i, far in enumerate(errors):
                     found[name][i] = max(found[name][i], far.max()) if worst_case else found[name][i] + far.sum()
                 after(name)
@@ -82,7 +86,14 @@ def measured(
 
 
 def _choices(
-    trial: nn.Module, batch: Any, truth: Tensor, name: str, ladder: Ladder, done: Mapping[nn.Module, list[Any]], metric: Distance
+    trial: nn.Module,
+    batch: Any,
+    truth: Tensor,
+    name: str,
+    ladder: Ladder,
+    done: Mapping[nn.Module, list[Any]],
+    metric: Distance,
+    judged: Judged,
 ) -> list[np.ndarray]:
     """What each choice of a layer does to each sample; the last is the layer itself, and does nothing."""
     own = trial.get_submodule(name)
@@ -91,15 +102,15 @@ def _choices(
         for i in range(len(ladder) - 1):
             put(trial, name, ladder.build(i).module)
             with _given(done):
-                far.append(distance(truth, output_of(call(trial, batch)), metric).double().cpu().numpy())
+                far.append(distance(truth, judged(trial, batch), metric).double().cpu().numpy())
     finally:
         put(trial, name, own)
     return [*far, np.zeros(len(truth))]
 
 
-def _reproduces(model: nn.Module, batch: Any, truth: Tensor, done: Mapping[nn.Module, list[Any]]) -> bool:
+def _reproduces(model: nn.Module, batch: Any, truth: Tensor, done: Mapping[nn.Module, list[Any]], judged: Judged) -> bool:
     with _given(done):
-        return torch.equal(output_of(call(model, batch)), truth)
+        return torch.equal(judged(model, batch), truth)
 
 
 @contextmanager
@@ -129,13 +140,13 @@ class _Record:
         self.ended: dict[nn.Module, int] = {}
         self.outputs: dict[nn.Module, list[Any]] = {}
 
-    def run(self, batch: Any) -> Tensor:
+    def run(self, batch: Any, judged: Judged) -> Tensor:
         """The model's output; everything of this run is kept."""
         modules = list(self.model.modules())
         handles = [m.register_forward_pre_hook(self._begin) for m in modules]
         handles += [m.register_forward_hook(self._end) for m in modules]
         try:
-            return output_of(call(self.model, batch)).clone()
+            return judged(self.model, batch).clone()
         finally:
             for handle in handles:
                 handle.remove()

@@ -10,7 +10,8 @@ Errors of the rows of one sample add up where the output pools them. H is scaled
 
     coherence = E |sum_i g_i x_i^T|^2 / E sum_i |g_i|^2 |x_i|^2,      x without its mean where a bias takes that,
 
-which is 1 for independent rows, and up to their number where all are alike.
+which is 1 for independent rows, and up to their number where all are alike. The rows of a sample are those of every call, where a
+layer is called more than once.
 
 Source: Martens & Grosse 2015, Optimizing neural networks with Kronecker-factored approximate curvature, section 3.
 """
@@ -23,8 +24,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .batches import call, evaluating
+from .batches import evaluating
+from .calibration import kept_tokens
 from .gathered import Gathered
+from .judged import Judged
 from .layers import Layer
 
 __all__ = ["Distance", "distance", "output_of", "sensitivity"]
@@ -72,6 +75,7 @@ def sensitivity(
     layers: Mapping[str, Layer],
     *,
     metric: Distance = "l2",
+    judged: Judged | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
     """The matrices H of several layers, shape (m, m), summed over the rows of a sample: units of `distance` per squared output.
@@ -81,6 +85,7 @@ def sensitivity(
         batches: as `read_batches` gives them.
         layers: at whose outputs to look.
         metric: "l2", the squared change of the output, or "kl", twice the divergence of its softmax.
+        judged: what counts of the output; looked at on the first batch when not given.
         generator: of the random signs or labels; seed 0 when not given.
 
     Returns:
@@ -91,6 +96,9 @@ def sensitivity(
     one batch, and O(sum of m^2).
     """
     generator = generator or torch.Generator().manual_seed(0)
+    if judged is None:
+        batches = list(batches)
+        judged = Judged.of(model, batches[0])
     felt = {name: _Felt(layer) for name, layer in layers.items()}
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     handles = [layer.module.register_forward_hook(felt[name].hook, with_kwargs=True) for name, layer in layers.items()]
@@ -100,13 +108,16 @@ def sensitivity(
             parameter.requires_grad_(False)
         with evaluating(model), torch.enable_grad():
             for batch in batches:
-                y = output_of(call(model, batch))
-                count = len(y) if y.ndim else 1
-                samples += count
                 for one in felt.values():
-                    one.samples = count
+                    one.begin(kept_tokens(batch))
+                y = judged(model, batch)
+                samples += len(y)
+                for one in felt.values():
+                    one.samples = len(y) if judged.by_sample else 1
                 if y.requires_grad:
                     _draw(y, metric, generator).backward()
+                for one in felt.values():
+                    one.compare()
     finally:
         for handle in handles:
             handle.remove()
@@ -120,13 +131,20 @@ class _Felt:
     """What comes back to the output of one layer: sum of g g^T over rows, and how much the rows of a sample add up."""
 
     def __init__(self, layer: Layer) -> None:
-        self.layer, self.samples = layer, 1
+        self.layer, self.samples, self.calls = layer, 1, 0
+        self.kept: Tensor | None = None
+        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
         self.total: Tensor | None = None
         self.together, self.apart = 0.0, 0.0
         self.gathered = Gathered(self.square)
 
+    def begin(self, kept: Tensor | None) -> None:
+        """A batch, and where its tokens are none of padding."""
+        self.kept, self.calls = kept, 0
+
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor:
         """Let gradients begin here, and keep what comes back."""
+        self.calls += 1
         if not y.requires_grad:  # the sum is no leaf, so that what comes next may change it in place
             y = y + torch.zeros((), dtype=y.dtype, device=y.device, requires_grad=True)
         x = self.layer.read(args, kwargs).detach()  # with the version of what was read
@@ -136,7 +154,11 @@ class _Felt:
             g = self.layer.outputs(gradient).detach()
             self.gathered.add(g)
             if x.is_floating_point() and x._version == version:  # ids have no size; else it was changed in place since
-                self.compare(g, self.layer.rows(x))
+                same = self.kept is not None and x.shape[:-1] == self.kept.shape
+                rows = self.layer.rows(x)
+                self.pairs.append((g, rows, self.kept.reshape(-1) if same else rows.new_ones(len(rows))))  # type: ignore[union-attr]
+                if len(self.pairs) == self.calls:
+                    self.compare()
 
         y.register_hook(keep)
         return y
@@ -146,15 +168,20 @@ class _Felt:
         square = (rows.T @ rows).double()  # a weight, and shrunk: single precision will do
         self.total = square if self.total is None else self.total.add_(square)
 
-    def compare(self, g: Tensor, x: Tensor) -> None:
-        """|sum_i g_i x_i^T|^2 for each sample against sum_i |g_i|^2 |x_i|^2."""
-        g, x = (rows.float() if rows.element_size() < 4 else rows for rows in (g, x))
-        if self.layer.bias is not None:
-            x = x - x.mean(0)  # the bias takes the mean
-        count = self.samples if len(g) % self.samples == 0 else 1
-        for own_g, own_x in zip(g.chunk(count), x.chunk(count), strict=True):
-            self.together += float((own_g.T @ own_x).square().sum())
-        self.apart += float((g.square().sum(1) * x.square().sum(1)).sum())
+    def compare(self) -> None:
+        """|sum_i g_i x_i^T|^2 for each sample against sum_i |g_i|^2 |x_i|^2, over the calls whose gradients are there."""
+        pairs, self.pairs = self.pairs, []
+        if not pairs:
+            return
+        pairs = [tuple(t.float() if t.element_size() < 4 else t for t in pair) for pair in pairs]  # type: ignore[misc]
+        if self.layer.bias is not None:  # the bias takes the mean, one for all calls
+            mean = sum(kept.to(x) @ x for _, x, kept in pairs) / sum(kept.sum() for *_, kept in pairs)
+            pairs = [(g, x - mean, kept) for g, x, kept in pairs]
+        count = self.samples if all(len(g) % self.samples == 0 for g, *_ in pairs) else 1
+        calls = [(g.unflatten(0, (count, -1)), x.unflatten(0, (count, -1))) for g, x, _ in pairs]
+        for i in range(count):
+            self.together += float(sum(g[i].T @ x[i] for g, x in calls).square().sum())
+        self.apart += sum(float((g.square().sum(1) * x.square().sum(1)).sum()) for g, x, _ in pairs)
 
     def matrix(self) -> Tensor | None:
         """The sum, scaled by the coherence."""

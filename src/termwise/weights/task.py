@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batches import Batches, call, evaluating
+from .batches import Batches, evaluating
 from .calibration import CalibrationStats
 from .evidence import Evidence
+from .judged import Judged
 from .ladder import Ladder
 from .layers import Layer
-from .sensitivity import Distance, distance, output_of, sensitivity
+from .sensitivity import Distance, distance, sensitivity
 
 __all__ = ["Task", "Unit"]
 
@@ -47,6 +49,21 @@ class Task:
     seed: int = 0
     step: Callable[[str], None] = lambda what: None
     truths: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    @functools.cached_property
+    def judged(self) -> Judged:
+        """What counts of the model's output.
+
+        Raises:
+            ValueError: when data were cut into batches along their first axis, and samples do not lie along it.
+        """
+        judged = Judged.of(self.model, self.batches.fit[0])
+        if self.batches.cut and not judged.by_sample:
+            raise ValueError(
+                "data were cut along their first axis, and the output of the model for part of a batch is not part of it: "
+                "samples lie along another axis (batch_first=False) or depend on each other; give a list of batches"
+            )
+        return judged
 
     @property
     def size(self) -> int:
@@ -87,9 +104,8 @@ class Task:
             draws = [torch.Generator().manual_seed(self.seed) for _ in range(2)]  # alike whichever layers are looked at
             known.append(CalibrationStats.collect(self.model, _Stepping(batches, self.step), layers, generator=draws[0]))
             if sensitive:
-                felt.append(
-                    sensitivity(self.model, _Stepping(batches, self.step), layers, metric=self.metric, generator=draws[1])
-                )
+                seen, judged = _Stepping(batches, self.step), self.judged
+                felt.append(sensitivity(self.model, seen, layers, metric=self.metric, judged=judged, generator=draws[1]))
         for name, layer in layers.items():
             h = [f.get(name) for f in felt] or [None, None]
             yield Evidence(layer, known[0].get(name), known[1].get(name), h[0], h[1], self.shrinkage)
@@ -113,9 +129,9 @@ class Task:
         return {name: count / samples for name, count in counted.items()}
 
     def outputs(self, model: nn.Module, batches: list[Any]) -> list[Tensor]:
-        """What a model makes of batches."""
+        """What a model makes of batches, as far as it counts."""
         with evaluating(model), torch.no_grad():
-            return [output_of(call(model, batch)) for batch in batches]
+            return [self.judged(model, batch) for batch in batches]
 
     def change(self, model: nn.Module, split: Literal["select", "report"]) -> float:
         """How far the outputs of another model are from this one's, mean over samples of `distance`."""
@@ -132,10 +148,10 @@ class Task:
         """What a change is relative to: mean |f(x)|^2 per sample for "l2", 2 per position for "kl" (so that it is in nats)."""
         if split not in self.truths:
             self.truths[split] = self.outputs(self.model, getattr(self.batches, split))
-        truths = self.truths[split]
+        truths, batches = self.truths[split], getattr(self.batches, split)
         samples = sum(len(y) for y in truths)
         if self.metric == "kl":
-            return 2 * sum(y.numel() / y.shape[-1] for y in truths) / samples
+            return 2 * sum(self.judged.positions(y, batch) for y, batch in zip(truths, batches, strict=True)) / samples
         return max(sum(float(y.square().sum()) for y in truths) / samples, 1e-300)
 
     def relative(self, change: float, split: Literal["select", "report"] = "report") -> float:
