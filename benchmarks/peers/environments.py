@@ -22,6 +22,7 @@ PINS = {
     "lxt": ["lxt==2.1", "zennit==0.5.1", "transformers==4.51.3", "tokenizers==0.21.4", "huggingface_hub==0.36.0"],
     "inseq": ["inseq==0.7.1", "treescope==0.1.10"],
     "dynamiclrp": ["einops==0.8.1"],  # beside its repository
+    "torch-pruning": ["torch-pruning==1.6.1"],
 }
 DYNAMICLRP = ("https://github.com/keeinlev/dynamicLRP", "0535f39e24c9b0a7e29c8d391dc2c8b490e95b22")
 
