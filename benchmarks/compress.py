@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from peers.channels import without_channels
+from peers import channels
 from peers.clicks import CLICKS, clicks, matrices, smaller_clicks
 from peers.environments import python
 from torch import Tensor, nn
@@ -222,7 +222,7 @@ def make(subject: str, method: str, budget: float, model: nn.Module, calibrate: 
         layers = matrices(model) if subject.startswith("clicks") else find_layers(model)[0]
         return magnitude(model, layers, budget), {"kept": budget}
     if method.startswith("torch-pruning"):
-        small, kept = without_channels(model, calibrate, budget, statistics=method.endswith("statistics"))
+        small, kept = channels.without_channels(model, calibrate, budget, statistics=method.endswith("statistics"))
         return small, {"kept": kept}
     if method == "curing":
         made = cured(model, calibrate, budget)
@@ -280,21 +280,24 @@ def one(subject: str, method: str, budget: float) -> dict:
     return {"subject": subject, "method": method, "budget": budget, "dense": dense, **clean}
 
 
-def alone(subject: str, method: str, budget: float) -> dict:
-    """The row from a process of its own, or why there is none."""
-    row = {"subject": subject, "method": method, "budget": budget}
-    peer = "torch-pruning" if method.startswith("torch-pruning") else "ours"
+def interpreter(method: str) -> Path | None:
+    """What runs it; none where its environment cannot be made, which is said."""
+    peer, pins = ("torch-pruning", channels.PINS) if method.startswith("torch-pruning") else ("ours", [])
     try:
-        interpreter = str(python(peer, cache_folder() / "peers"))
+        return python(peer, cache_folder() / "peers", pins)
     except (subprocess.SubprocessError, OSError) as problem:
-        return {**row, "failed": f"{peer} cannot be installed here: {problem}"}
-    command = [interpreter, __file__, "--one", "--subject", subject, "--method", method, "--budget", str(budget)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(HERE.parent / "src")}
-    )
-    return (
-        {**row, "failed": done.stderr.strip().splitlines()[-1]} if done.returncode else json.loads(done.stdout.splitlines()[-1])
-    )
+        print(f"{method} is left out, {' '.join(pins)} cannot be installed: {problem}", flush=True)
+        return None
+
+
+def alone(run: Path, subject: str, method: str, budget: float) -> dict:
+    """The row, from a process of its own."""
+    command = [str(run), __file__, "--one", "--subject", subject, "--method", method, "--budget", str(budget)]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent / "src")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        return {"subject": subject, "method": method, "budget": budget, "failed": done.stderr.strip().splitlines()[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -310,7 +313,9 @@ def main() -> None:
     for subject in given.subject or SUBJECTS:
         for budget in given.budget or budgets(subject):
             for method in given.method or methods(subject):
-                row = alone(subject, method, budget)
+                if (run := interpreter(method)) is None:
+                    continue
+                row = alone(run, subject, method, budget)
                 rows = json.loads(OUT.read_text()) if OUT.exists() else []
                 key = [row[k] for k in ("subject", "method", "budget")]
                 others = [r for r in rows if [r[k] for k in ("subject", "method", "budget")] != key]

@@ -1,1 +1,1 @@
-"""The parts of `relevance_peers.py`: subjects, methods by package, what is measured of each."""
+"""Parts of `relevance_peers.py`: subjects, methods by package, what is measured of each; and of `compress.py`."""

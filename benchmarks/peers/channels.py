@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from termwise.weights import find_layers
 
+PINS = ["torch-pruning==1.6.1"]
 ROUNDS = 12
 
 

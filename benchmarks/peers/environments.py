@@ -22,26 +22,26 @@ PINS = {
     "lxt": ["lxt==2.1", "zennit==0.5.1", "transformers==4.51.3", "tokenizers==0.21.4", "huggingface_hub==0.36.0"],
     "inseq": ["inseq==0.7.1", "treescope==0.1.10"],
     "dynamiclrp": ["einops==0.8.1"],  # beside its repository
-    "torch-pruning": ["torch-pruning==1.6.1"],
 }
 DYNAMICLRP = ("https://github.com/keeinlev/dynamicLRP", "0535f39e24c9b0a7e29c8d391dc2c8b490e95b22")
 
 
-def python(peer: str, folder: Path) -> Path:
-    """The interpreter of a peer's environment, made when it is not there yet."""
-    if not PINS[peer]:
+def python(peer: str, folder: Path, pins: list[str] | None = None) -> Path:
+    """The interpreter of a peer's environment, made when it is not there yet; ours where nothing is pinned."""
+    pins = PINS[peer] if pins is None else pins
+    if not pins:
         return Path(sys.executable)
     home = folder / peer
     interpreter = home / "bin" / "python"
     done = home / "installed.txt"
-    if done.exists() and done.read_text().split() == PINS[peer]:
+    if done.exists() and done.read_text().split() == pins:
         return interpreter
     venv.create(home, clear=True, with_pip=False)
     packages = next(home.glob("lib/python*/site-packages"))
-    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(packages), *PINS[peer]]
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(packages), *pins]
     subprocess.run(install, check=True, capture_output=True, text=True)
     (packages / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    done.write_text(" ".join(PINS[peer]))
+    done.write_text(" ".join(pins))
     return interpreter
 
 
