@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -72,3 +73,32 @@ def test_other_peoples_folders_are_left_alone(own, tmp_path):
     done = CliRunner().invoke(app, ["compress", *own])
     assert done.exit_code == 2
     assert "something else" in " ".join(done.output.split())
+
+
+@pytest.mark.filterwarnings("ignore:the output changes")
+def test_what_was_done_is_kept_when_a_run_ends_early(own, tmp_path, monkeypatch):
+    from termwise.weights import METHODS
+
+    calls = []
+    fit = METHODS["aware"].fit
+
+    def ends(evidence):
+        calls.append(evidence.layer.name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return fit(evidence)
+
+    monkeypatch.setitem(METHODS, "aware", dataclasses.replace(METHODS["aware"], fit=ends))
+    asked = ["--no-progress", "compress", *own, "--budget", "0.9", "--method", "aware"]
+    early = CliRunner().invoke(app, asked)
+    assert early.exit_code != 0
+    assert "2 finished layers are kept" in early.output
+    assert "the same command goes on there" in early.output
+    assert len(list((tmp_path / "small.work").glob("*.safetensors"))) == 2
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    assert len(calls) == 4  # the third again, and not the first two
+    assert not (tmp_path / "small.work").exists()
+    small = CliRunner().invoke(app, [*asked[:-3], "0.00001", *asked[-2:]])
+    assert small.exit_code == 2
+    assert "3 finished layers are kept" in small.output  # a larger budget has use for them

@@ -256,6 +256,31 @@ def test_an_interrupted_run_goes_on_to_the_same_result(method, tmp_path, monkeyp
     assert small.layers == whole.layers
     with pytest.raises(ValueError, match=r"shrinkage 0\.1 is now 0\.2"):
         tw.compress(model, 0.5, data=x, method=method, work=tmp_path, shrinkage=0.2, progress=False)
+    with pytest.raises(ValueError, match="holds work for something else"):
+        tw.compress(model[:4].append(nn.Sequential(model[4])), 0.5, data=x, method=method, work=tmp_path, progress=False)
+
+
+def test_work_is_for_one_model_with_its_settings_and_data(tmp_path):
+    class Scaled(nn.Module):
+        def __init__(self, scale, activation=torch.tanh):
+            super().__init__()
+            self.net, self.settings, self.activation = mlp(), {"scale": scale}, activation
+            self.register_buffer("shift", torch.zeros(6), persistent=False)
+
+        def forward(self, x, power=1):
+            return self.activation(self.net(x) * self.settings["scale"]) ** power + self.shift
+
+    x = [{"x": batch, "power": 1} for batch in rows().split(50)]
+    run = lambda model, data=x: tw.compress(model, 0.5, data=data, work=tmp_path, progress=False)
+    first = run(Scaled(1.0))
+    assert torch.equal(run(Scaled(1.0).train()).model.net(rows()), first.model.net(rows()))
+    moved = Scaled(1.0)
+    moved.shift += 1
+    for other in (Scaled(2.0), Scaled(1.0, torch.sigmoid), moved):
+        with pytest.raises(ValueError, match=r"something else.*model .* is now"):
+            run(other)
+    with pytest.raises(ValueError, match=r"something else.*data .* is now"):
+        run(Scaled(1.0), [{**batch, "power": 2} for batch in x])
 
 
 def test_what_comes_next_may_work_in_place():

@@ -52,11 +52,18 @@ def compress(
     subject = chosen_subject(model, weights, None, size)
     net, batches = _batches(subject, data, samples, window)
     work = out.with_name(out.name + ".work")
-    found = smaller(
-        net, budget, data=batches, unit=unit, method=method, keep=keep or (), work=work,
-        progress=ctx.obj.progress and not ctx.obj.quiet and not as_json,
-    )  # fmt: skip
-    found.save(out)
+    try:
+        found = smaller(
+            net, budget, data=batches, unit=unit, method=method, keep=keep or (), work=work,
+            progress=ctx.obj.progress and not ctx.obj.quiet and not as_json,
+        )  # fmt: skip
+        found.save(out)
+    except BaseException:
+        if done := len(list(work.glob("*.safetensors"))):
+            typer.echo(f"{done} finished layers are kept in {work}: the same command goes on there; else delete it", err=True)
+        elif work.exists():
+            shutil.rmtree(work)
+        raise
     shutil.rmtree(work)
     _print(found, out, as_json)
 

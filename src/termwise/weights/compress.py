@@ -226,7 +226,7 @@ def _fit(task: Task, method: Method, kept: KeptWork | None) -> Iterator[tuple[st
 def _kept(folder: str | Path, task: Task, name: str, method: Method) -> KeptWork:
     asked = {
         "method": name,
-        "weights": fingerprint(task.model.state_dict().values()),
+        "model": fingerprint(task.model),
         "data": fingerprint([task.batches.fit, task.batches.select]) if method.data else "",
         "metric": task.metric,
         "shrinkage": task.shrinkage,

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.utils._pytree as pytree
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .ladder import Fitted
 
@@ -90,11 +90,50 @@ class _OnDisk(Mapping[str, Tensor]):
         return len(self.names)
 
 
-def fingerprint(values: Iterable[Any]) -> str:
-    """A hash of every tensor in some values, shapes and bytes."""
+def fingerprint(value: Any) -> str:
+    """A hash of what makes a difference in nested values.
+
+    Of tensors dtype, shape and bytes; of modules what they hold besides: class, settings, modules in them (eps, a scale, an
+    activation, a config). Functions and classes count by name, so that code that was edited does not show.
+    """
     digest = hashlib.sha256()
-    for leaf in pytree.tree_leaves(list(values)):
-        if isinstance(leaf, Tensor):
-            digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
-            digest.update(leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    for part in _parts(value, set()):
+        digest.update(part)
+        digest.update(b"\0")
     return digest.hexdigest()
+
+
+def _parts(value: Any, seen: set[int]) -> Iterator[bytes | memoryview]:
+    if isinstance(value, Tensor):
+        yield f"{value.dtype} {tuple(value.shape)}".encode()
+        yield value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+    elif isinstance(value, np.ndarray | np.generic):
+        yield from _parts(value.tolist(), seen)
+    elif isinstance(value, str | bytes | int | float | complex | None | torch.dtype | torch.device):
+        yield repr(value).encode()
+    elif callable(value) and hasattr(value, "__qualname__"):
+        yield f"{value.__module__}.{value.__qualname__}".encode()
+    elif id(value) in seen:  # it is in the hash already, or holds itself
+        yield b"again"
+    else:
+        seen.add(id(value))
+        yield type(value).__qualname__.encode()
+        if isinstance(value, nn.Module):
+            inner: Any = {**_settings(value), **value._parameters, **value._buffers, **value._modules}
+        elif isinstance(value, Mapping):
+            inner = value
+        elif isinstance(value, list | tuple):
+            inner = dict(enumerate(value))
+        elif isinstance(value, set | frozenset):
+            inner = dict(enumerate(sorted(map(repr, value))))
+        else:
+            inner = _settings(value)
+        for name, own in inner.items():
+            yield f"{name}=".encode()
+            yield from _parts(own, seen)
+
+
+def _settings(value: Any) -> dict[str, Any]:
+    """Attributes that are not private; a module is run in evaluation mode, whatever mode it is in."""
+    own = getattr(value, "__dict__", {})
+    return {name: own[name] for name in sorted(own) if not name.startswith("_") and name != "training"}
