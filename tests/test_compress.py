@@ -207,7 +207,7 @@ def test_hostile_folders_are_refused(tmp_path):
     (folder / "recipe.json").write_text(json.dumps(recipe))
     with pytest.raises(ValueError, match=r"config\.json"):
         tw.load_compressed(folder)
-    (folder / "model.safetensors").write_bytes(b"\0" * 64)
+    (folder / "compressed.safetensors").write_bytes(b"\0" * 64)
     with pytest.raises(ValueError, match="do not fit"):
         tw.load_compressed(folder, mlp())
     with pytest.raises(FileNotFoundError, match=r"no recipe\.json"):

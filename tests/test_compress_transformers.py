@@ -59,9 +59,31 @@ def test_it_is_saved_with_its_config_and_read_without_the_model(small, tmp_path)
     with torch.no_grad():
         assert torch.equal(again(**batch).logits, small.model(**batch).logits)
     assert again.lm_head.weight is again.model.embed_tokens.weight
-    small.model.save_pretrained(tmp_path / "pretrained")  # the host's own way still writes the small weights
-    size = sum(f.stat().st_size for f in (tmp_path / "pretrained").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("way", ["save", "save_pretrained", "copied and loaded"])
+def test_from_pretrained_does_not_fill_in_what_it_does_not_know(small, way, tmp_path):
+    """Its layers would be random numbers, and a warning all there is to it."""
+    folder, batch = tmp_path / "small", ids(1)[0]
+    if way == "save":
+        small.save(folder)
+    elif way == "save_pretrained":
+        small.model.save_pretrained(folder)  # the host's own way
+    else:
+        small.model.save_pretrained(tmp_path / "once")
+        copy.deepcopy(tw.load_compressed(tmp_path / "once")).save_pretrained(folder)
+    for read in (transformers.LlamaForCausalLM, transformers.AutoModelForCausalLM):
+        with pytest.raises(OSError, match="no file named model"):
+            read.from_pretrained(folder)
+    assert "tw.load_compressed" in (folder / "README.md").read_text()
+    again = tw.load_compressed(folder)
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, small.model(**batch).logits)
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+    size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     assert size < 4.2 * small.after + 20_000
+    with pytest.raises(ValueError, match="upload the folder"):
+        small.model.save_pretrained(folder, push_to_hub=True)
 
 
 def test_it_is_read_in_the_precision_it_was_saved_in(tmp_path):

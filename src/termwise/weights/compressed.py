@@ -46,7 +46,8 @@ class Compressed:
     """A smaller model and its account.
 
     Attributes:
-        model: plain torch modules.
+        model: plain torch modules, over the parameters of the model it was made of where layers stayed. The `save_pretrained` of
+            a model of transformers writes the recipe too, and `load_compressed` reads it; `from_pretrained` cannot, and fails.
         method, unit, budget: as asked.
         layers: one row for each layer that could be compressed.
         parts: the factorization of each layer that was replaced, by path.
@@ -74,6 +75,11 @@ class Compressed:
     before: int
     gap: float = math.nan
     counted: str = "the output"
+
+    def __post_init__(self) -> None:
+        from .saved import with_recipe
+
+        with_recipe(self.model, self.parts)
 
     @property
     def after(self) -> int:

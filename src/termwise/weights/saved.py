@@ -1,15 +1,19 @@
 """Compressed models as files: weights as safetensors, what became of which layer as JSON, and no code to run.
 
-A folder holds `model.safetensors` (every tensor of the model), `recipe.json` (what each layer became, and the account of it),
-`low_rank_linear.py` (the modules that are not torch's, needing torch alone), and `config.json` where transformers wrote one.
+A folder holds `compressed.safetensors` (every tensor of the model), `recipe.json` (what each layer became, and the account of
+it), `low_rank_linear.py` (the modules that are not torch's, needing torch alone), `README.md` (how it is read), and `config.json`
+where transformers wrote one. The weights do not have the name that `from_pretrained` of transformers looks for: it knows nothing of
+the recipe, and would fill the replaced layers with random numbers.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +28,20 @@ from .recipe import construct, describe
 if TYPE_CHECKING:
     from .compressed import Compressed
 
-__all__ = ["load_compressed", "rebuild", "save"]
+__all__ = ["load_compressed", "rebuild", "save", "with_recipe"]
 
 FORMAT = 1
+WEIGHTS = "compressed.safetensors"
+README = """# A compressed model
+
+Layers of it were replaced by products of smaller ones, as `recipe.json` has it. It is read with
+
+    import termwise as tw
+
+    model = tw.load_compressed("this folder")  # of a model that is none of transformers: load_compressed(folder, model)
+
+`from_pretrained` does not know the replaced layers, and finds no weights here.
+"""
 
 
 def save(compressed: Compressed, folder: str | Path) -> Path:
@@ -40,17 +55,9 @@ def save(compressed: Compressed, folder: str | Path) -> Path:
         FileExistsError: when the folder exists and is none that was written so.
         OSError: when it cannot be written.
     """
-    from safetensors.torch import save_model
-
     folder = Path(folder)
     if folder.exists() and not (folder / "recipe.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and holds something else than a compressed model: choose another folder")
-    replaced: dict[str, Any] = {}
-    first: dict[int, str] = {}
-    for name in compressed.parts:
-        module = compressed.model.get_submodule(name)
-        same = first.setdefault(id(module), name)
-        replaced[name] = describe(module) if same == name else {"same": same}
     account = {
         name: getattr(compressed, name)
         for name in ("method", "unit", "budget", "kept", "predicted", "measured", "gap", "metric", "before")
@@ -58,16 +65,14 @@ def save(compressed: Compressed, folder: str | Path) -> Path:
     account = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in account.items()}
     recipe = {
         "format": FORMAT,
-        "replaced": replaced,
+        "replaced": _replaced(compressed.model, compressed.parts),
         "account": account | {"layers": [asdict(row) for row in compressed.layers], "left": dict(compressed.left)},
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         made = Path(temporary) / "made"
         made.mkdir()
-        save_model(compressed.model, str(made / "model.safetensors"))
-        (made / "recipe.json").write_text(json.dumps(recipe, indent=1), encoding="utf-8")
-        shutil.copy(low_rank_linear.__file__, made / "low_rank_linear.py")
+        _write(compressed.model, recipe, made)
         config = getattr(compressed.model, "config", None)
         if hasattr(config, "to_dict"):
             named = config.to_dict() | {"architectures": [type(compressed.model).__name__]}
@@ -78,11 +83,54 @@ def save(compressed: Compressed, folder: str | Path) -> Path:
     return folder
 
 
+def _replaced(model: nn.Module, names: Iterable[str]) -> dict[str, Any]:
+    """What became of layers, by path."""
+    replaced: dict[str, Any] = {}
+    first: dict[int, str] = {}
+    for name in names:
+        module = model.get_submodule(name)
+        same = first.setdefault(id(module), name)
+        replaced[name] = describe(module) if same == name else {"same": same}
+    return replaced
+
+
+def _write(model: nn.Module, recipe: dict[str, Any], folder: Path) -> None:
+    from safetensors.torch import save_model
+
+    save_model(model, str(folder / WEIGHTS))
+    (folder / "recipe.json").write_text(json.dumps(recipe, indent=1), encoding="utf-8")
+    shutil.copy(low_rank_linear.__file__, folder / "low_rank_linear.py")
+    if not (folder / "README.md").exists():
+        (folder / "README.md").write_text(README, encoding="utf-8")
+
+
+def with_recipe(model: nn.Module, names: Iterable[str]) -> None:
+    """Have `save_pretrained` of a model of transformers write what became of these layers too; other models have none."""
+    names = tuple(names)
+    if names and hasattr(type(model), "save_pretrained"):
+        model.save_pretrained = functools.partial(_save_pretrained, model, names)
+
+
+def _save_pretrained(model: nn.Module, names: tuple[str, ...], save_directory: str | Path, **options: Any) -> None:
+    """What the host writes, its weights in our file, and the recipe.
+
+    Raises:
+        ValueError: for what would go to the hub without the recipe.
+    """
+    if options.get("push_to_hub"):
+        raise ValueError("push_to_hub would go without the recipe of the replaced layers: save first, and upload the folder")
+    folder = Path(save_directory)
+    type(model).save_pretrained(model, folder, **options)  # type: ignore[operator]
+    for path in [*folder.glob("model*.safetensors"), *folder.glob("model*.safetensors.index.json")]:
+        path.unlink()
+    _write(model, {"format": FORMAT, "replaced": _replaced(model, names), "account": {}}, folder)
+
+
 def load_compressed(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     """Read a compressed model. Runs no code from the folder.
 
     Args:
-        folder: as it was given to `save`.
+        folder: as it was given to `save`, or to `save_pretrained` of a compressed model of transformers.
         model: of the architecture that was compressed, with any weights; it is not changed. Left out for a model of transformers,
             which is made from the folder's config.json.
 
@@ -101,7 +149,7 @@ def load_compressed(folder: str | Path, model: nn.Module | None = None) -> nn.Mo
         model = _from_config(folder)
     small = rebuild(model, folder)
     try:
-        stored = load_file(folder / "model.safetensors")
+        stored = load_file(folder / (WEIGHTS if (folder / WEIGHTS).is_file() else "model.safetensors"))  # as it was called once
     except (SafetensorError, OSError) as problem:
         raise ValueError(f"the weights in {folder} do not fit this model: {problem}") from None
     kept = {name for names in _ties(small).values() for name in names} | set(small.state_dict())
@@ -120,6 +168,7 @@ def load_compressed(folder: str | Path, model: nn.Module | None = None) -> nn.Mo
     for name, buffer in list(small.named_buffers()):
         parent, _, leaf = name.rpartition(".")
         small.get_submodule(parent)._buffers[leaf] = stored.get(name, buffer.detach().clone())
+    with_recipe(small, _read(folder)["replaced"])
     return small.eval()
 
 
