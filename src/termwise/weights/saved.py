@@ -2,8 +2,8 @@
 
 A folder holds `compressed.safetensors` (every tensor of the model), `recipe.json` (what each layer became, and the account of
 it), `low_rank_linear.py` (the modules that are not torch's, needing torch alone), `README.md` (how it is read), and `config.json`
-where transformers wrote one. The weights do not have the name that `from_pretrained` of transformers looks for: it knows nothing of
-the recipe, and would fill the replaced layers with random numbers.
+where transformers wrote one. The weights do not have the name that `from_pretrained` of transformers looks for: it knows nothing
+of the recipe, and would fill the replaced layers with random numbers.
 """
 
 from __future__ import annotations
