@@ -107,6 +107,10 @@ def test_an_error_is_a_ceiling_on_the_output():
         small = tw.compress(model, ceiling, unit="error", data=x, progress=False)
         assert small.measured < 1.3 * ceiling  # other data than it was chosen on
         sizes.append(small.kept)
+        assert off(small.model, model, x[600:900]) == pytest.approx(small.selected, rel=0.1)
+        assert small.selected <= ceiling
+        assert f"by {small.selected:.2%} on those that the ceiling of {ceiling:.2%} holds on" in small.summary()
+    assert "ceiling" not in tw.compress(model, 0.5, data=x, progress=False).summary()
     assert sizes[0] < sizes[1] < sizes[2] <= 1
 
 
@@ -671,3 +675,13 @@ def test_samples_along_another_axis():
     second = tw.compress(Sequences(False).double(), 0.6, data=[b.transpose(0, 1) for b in batches], progress=False)
     assert second.measured == pytest.approx(first.measured, rel=0.1)
     assert second.predicted == pytest.approx(first.predicted, rel=0.3)  # of a whole batch at once, which is noisier
+
+
+def test_data_sorted_by_label_are_noticed():
+    x, labels = rows(), torch.arange(400) // 40
+    mixed = torch.randperm(400, generator=torch.Generator().manual_seed(0))
+    batches = lambda order, y: list(zip(x[order].split(50), y[order].split(50), strict=True))
+    with pytest.warns(UserWarning, match="sorted by label"):
+        tw.compress(mlp(), 0.5, data=batches(torch.arange(400), labels), progress=False)
+    tw.compress(mlp(), 0.5, data=batches(mixed, labels), progress=False)
+    tw.compress(mlp(), 0.5, data=batches(torch.arange(400), torch.arange(400)), progress=False)  # numbers of samples

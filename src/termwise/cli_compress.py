@@ -96,7 +96,7 @@ def _batches(subject: Any, data: Path, samples: int, window: int) -> tuple[Any, 
 
 def _print(found: Compressed, out: Path, as_json: bool) -> None:
     if as_json:
-        names = ("method", "unit", "budget", "kept", "predicted", "measured", "gap", "metric", "before", "after")
+        names = ("method", "unit", "budget", "kept", "predicted", "measured", "selected", "gap", "metric", "before", "after")
         facts = {name: None if (v := getattr(found, name)) != v else v for name in names}  # NaN is no JSON
         typer.echo(json.dumps(facts | {"out": str(out), "layers": [asdict(row) for row in found.layers]}, indent=2))
         return

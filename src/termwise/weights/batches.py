@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,7 +78,28 @@ def read_batches(data: Any) -> Batches:
     if len(batches) < 3:
         return Batches(batches[:1], batches[-1:], batches[-1:], apart=False, cut=cut)
     held = max(1, len(batches) // 4)
+    _warn_where_sorted(batches[: -2 * held], batches[-held:])
     return Batches(batches[: -2 * held], batches[-2 * held : -held], batches[-held:], cut=cut)
+
+
+def _warn_where_sorted(fit: list[Any], report: list[Any]) -> None:
+    """Where tuples end with labels, and those to report on have none of those to fit on."""
+    own = [{int(label) for batch in part for label in _labels(batch)} for part in (fit, report)]
+    samples = sum(len(_labels(batch)) for batch in (*fit, *report))
+    if all(own) and not own[0] & own[1] and 2 * len(own[0] | own[1]) <= samples:  # else they are numbers of samples
+        warnings.warn(
+            "data are sorted by label, and cut as they stand: the part to report on has no label of the part to fit on; shuffle them",
+            UserWarning, stacklevel=4,
+        )  # fmt: skip
+
+
+def _labels(batch: Any) -> Tensor | tuple[()]:
+    """What a tuple ends with, where that is one whole number for each sample."""
+    if not isinstance(batch, tuple | list) or len(batch) < 2 or not all(isinstance(leaf, Tensor) for leaf in batch):
+        return ()
+    x, labels = batch[0], batch[-1]
+    whole = not labels.is_floating_point() and labels.ndim == 1 and len(labels) == len(x) and x.is_floating_point()
+    return labels if whole else ()
 
 
 def _quarters(batch: Any) -> list[Any]:

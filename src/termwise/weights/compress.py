@@ -56,10 +56,11 @@ def compress(
     Args:
         model: any model with `nn.Linear` or `nn.Conv2d`. It is not changed; what stays is shared with the result.
         budget: share of what the compressible layers cost now, between 0 and 1; for "error" the largest relative change of the
-            output that is allowed, |f~ - f| / |f| (or nats per position, see `metric`).
-        data: some unlabelled inputs, not sorted by what they show: a tensor of samples, a list of batches or a DataLoader, see
-            `read_batches`. Half is for statistics, a quarter to choose on, a quarter to report on. 8 rows (tokens, patches) per
-            input feature are few.
+            output that is allowed, |f~ - f| / |f| (or nats per position, see `metric`): on the quarter of the data to choose on.
+            The report says it beside the change on the quarter held out, where it may be more.
+        data: some unlabelled inputs, not sorted by what they show, as they are cut in three where they stand: a tensor of samples,
+            a list of batches or a DataLoader, see `read_batches`. Half is for statistics, a quarter to choose on, a quarter to
+            report on. 8 rows (tokens, patches) per input feature are few.
         unit: of the budget: "params", "flops" (of the inputs given), "bytes", "latency" (measured on this machine) or "error".
         method: a key of `METHODS`, or a `Method`. "auto" weighs errors by what they do to the output of the model.
         keep: patterns of paths left alone, as of a shell: "head", "encoder.layer.0.*".
@@ -143,9 +144,11 @@ def compress(
     else:
         allocation, small, built = at(budget * dense)
     measured = task.change(small, "report")
-    gap = math.nan
+    gap = selected = math.nan
+    if unit == "error" or (expects and built):
+        selected = task.change(small, "select")
     if expects and built:
-        gap = task.change(small, "select") / max(allocation.error, 1e-12 * task.scale("select"))
+        gap = selected / max(allocation.error, 1e-12 * task.scale("select"))
     if gap > 2.25:
         warnings.warn(
             f"the output changes {math.sqrt(gap):.2g} times as much as the layers' expected errors add up to: they are too large "
@@ -170,6 +173,7 @@ def compress(
     return Compressed(
         small, named, unit, budget, rows, {name: r.weight for name, r in built.items() if r.weight is not None}, left,
         allocation.cost / dense, predicted, task.relative(measured), task.metric, before, gap, task.judged.kind,
+        task.relative(selected, "select"),
     )  # fmt: skip
 
 

@@ -59,6 +59,8 @@ class Compressed:
         before: parameters of the whole model as it was.
         gap: additivity: squared change measured on the data that choices were made on, over the sum of the layers' expected ones.
         counted: what of the output a change is measured of, where it is more than one tensor.
+        selected: change of the output on the data that choices were made on, in the unit of `measured`; a budget in "error" is a
+            ceiling on this one. NaN where it was not looked at.
     """
 
     model: nn.Module
@@ -75,6 +77,7 @@ class Compressed:
     before: int
     gap: float = math.nan
     counted: str = "the output"
+    selected: float = math.nan
 
     def __post_init__(self) -> None:
         from .saved import with_recipe
@@ -106,13 +109,18 @@ class Compressed:
         )
         return (
             f"{self.method}: {changed} of {len(self.layers)} layers {done}\n"
-            f"output changed by {self._change(self.measured)} on held-out data{expected}"
+            f"output changed by {self._change(self.measured)} on held-out data{expected}{self._ceiling()}"
         )
 
     @property
     def unit_name(self) -> str:
         """What the share in `kept` is of."""
         return "params" if self.unit == "error" else self.unit
+
+    def _ceiling(self) -> str:
+        if self.unit != "error":
+            return ""
+        return f", by {self._change(self.selected)} on those that the ceiling of {self._change(self.budget)} holds on"
 
     def _change(self, value: float) -> str:
         return f"{value:.2%}" if self.metric == "l2" else f"{value:.3g} nats per position"

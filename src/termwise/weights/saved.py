@@ -60,7 +60,7 @@ def save(compressed: Compressed, folder: str | Path) -> Path:
         raise FileExistsError(f"{folder} exists and holds something else than a compressed model: choose another folder")
     account = {
         name: getattr(compressed, name)
-        for name in ("method", "unit", "budget", "kept", "predicted", "measured", "gap", "metric", "before")
+        for name in ("method", "unit", "budget", "kept", "predicted", "measured", "selected", "gap", "metric", "before")
     }
     account = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in account.items()}
     recipe = {
