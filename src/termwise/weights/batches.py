@@ -88,7 +88,7 @@ def _warn_where_sorted(fit: list[Any], report: list[Any]) -> None:
     samples = sum(len(_labels(batch)) for batch in (*fit, *report))
     if all(own) and not own[0] & own[1] and 2 * len(own[0] | own[1]) <= samples:  # else they are numbers of samples
         warnings.warn(
-            "data are sorted by label, and cut as they stand: the part to report on has no label of the part to fit on; shuffle them",
+            "data are sorted by label, and cut as they stand: the part to report on has no label of the part to fit on",
             UserWarning, stacklevel=4,
         )  # fmt: skip
 

@@ -58,8 +58,8 @@ def compress(
         budget: share of what the compressible layers cost now, between 0 and 1; for "error" the largest relative change of the
             output that is allowed, |f~ - f| / |f| (or nats per position, see `metric`): on the quarter of the data to choose on.
             The report says it beside the change on the quarter held out, where it may be more.
-        data: some unlabelled inputs, not sorted by what they show, as they are cut in three where they stand: a tensor of samples,
-            a list of batches or a DataLoader, see `read_batches`. Half is for statistics, a quarter to choose on, a quarter to
+        data: some unlabelled inputs, not sorted by what they show, as they are cut where they stand: a tensor of samples, a
+            list of batches or a DataLoader, see `read_batches`. Half is for statistics, a quarter to choose on, a quarter to
             report on. 8 rows (tokens, patches) per input feature are few.
         unit: of the budget: "params", "flops" (of the inputs given), "bytes", "latency" (measured on this machine) or "error".
         method: a key of `METHODS`, or a `Method`. "auto" weighs errors by what they do to the output of the model.
