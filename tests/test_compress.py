@@ -685,3 +685,15 @@ def test_data_sorted_by_label_are_noticed():
         tw.compress(mlp(), 0.5, data=batches(torch.arange(400), labels), progress=False)
     tw.compress(mlp(), 0.5, data=batches(mixed, labels), progress=False)
     tw.compress(mlp(), 0.5, data=batches(torch.arange(400), torch.arange(400)), progress=False)  # numbers of samples
+
+
+@pytest.mark.filterwarnings("ignore:.*TransformerEncoder.*", "ignore:1 layers")
+def test_an_output_may_have_several_rows_of_a_sample():
+    class Flat(Sequences):
+        def forward(self, x):
+            return super().forward(x).flatten(0, 1)
+
+    x = rows(16 * 120).reshape(120, 16, 24)
+    first, flat = (tw.compress(make(True).double(), 0.6, data=x, progress=False) for make in (Sequences, Flat))
+    assert flat.measured == pytest.approx(first.measured, rel=0.05)
+    assert flat.predicted == pytest.approx(first.predicted, rel=0.3)  # of a whole batch at once, which is noisier

@@ -30,13 +30,14 @@ class Judged:
         scales: by path in the output, what a tensor is divided by; 1 where it is the only one.
         left: why other tensors do not count.
         shape: of what counts, for the batch that was looked at.
-        by_sample: whether samples lie along the first axis and do not depend on each other.
+        rows: how many entries of its first axis are of one sample: 1 as a rule, 0 where samples lie along another axis or depend
+            on each other.
     """
 
     scales: dict[str, float]
     left: dict[str, str] = field(default_factory=dict)
     shape: tuple[int, ...] = ()
-    by_sample: bool = True
+    rows: int = 1
 
     @classmethod
     def of(cls, model: nn.Module, batch: Any) -> Judged:
@@ -61,7 +62,7 @@ class Judged:
             scales = {name: 1.0 if single else _size(y) for name, y in counted.items()}
             first = cls(scales, left)
             y = first._read(result, batch)
-            return dataclasses.replace(first, shape=tuple(y.shape), by_sample=first._halves(model, batch, y))
+            return dataclasses.replace(first, shape=tuple(y.shape), rows=first._rows(model, batch, y))
 
     @property
     def kind(self) -> str:
@@ -89,23 +90,31 @@ class Judged:
             return read[0] if read[0].ndim else read[0][None]
         return torch.cat([y.flatten(1) / s for y, s in zip(read, self.scales.values(), strict=True)], 1)
 
-    def _halves(self, model: nn.Module, batch: Any, y: Tensor) -> bool:
-        """Whether the second half of a batch gives the second half of the output."""
-        n = len(y)
-        if n < 2:
-            return True
+    @property
+    def by_sample(self) -> bool:
+        """Whether the first axis of the output is that of samples, which do not depend on each other."""
+        return self.rows == 1
+
+    def _rows(self, model: nn.Module, batch: Any, y: Tensor) -> int:
+        """As the attribute: whether the second half of a batch gives the second half of the output."""
+        count = next((len(leaf) for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim), 0)
+        if not count or len(y) % count:
+            return 0
+        rows = len(y) // count
+        if count == 1:
+            return rows
         half = pytree.tree_map(
-            lambda leaf: leaf[n // 2 :] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == n else leaf, batch
+            lambda leaf: leaf[count // 2 :] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == count else leaf, batch
         )
         try:
             found = self(model, half)
         except ValueError:
-            return False
-        wanted = y[n // 2 :]
+            return 0
+        wanted = y[count // 2 * rows :]
         if found.shape != wanted.shape:
-            return False
+            return 0
         close = 1e-3 if torch.finfo(y.dtype).bits > 16 else 5e-2  # of other orders of summation
-        return float((found - wanted).double().norm()) <= close * float(wanted.double().norm())
+        return rows if float((found - wanted).double().norm()) <= close * float(wanted.double().norm()) else 0
 
 
 def _tensors(result: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -58,7 +58,7 @@ class Task:
             ValueError: when data were cut into batches along their first axis, and samples do not lie along it.
         """
         judged = Judged.of(self.model, self.batches.fit[0])
-        if self.batches.cut and not judged.by_sample:
+        if self.batches.cut and not judged.rows:
             raise ValueError(
                 "data were cut along their first axis, and the output of the model for part of a batch is not part of it: "
                 "samples lie along another axis (batch_first=False) or depend on each other; give a list of batches"
