@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from termwise.weights.low_rank_linear import LowRankLinear, Pivoted
 
@@ -63,11 +63,13 @@ def variants(m: int, n: int, share: float) -> dict[str, list[nn.Module]]:
     return {name: [maker() for _ in range(-(-COLD // (m * n)))] for name, maker in makers.items()}
 
 
-def times(made: dict[str, list[nn.Module]], x: Tensor, rounds: int) -> dict[str, float]:
+def times(made: dict[str, list[nn.Module]], rows: int, rounds: int) -> dict[str, float]:
     """Median seconds per layer, in turn."""
+    inputs = {name: torch.randn(rows, next(copies[0].parameters()).shape[1]) for name, copies in made.items()}
     taken: dict[str, list[float]] = {name: [] for name in made}
     for turn in range(rounds + 1):
         for name, copies in made.items():
+            x = inputs[name]
             start = time.perf_counter()
             for layer in copies:
                 layer(x)
@@ -80,7 +82,7 @@ def measure(m: int, n: int, share: float, rows: int, rounds: int) -> dict:
     made = variants(m, n, share)
     if rows > 100:  # the layer's work is larger than its weights, and needs no company
         made = {name: copies[:2] for name, copies in made.items()}
-    found = times(made, torch.randn(rows, n), rounds)
+    found = times(made, rows, rounds)
     sizes = {name: sum(p.numel() for p in copies[0].parameters()) for name, copies in made.items()}
     small = {
         name: {
@@ -105,7 +107,7 @@ def main() -> None:
     torch.manual_seed(0)
     found = []
     with torch.inference_mode():
-        call = {rows: times({"one": [nn.Linear(1, 1, bias=False)] * 2000}, torch.zeros(rows, 1), 9)["one"] for rows in ROWS}
+        call = {rows: times({"one": [nn.Linear(1, 1, bias=False)] * 2000}, rows, 9)["one"] for rows in ROWS}
         for name, (m, n) in list(SHAPES.items())[: 2 if quick else None]:
             for share in SHARES:
                 for rows in ROWS:
