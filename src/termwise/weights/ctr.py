@@ -152,6 +152,7 @@ def compress_ctr(model: nn.Module, loader: Iterable[Any], ratio: float, *, keep:
     return Compressed(
         small, "afm", "params", 1 / ratio, rows, parts, left, allocation.cost / dense, task.relative(allocation.error),
         task.relative(task.change(small, "report")), task.metric, sum(p.numel() for p in model.parameters()),
+        counted=task.judged.kind,
     )  # fmt: skip
 
 

@@ -103,6 +103,7 @@ def curing(
     return Compressed(
         small, "curing", "params", kept, rows, {name: found.weight for name, found in built.items()}, find_layers(model)[1], kept,
         math.nan, task.relative(task.change(small, "report")), metric, sum(p.numel() for p in model.parameters()),
+        counted=task.judged.kind,
     )  # fmt: skip
 
 
