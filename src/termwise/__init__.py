@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import computation, core, functions, layers, optimizers, predictions, report, testing, weights, zoo
+    from .computation import Accelerated, accelerate
     from .core import Decomposition, DoesNotAddUp, capture
     from .functions import (
         Expansion,
@@ -43,15 +44,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Compressed", "Decomposition", "DoesNotAddUp", "Expansion", "Explanation", "Factorization", "MultiStage", "TangentModel",
-    "__version__", "capture", "chefer", "compare", "compress", "computation", "continuation", "contrast", "core", "coverage",
-    "decompx", "expand", "explain", "functions", "jet", "layers", "linearize_channels", "load_compressed", "next_token",
+    "Accelerated", "Compressed", "Decomposition", "DoesNotAddUp", "Expansion", "Explanation", "Factorization", "MultiStage",
+    "TangentModel", "__version__", "accelerate", "capture", "chefer", "compare", "compress", "computation", "continuation",
+    "contrast", "core", "coverage", "decompx", "expand", "explain", "functions", "jet", "layers", "linearize_channels", "load_compressed", "next_token",
     "optimizers", "predictions", "relu_spectrum", "report", "residual_expansion", "shallow", "tangent", "testing",
     "weighting", "weights", "zoo",
 ]  # fmt: skip
 
 _ROOMS = ("computation", "core", "functions", "layers", "optimizers", "predictions", "report", "testing", "weights", "zoo")
 _VERBS = {
+    "accelerate": "computation", "Accelerated": "computation",
     "capture": "core", "Decomposition": "core", "DoesNotAddUp": "core", "explain": "predictions",
     "Explanation": "predictions", "compare": "predictions", "decompx": "predictions",
     "chefer": "predictions", "coverage": "predictions", "continuation": "predictions", "contrast": "predictions",
