@@ -298,8 +298,8 @@ class Accelerated:
         if times is None:
             if self.method.last_steps or getattr(self.method, "budget", None) or getattr(self.method, "tolerance", None):
                 raise ValueError(
-                    f"{type(self.method).__name__} must know when the run ends: give scheduler= (one of diffusers, or the times), "
-                    "or last_steps=0"
+                    f"{type(self.method).__name__} must know when the run ends: give scheduler= (one of diffusers, or the "
+                    "times), or last_steps=0"
                 )
             return None
         grid: list[float] = torch.as_tensor(times).double().unique_consecutive().tolist()

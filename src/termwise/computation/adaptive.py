@@ -3,8 +3,8 @@ r"""Adaptive: compute when going on without has grown too wrong, as solvers of O
     e_i = rho |F^_m - F^_{m-1}| reach_i / |x_i|       compute step i when the e since the last computed one exceed theta
 
 The estimate is free: the forecast's last term; rho, by which errors differ from it, is known from the computed steps; `reach` is
-what an error of the prediction does to the picture (`NoiseLevels.reach`). Equal errors between computed steps are the least sum of
-errors for a number of them. Which theta? At every computed step the errors E(k) of the next k forecasts are foreseen. With n
+what an error of the prediction does to the picture (`NoiseLevels.reach`). Equal errors between computed steps make the least sum
+for a number of them. Which theta? At every computed step the errors E(k) of the next k forecasts are foreseen. With n
 steps left, a budget of b more evaluations means k = n / b - 1 of them in a row, a tolerance the largest k for which n / (k + 1)
 such rows keep to what is left of it; theta is the mean of E(k) over the steps computed so far.
 """

@@ -30,8 +30,8 @@ def forecast_terms(nodes: Sequence[float], at: float, form: str = "newton") -> n
     - ``"published"``: $\Delta^i x^i / i!$ with $x = u - u_0$ and
       $\Delta^{i}(u_0) = (\Delta^{i-1}(u_0) - \Delta^{i-1}(u_1)) / (u_0 - u_1)$, as TaylorSeer and everything built on it has it:
       no divided difference, and from order 2 on biased by $O(d^2)$.
-    - ``"hermite"``: the same differences with $\sigma^i H_i(\sigma x)$ in place of $x^i$, $\sigma = 1/2$; not homogeneous: measure u
-      in steps.
+    - ``"hermite"``: the same differences with $\sigma^i H_i(\sigma x)$ in place of $x^i$, $\sigma = 1/2$; not homogeneous:
+      measure u in steps.
     - ``"least_squares"``: row i is what the best polynomial of degree i adds to that of degree i - 1, up to degree
       k // 2: more nodes than coefficients damp noise.
 

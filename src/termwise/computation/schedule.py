@@ -25,7 +25,7 @@ class Now:
         left: steps that are left, this one among them; None where the end of the run is not known.
         since: forecasts made since the model was last computed.
         computed: evaluations so far.
-        estimate: estimate(k) is the estimated relative change of the final output made by forecasting the k-th step from this one.
+        estimate: estimate(k): the estimated relative change of the final output made by forecasting the k-th step from this one.
         segment: the same, summed over the forecasts made since the model was last computed.
         spent: and over all of the run.
         probe: relative error of the forecast of the first block's output, for a method that probes.
