@@ -46,9 +46,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Accelerated", "Compressed", "Decomposition", "DoesNotAddUp", "Expansion", "Explanation", "Factorization", "MultiStage",
     "TangentModel", "__version__", "accelerate", "capture", "chefer", "compare", "compress", "computation", "continuation",
-    "contrast", "core", "coverage", "decompx", "expand", "explain", "functions", "jet", "layers", "linearize_channels", "load_compressed",
-    "next_token", "optimizers", "predictions", "relu_spectrum", "report", "residual_expansion", "shallow", "tangent", "testing",
-    "weighting", "weights", "zoo",
+    "contrast", "core", "coverage", "decompx", "expand", "explain", "functions", "jet", "layers", "linearize_channels",
+    "load_compressed", "next_token", "optimizers", "predictions", "relu_spectrum", "report", "residual_expansion", "shallow",
+    "tangent", "testing", "weighting", "weights", "zoo",
 ]  # fmt: skip
 
 _ROOMS = ("computation", "core", "functions", "layers", "optimizers", "predictions", "report", "testing", "weights", "zoo")

@@ -1,25 +1,25 @@
 r"""Adaptive: compute when going on without has grown too wrong, as solvers of ODEs choose their steps.
 
-    e_i = rho |F^_m - F^_{m-1}| reach_i / |x_i|       compute step i when the e since the last computed one exceed theta
+    e_o(u) = kappa_o prod_{k <= o} |u - u_k| reach(u),      compute where the e since the last computed step exceed theta
 
-The estimate is free: the forecast's last term; rho, by which errors differ from it, is known from the computed steps; `reach` is
-what an error of the prediction does to the picture (`NoiseLevels.reach`). Equal errors between computed steps make the least sum
-for a number of them. Which theta? At every computed step the errors E(k) of the next k forecasts are foreseen. With n
-steps left, a budget of b more evaluations means k = n / b - 1 of them in a row, a tolerance the largest k for which n / (k + 1)
-such rows keep to what is left of it; theta is the mean of E(k) over the steps computed so far.
+is the error of a polynomial of order o through u_0, ..., u_o. kappa, the size of the derivative that it lacks, is measured for
+every order whenever the model is computed; `reach` is what an error of the prediction does to the picture (`NoiseLevels.reach`).
+Forecasts take the order with the least error. Equal errors between computed steps make the least sum for a number of them; theta
+is found by walking ahead over the rest of the grid, as if kappa stayed what it is: the least that keeps to the budget of
+evaluations, or the largest that keeps to the tolerance. The walk is made anew after every computed step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from .schedule import Method, Now, whole
 
 __all__ = ["Adaptive"]
+
+HALVINGS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,11 @@ class Adaptive(Method):
 
     Args:
         tolerance: relative L2 change of the final output, as far as it can be estimated; 0 computes every step.
-        budget: steps to compute, exactly.
+        budget: steps to compute.
         max_skip: forecasts in a row.
-        order, form, damping, variable, sites, first_steps, last_steps: see `Method`.
+        order: the highest.
+        form, damping, variable, sites, first_steps, last_steps: see `Method`. An order is used once its error was measured,
+            so that three first steps are needed for lines.
 
     Raises:
         ValueError: unless exactly one of tolerance and budget is given, in its range.
@@ -41,7 +43,10 @@ class Adaptive(Method):
     tolerance: float | None = None
     budget: int | None = None
     max_skip: int = 8
-    first_steps: int = 2
+    order: int = 2
+    first_steps: int = 3
+
+    chooses_order = True
 
     def __post_init__(self) -> None:
         """Refuse what drives nothing."""
@@ -67,37 +72,57 @@ class Adaptive(Method):
 
 
 class _Control:
-    """theta, from what was foreseen at the steps computed so far."""
+    """theta, found anew after every computed step."""
 
     def __init__(self, method: Adaptive) -> None:
-        self.method = method
-        self.foreseen: list[list[float]] = []  # E(1), E(2), ... of every computed step
+        self.method, self.theta = method, 0.0
 
     def __call__(self, now: Now) -> bool:
         method = self.method
-        assert now.left is not None
+        evaluations = None if method.budget is None else method.budget - now.computed
+        if evaluations is not None and evaluations <= 0:
+            return False
         if now.since == 0:
-            self.foreseen.append(np.cumsum([now.estimate(k) for k in range(min(method.max_skip, now.left))]).tolist())
-        if now.since >= method.max_skip:
-            return True
-        here = now.estimate(0)
-        if method.budget is not None:
-            evaluations = method.budget - now.computed - method.last_steps
-            if evaluations <= 0 or evaluations >= now.left - method.last_steps:
-                return evaluations > 0
-            theta = self.mean((now.left + now.since) / (evaluations + 1) - 1)
-            return not now.segment + here <= theta
-        left = method.tolerance - now.spent  # type: ignore[operator]
-        rows = [k for k in range(1, method.max_skip + 1) if now.left / (k + 1) * self.mean(k) <= left + now.segment]
-        theta = min(self.mean(max(rows)) if rows else self.mean(1), left + now.segment)
-        return not (now.segment + here <= theta and here <= left)
+            self.theta = self.find(now, evaluations)
+        return now.since >= method.max_skip or not now.segment + now.error(now.nodes, 0) <= self.theta
 
-    def mean(self, k: float) -> float:
-        """E(k), averaged; between whole numbers as a straight line."""
-        below, share = int(k), k - int(k)
+    def find(self, now: Now, evaluations: int | None) -> float:
+        """By halving between nothing and everything, in logarithms."""
+        tolerance = math.inf if self.method.tolerance is None else self.method.tolerance - now.spent
 
-        def at(n: int) -> float:
-            known = [curve[n - 1] for curve in self.foreseen if len(curve) >= n]
-            return 0.0 if n == 0 else float(np.mean(known)) if known else math.inf
+        def allowed(theta: float) -> bool:
+            computed, error = self.walk(now, theta)
+            return error <= tolerance if evaluations is None else computed > evaluations
 
-        return at(below) if not share else (1 - share) * at(below) + share * at(below + 1)
+        everything = sum(now.error(now.nodes, i) for i in range(len(now.ahead)))
+        if not math.isfinite(everything) or everything == 0:
+            return 0.0 if evaluations is None or everything else math.inf
+        low, high = 1e-9 * everything, everything
+        if not allowed(low):
+            return 0.0
+        for _ in range(HALVINGS):  # allowed at low, and not at high
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if allowed(middle) else (low, middle)
+        return low if evaluations is None else high
+
+    def walk(self, now: Now, theta: float) -> tuple[int, float]:
+        """How many steps would be computed from here on, and the sum of the errors of the others."""
+        nodes, computed, total, segment, since = list(now.nodes), 0, 0.0, 0.0, 0
+        for i, u in enumerate(now.ahead):
+            error = now.error(nodes, i)
+            last = len(now.ahead) - i <= self.method.last_steps
+            if last or since >= self.method.max_skip or not segment + error <= theta:
+                nodes, computed, segment, since = [u, *nodes], computed + 1, 0.0, 0
+            else:
+                total, segment, since = total + error, segment + error, since + 1
+        return computed, total
+
+
+def polynomial_error(kappa: Sequence[float], nodes: Sequence[float], u: float) -> tuple[float, int]:
+    """The least kappa_o prod_{k <= o} |u - u_k| over the orders o that were measured, and that order."""
+    best, order, product = math.inf, 0, 1.0
+    for o, size in enumerate(kappa[: len(nodes)]):
+        product *= abs(u - nodes[o])
+        if size * product < best:
+            best, order = size * product, o
+    return best, order

@@ -35,8 +35,9 @@ class NoiseLevels:
     def reach(self, t: float, following: float | None) -> float:
         r"""What a unit of error in the prediction at `t` adds to the picture, relative to its norm, in the step to `following`.
 
-        For $x/\alpha$ and $\bar\sigma = \sigma/\alpha$ the sampler's equation is $d(x/\alpha) = \varepsilon\, d\bar\sigma$, so
-        that an error $\delta\varepsilon$ moves $x$ by $\alpha\,|\Delta\bar\sigma|\,|\delta\varepsilon|$. A flow has $dx = v\,d\sigma$.
+        For $x/\alpha$ and $\bar\sigma = \sigma/\alpha$ the sampler's equation is $d(x/\alpha) = \varepsilon\,d\bar\sigma$,
+        so that an error $\delta\varepsilon$ moves $x$ by $\alpha\,|\Delta\bar\sigma|\,|\delta\varepsilon|$.
+        A flow has $dx = v\,d\sigma$.
 
         Args:
             t: time of the step.

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .forecast import FORMS
@@ -25,7 +25,10 @@ class Now:
         left: steps that are left, this one among them; None where the end of the run is not known.
         since: forecasts made since the model was last computed.
         computed: evaluations so far.
-        estimate: estimate(k): the estimated relative change of the final output made by forecasting the k-th step from this one.
+        nodes: where it was computed, newest first, in the method's variable.
+        ahead: this step and those that follow in the same variable, as far as they are known.
+        error: error(nodes, k): the estimated relative change of the final output made by forecasting the k-th step from this one
+            from values at `nodes`.
         segment: the same, summed over the forecasts made since the model was last computed.
         spent: and over all of the run.
         probe: relative error of the forecast of the first block's output, for a method that probes.
@@ -35,7 +38,9 @@ class Now:
     left: int | None
     since: int
     computed: int
-    estimate: Callable[[int], float]
+    nodes: list[float]
+    ahead: list[float]
+    error: Callable[[Sequence[float], int], float]
     segment: float
     spent: float
     probe: float | None = None
@@ -70,6 +75,9 @@ class Method:
 
     probes = False
     """Whether the first block is always run and compared with its forecast."""
+
+    chooses_order = False
+    """Whether each forecast takes the order whose errors are least, up to `order`."""
 
     feeds_back = False
     """Whether forecasts become values that later ones are made of."""
