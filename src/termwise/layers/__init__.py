@@ -1,0 +1,3 @@
+"""Layers: modules to train with, each with the terms it is made of."""
+
+__all__: list[str] = []
