@@ -145,7 +145,7 @@ def test_tokens_beyond_the_taps_are_refused():
     ssm, x = tw.toeplitz_to_ssm(normal(8, 2)), normal(9, 2)
     _, state = ssm.scan(x[:8])
     for call in (lambda: ssm.step(x[8], state), lambda: ssm.scan(x)):
-        with pytest.raises(ValueError, match=r"token 9 lies beyond the 8 taps.*inf max.*beyond='exact', which keeps 8"):
+        with pytest.raises(ValueError, match=r"token 9 lies beyond the 8 taps.*inf max.*beyond='exact' .it keeps 8"):
             call()
 
 

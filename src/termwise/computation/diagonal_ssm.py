@@ -282,7 +282,7 @@ class DiagonalSSM(Decomposition):
             raise ValueError(
                 f"token {max(state.position, self.length) + 1} lies beyond the {self.length} taps, where the convolution ends "
                 f"and the recurrence goes on: outputs may be off by {self.wrap_error_bound():.2g} max |x|, {self.beyond:.2g} of "
-                f"the kernel's l1 norm is allowed. Convert with beyond='exact', which keeps {self.length} inputs, or a larger share"
+                f"the kernel's l1 norm is allowed. Convert with beyond='exact' (it keeps {self.length} inputs) or a larger number"
             )
         return state
 
