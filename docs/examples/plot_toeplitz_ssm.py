@@ -2,8 +2,8 @@
 A long convolution, one token at a time
 =======================================
 
-A Toeplitz network mixes tokens by a long convolution. Its kernel is a sum of oscillations, and so the convolution is a recurrence:
-exact with as many numbers of state as there are taps, and very nearly with a tenth of them.
+A Toeplitz network mixes tokens by a long convolution. Its kernel is a sum of oscillations, and so the convolution a recurrence:
+exact with as many numbers of state as there are taps, and very nearly so with a tenth.
 """
 
 # %%
@@ -31,7 +31,7 @@ model.eval().requires_grad_(False)
 print(f"loss {loss:.3f}, by guessing {math.log(16):.3f}")
 
 # %%
-# Exact, and with as few modes as miss a thousandth of the kernel's l1 norm. `to_recurrent` compares token by token with the model.
+# Exact, and with as few modes as miss a thousandth of the kernel's l1 norm. `to_recurrent` compares tokens with the model.
 
 mixer = model.blocks[1].mixer
 exact = tw.toeplitz_to_ssm(mixer.taps().double(), decay=mixer.decay).check()
