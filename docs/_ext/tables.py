@@ -34,6 +34,7 @@ def write(app: Any) -> None:
         "methods": methods(docs / "data" / "relevance_peers.json"), "one_pass": one_pass(docs / "data" / "one_pass.json"),
         "jets": jets(docs / "data" / "jets.json"), "jet_rules": jet_rules(),
         "highway": highway(docs / "data" / "highway.json"),
+        "toeplitz_ssm": toeplitz_ssm(docs / "data" / "toeplitz_ssm.json"),
     }  # fmt: skip
     for name, lines in tables.items():
         text = "\n".join(lines) + "\n"
@@ -218,6 +219,29 @@ def highway(results: Path) -> Iterator[str]:
         yield f"| {row['subject']} | {ms} | {row['K']} | {ratios} | {row['rounds']}, {row['layers']} | {row['cosine']:.3f} |"
     environment = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
     yield f"\nMeasured with {_cell(environment)}; wall time, interleaved, least of 25."
+
+
+def toeplitz_ssm(results: Path) -> Iterator[str]:
+    """A token and a whole sequence of a long convolution, by every way."""
+    if not results.exists():
+        yield "*Not measured in this build.*"
+        return
+    found = json.loads(results.read_text("utf-8"))
+    for title, rows in (("One token at position 4 n", found["tokens"]), ("A sequence of 4 n tokens", found["sequences"])):
+        ways = list(rows[0]["microseconds"])
+        yield f"| {title}: microseconds per token | {' | '.join(ways)} |"
+        yield "|---" * (1 + len(ways)) + "|"
+        for row in rows:
+            order = f", compressed to order {row['order']}" if "order" in row else ""
+            cells = []
+            for way in ways:
+                kilobytes = f", {row['bytes'][way] / 1024:.0f} KiB" if way in row.get("bytes", ()) else ""
+                error = f", off by {row['off'][way]:.0e}" if "off" in row else ""
+                cells.append(f"{row['microseconds'][way]:.3g}{kilobytes}{error}")
+            yield f"| n = {row['n']}{order} | {' | '.join(cells)} |"
+        yield ""
+    environment = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
+    yield f"\n64 channels, float32. Measured with {_cell(environment)}; wall time, interleaved, the least of several rounds."
 
 
 def jet_rules() -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import computation, core, functions, optimizers, predictions, report, testing, weights, zoo
-    from .computation import Accelerated, accelerate
+    from .computation import Accelerated, DiagonalSSM, accelerate, toeplitz_to_ssm
     from .core import Decomposition, DoesNotAddUp, capture
     from .functions import (
         Expansion,
@@ -44,11 +44,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Accelerated", "Compressed", "Decomposition", "DoesNotAddUp", "Expansion", "Explanation", "Factorization", "MultiStage",
-    "TangentModel", "__version__", "accelerate", "capture", "chefer", "compare", "compress", "computation", "continuation",
-    "contrast", "core", "coverage", "decompx", "expand", "explain", "functions", "jet", "linearize_channels",
+    "Accelerated", "Compressed", "Decomposition", "DiagonalSSM", "DoesNotAddUp", "Expansion", "Explanation", "Factorization",
+    "MultiStage", "TangentModel", "__version__", "accelerate", "capture", "chefer", "compare", "compress", "computation",
+    "continuation", "contrast", "core", "coverage", "decompx", "expand", "explain", "functions", "jet", "linearize_channels",
     "load_compressed", "next_token", "optimizers", "predictions", "relu_spectrum", "report", "residual_expansion", "shallow",
-    "tangent", "testing", "weighting", "weights", "zoo",
+    "tangent", "testing", "toeplitz_to_ssm", "weighting", "weights", "zoo",
 ]  # fmt: skip
 
 _ROOMS = ("computation", "core", "functions", "optimizers", "predictions", "report", "testing", "weights", "zoo")
@@ -61,6 +61,7 @@ _VERBS = {
     "relu_spectrum": "functions", "residual_expansion": "functions", "shallow": "functions", "linearize_channels": "functions",
     "tangent": "functions", "TangentModel": "functions", "MultiStage": "functions",
     "compress": "weights", "Compressed": "weights", "Factorization": "weights", "load_compressed": "weights",
+    "toeplitz_to_ssm": "computation", "DiagonalSSM": "computation",
 }  # fmt: skip
 
 

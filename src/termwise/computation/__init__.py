@@ -5,16 +5,44 @@ from .accelerate import accelerate
 from .accelerated import Accelerated
 from .adaptive import Adaptive
 from .confidence_gate import ConfidenceGate
+from .diagonal_ssm import DiagonalSSM, State
 from .forecast import Forecast, forecast, forecast_terms
 from .noise import NoiseLevels, noise_levels
 from .plan import Plan, plan
+from .recurrent_model import Recurrent, convolution_taps, to_recurrent
 from .report import Report, Step
 from .schedule import Method
 from .solver import tuned_solver
 from .taylorseer import TaylorSeer
+from .tnn import TNN, ToeplitzMixer
+from .toeplitz_ssm import toeplitz_to_ssm
 
 __all__ = [
-    "ABCache", "Accelerated", "Adaptive", "ConfidenceGate", "Forecast", "Method", "NoiseLevels", "Plan", "Report", "Step",
-    "TaylorSeer", "accelerate", "adams_bashforth_reuse_weights", "adams_bashforth_weights", "forecast", "forecast_terms",
-    "noise_levels", "plan", "tuned_solver",
+    "TNN",
+    "ABCache",
+    "Accelerated",
+    "Adaptive",
+    "ConfidenceGate",
+    "DiagonalSSM",
+    "Forecast",
+    "Method",
+    "NoiseLevels",
+    "Plan",
+    "Recurrent",
+    "Report",
+    "State",
+    "Step",
+    "TaylorSeer",
+    "ToeplitzMixer",
+    "accelerate",
+    "adams_bashforth_reuse_weights",
+    "adams_bashforth_weights",
+    "convolution_taps",
+    "forecast",
+    "forecast_terms",
+    "noise_levels",
+    "plan",
+    "to_recurrent",
+    "toeplitz_to_ssm",
+    "tuned_solver",
 ]  # fmt: skip

@@ -341,7 +341,9 @@ def _read(content: Any, tensors: dict[str, Tensor], path: str | Path) -> Decompo
     if content["format"] > FORMAT:
         raise ValueError(f"{path} has format {content['format']}, this version reads up to {FORMAT}: update termwise")
     for name in content.get("complex", ()):
-        tensors[name] = torch.view_as_complex(tensors[name])
+        tensors[name] = torch.view_as_complex(
+            tensors[name].clone()
+        )  # aligned anew: a file aligns to 8 bytes, complex128 needs 16
     values: dict[str, Any] = {}
     for name, stored in content["fields"].items():
         if "json" in stored:

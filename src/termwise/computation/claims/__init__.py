@@ -1,3 +1,5 @@
 """What the papers of this room claim, measured: one file per paper."""
 
-__all__: list[str] = []
+from . import etsc  # each registers its claims
+
+__all__ = ["etsc"]
