@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from termwise.core import Decomposition
 from termwise.functions import expand, linearity_scores, quadratic, residual_expansion, shallow, subset_expansion, tangent
+from termwise.layers import TaylorShiftAttention, taylor_shift_expansion
 from termwise.predictions import (
     chefer,
     contrast,
@@ -202,6 +203,10 @@ ROWS = {
     "branches side by side, with pairs": baseline(lambda m, x: shallow(m, x, order=2).decompose(x), Towers, (rand(3, 4),)),
     "lines through units": Example(
         lambda x: linearity_scores(seeded(dense).double().eval(), x)["1"], exact=False, inputs=(rand(3, 4),), batched=False
+    ),
+    "taylorshift": Example(taylor_shift_expansion, exact=False, inputs=tuple(rand(3, 2, 5, 4) for _ in "qkv")),
+    "taylorshift, a causal layer": Example(
+        lambda x: seeded(lambda: TaylorShiftAttention(4, 2).double()).expand(x, is_causal=True), exact=False, inputs=(rand(3, 5, 4),)
     ),
     "a composed loss": Example(composed, exact=False, inputs=(rand(3, 4),), batched=False),
     "two inputs": Example(lambda a, b: explain(lambda a, b: (a * b).sum(1), a, b), exact=True, inputs=(rand(3, 4), rand(3, 4) + 1)),
