@@ -47,8 +47,8 @@ __all__ = [
     "Accelerated", "Compressed", "Decomposition", "DiagonalSSM", "DoesNotAddUp", "Expansion", "Explanation", "Factorization",
     "MultiStage", "TangentModel", "__version__", "accelerate", "capture", "chefer", "compare", "compress", "computation",
     "continuation", "contrast", "core", "coverage", "decompx", "expand", "explain", "functions", "jet", "layers",
-    "linearize_channels", "load_compressed", "next_token", "optimizers", "predictions", "relu_spectrum", "report", "residual_expansion", "shallow",
-    "tangent", "testing", "toeplitz_to_ssm", "weighting", "weights", "zoo",
+    "linearize_channels", "load_compressed", "next_token", "optimizers", "predictions", "relu_spectrum", "report",
+    "residual_expansion", "shallow", "tangent", "testing", "toeplitz_to_ssm", "weighting", "weights", "zoo",
 ]  # fmt: skip
 
 _ROOMS = ("computation", "core", "functions", "layers", "optimizers", "predictions", "report", "testing", "weights", "zoo")
