@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    sizes, rounds = ((64, 256), 2) if given.quick else ((64, 512, 4096, 16384), 10)
+    sizes, rounds = ((64, 256), 2) if given.quick else ((64, 512, 2048, 8192), 10)
     tokens, sequences = [], []
     for n in sizes:
         tokens.append(per_token(n, rounds))

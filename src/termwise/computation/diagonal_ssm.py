@@ -180,7 +180,7 @@ class DiagonalSSM(Decomposition):
     @cached_property
     def _reach(self) -> float:
         """Tokens that may be taken."""
-        if self.beyond == "exact":
+        if self.beyond in ("exact", math.inf):
             return math.inf
         size = self._kernel(self.length).abs().sum(0)
         return math.inf if bool((self._tail(math.inf) <= float(self.beyond) * size).all()) else self.length
