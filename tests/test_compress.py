@@ -640,7 +640,7 @@ def test_padding_counts_nowhere(pooled, unit):
     g = torch.Generator().manual_seed(0)
     bare, padded = [], []
     for _ in range(24):
-        ids = torch.randint(1, 40, (8, 6), generator=g)
+        ids = torch.randint(1, 40, (256, 6), generator=g)
         bare.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
         more = torch.nn.functional.pad(ids, (0, 14))
         padded.append({"input_ids": more, "attention_mask": (more > 0).long()})

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -109,6 +109,7 @@ class CalibrationStats(Mapping[str, LayerStats]):
         patches: int = PATCHES,
         mask: str | None = "attention_mask",
         generator: torch.Generator | None = None,
+        run: Callable[[nn.Module, Any], Any] = call,
     ) -> CalibrationStats:
         """Run the model on batches and keep what its layers read.
 
@@ -120,6 +121,7 @@ class CalibrationStats(Mapping[str, LayerStats]):
             patches: rows taken at random from each picture that a convolution reads; all of them where there are fewer.
             mask: name of the keyword argument that is 0 where a token is padding; such rows do not count.
             generator: whose seed the patches are drawn with, those of a batch alike for every layer; seed 0 when not given.
+            run: runs the model on a batch, where the pass serves another purpose as well.
 
         Returns:
             The statistics.
@@ -131,19 +133,19 @@ class CalibrationStats(Mapping[str, LayerStats]):
         """
         batches = list(batches) if isinstance(batches, Iterator) else batches  # it may be run through twice
         for share in (True, False):  # the second time where layers read the same tensor in one call and not in another
-            run = _Run(dict(layers), dtype, patches, 0 if generator is None else generator.initial_seed(), share)
-            handles = [layer.module.register_forward_hook(run.hook(name), with_kwargs=True) for name, layer in layers.items()]
+            seen = _Run(dict(layers), dtype, patches, 0 if generator is None else generator.initial_seed(), share)
+            handles = [layer.module.register_forward_hook(seen.hook(name), with_kwargs=True) for name, layer in layers.items()]
             try:
                 with evaluating(model), torch.no_grad():
                     for batch in batches:
-                        run.look(model, batch, mask)
+                        seen.look(functools.partial(run, model), batch, mask)
             except _Differs:
                 continue
             finally:
                 for handle in handles:
                     handle.remove()
             break
-        return cls(run.finish())
+        return cls(seen.finish())
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file."""
@@ -192,10 +194,10 @@ class _Run:
         self.gathered = {name: Gathered(functools.partial(self.merge, name)) for name in layers}
         self.seen: list[tuple[Any, int, tuple[Any, ...], str]] = []
 
-    def look(self, model: nn.Module, batch: Any, mask: str | None) -> None:
+    def look(self, run: Callable[[Any], Any], batch: Any, mask: str | None) -> None:
         """Run one batch."""
         self.keep = kept_tokens(batch, mask)
-        call(model, batch)
+        run(batch)
         self.seen.clear()
         self.seed += 1
 
@@ -214,7 +216,7 @@ class _Run:
                 return
             self.seen.append((weakref.ref(x), x._version, how, name))
             draws = torch.Generator().manual_seed(self.seed)  # alike for every layer, whichever are looked at
-            self.gathered[name].add(rows_read(layer, x, self.keep, draws, self.patches).detach())
+            self.gathered[name].add(rows_read(layer, x.detach(), self.keep, draws, self.patches))
 
         return read
 

@@ -82,8 +82,10 @@ def compress(
         ValueError: for a budget that makes no sense for its unit or is too small, an unknown method (with the nearest), data that
             the model does not take or that hold NaN, a model with nothing to compress.
 
-    Cost: for "auto" one forward and one forward and backward pass per batch, and per layer an eigenproblem of its smaller side.
-    Memory: the model, its factors, and up to 2 GiB of statistics at a time.
+    Cost: for "auto" a forward and a backward pass per batch: of those for statistics one for each GiB of them, of those to choose
+    on up to four backward passes where samples are few; per layer an eigenproblem of its smaller side. Memory: O(model + factors
+    of all layers + activations of a batch); the factors of a layer (m, n) are (m + n) min(m, n) numbers, on disk with `work`.
+    Besides, n^2 + m^2 numbers of statistics per layer, up to 1 GiB at a time.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(20, 40), torch.nn.ReLU(), torch.nn.Linear(40, 5))
@@ -110,7 +112,8 @@ def compress(
         fitted = dict(_fit(task, chosen, kept))
         ladders = {name: chosen.ladder(layer, fitted[name]) for name, layer in layers.items()}
         if chosen.measure is not None:
-            ladders |= chosen.measure(task, {name: ladder for name, ladder in ladders.items() if name in positions})
+            reached = {name: ladder for name, ladder in ladders.items() if name in positions}
+            ladders |= chosen.measure(task, reached, fitted)
     unreached = [name for name in ladders if name not in positions]  # nothing is known of them, and they count in no budget
     left |= dict.fromkeys(unreached, "never reached by the data")
     for name in ladders:
@@ -214,10 +217,12 @@ def _metric(metric: str, unit: str, task: Task) -> Distance:
 
 def _fit(task: Task, method: Method, kept: KeptWork | None) -> Iterator[tuple[str, Fitted]]:
     """What the method works out for each layer; a group of layers of which one is missing is looked at again."""
-    groups = task.groups(method.sensitive)
-    for group in groups:
+    held = method.measure is None  # else that looks at the data to select on
+    for group in task.groups(method.sensitive, held):
         missing = [name for name in group if kept is None or name not in kept]
-        known = task.evidence(missing, method.sensitive) if method.data else (Evidence(task.layers[name]) for name in missing)
+        known = (
+            task.evidence(missing, method.sensitive, held) if method.data else (Evidence(task.layers[name]) for name in missing)
+        )
         for evidence in known:
             name = evidence.layer.name
             task.step(f"taking apart {name}")
@@ -248,9 +253,12 @@ def _bar(show: bool, task: Task, method: Method) -> Iterator[None]:
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    data = len(task.batches.fit) + len(task.batches.select) if method.data else 0
-    measuring = len(task.layers) * len(task.batches.select) if method.measure is not None else 0
-    total = measuring + len(task.layers) + len(task.groups(method.sensitive)) * data * (2 if method.sensitive else 1)
+    looking = task.passes(method.sensitive, method.measure is None) if method.data else 0
+    back = looking if method.sensitive else 0
+    if method.measure is not None:  # all layers at once, or each by itself
+        looking += len(task.batches.select) * (1 if method.sensitive else len(task.layers))
+        back += len(task.batches.select) * (task.draws if method.sensitive else 0)
+    total = looking + len(task.layers)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as bar:
         work = bar.add_task("compress", total=total)
@@ -260,7 +268,8 @@ def _bar(show: bool, task: Task, method: Method) -> Iterator[None]:
 
         task.step = step
         if method.data:
-            bar.console.print(f"{len(task.layers)} layers; {task.passes(method.sensitive)}", style="dim", highlight=False)
+            passes = f"{looking} forward and {back} backward passes" if back else f"{looking} forward passes"
+            bar.console.print(f"{len(task.layers)} layers; {passes}", style="dim", highlight=False)
         yield
         task.step = lambda what: None
 

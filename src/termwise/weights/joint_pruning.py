@@ -248,6 +248,6 @@ def prune_choices(layer: Layer, fitted: Fitted) -> Ladder:
     return _ladder(layer, fitted["order"], np.linspace(0, MOST, AMOUNTS + 1)[1:])
 
 
-def measure_at_output(task: Task, ladders: Mapping[str, Ladder]) -> dict[str, Ladder]:
+def measure_at_output(task: Task, ladders: Mapping[str, Ladder], fitted: Mapping[str, Fitted]) -> dict[str, Ladder]:
     """The same with what each does to the output of the model, on the data to choose on."""
     return measured(task.model, task.batches.select, ladders, task.metric, judged=task.judged, after=task.step)

@@ -10,19 +10,22 @@ Source: Yuan et al. 2023 (ASVD), eq. 6; `projection` for the others; Zhao, Zhang
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .evidence import Evidence
+from .first_order import first_order
 from .ladder import Fitted, Ladder, Replacement, ranks_below, with_dense
 from .layers import Layer
 from .products import pair, pair_size, pivoted, pivoted_size
 from .projection import Projection, project
+from .task import Task
 
-__all__ = ["at_rank", "fit_asvd", "fit_aware", "fit_end", "fit_svd", "pairs", "pivots", "shift"]
+__all__ = ["at_rank", "errors_at_output", "fit_asvd", "fit_aware", "fit_end", "fit_svd", "pairs", "pivots", "shift"]
 
 Make = Callable[[Layer, Tensor, Tensor, Tensor | None], Replacement]
 """A module from left and right factors, and what is added to the bias."""
@@ -49,10 +52,21 @@ def fit_aware(evidence: Evidence) -> Fitted:
 
 
 def fit_end(evidence: Evidence) -> Fitted:
-    """The best terms for the output of the model; errors are in its unit, and add up over layers."""
+    """The best terms for the output of the model, errors in its unit: of independent rows, until `errors_at_output`."""
     if evidence.sensitivity is None:  # the output does not depend on the layer, which then stays as it is
         return fit_aware(evidence)
     return {**_fitted(evidence, evidence.project(), relative=False), "felt": torch.ones(1)}
+
+
+def errors_at_output(task: Task, ladders: Mapping[str, Ladder], fitted: Mapping[str, Fitted]) -> dict[str, Ladder]:
+    """The same with what each rank does to the output of the model, sample by sample, on the data to select on."""
+    layers = {name: ladder.layer for name, ladder in ladders.items() if "felt" in fitted[name]}
+    errors = first_order(
+        task.model, task.stepping(task.batches.select), layers, fitted, metric=task.metric, judged=task.judged,
+        draws=task.draws, generator=torch.Generator().manual_seed(task.seed),
+    )  # fmt: skip
+    known = {name: ChainMap({"errors": e}, fitted[name]) for name, e in errors.items()}  # type: ignore[arg-type]
+    return {name: pivots(layers[name], terms) for name, terms in known.items()}
 
 
 def _fitted(evidence: Evidence, found: Projection, *, relative: bool = True) -> Fitted:

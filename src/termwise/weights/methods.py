@@ -17,7 +17,7 @@ from .task import Task
 
 __all__ = ["METHODS", "Build", "Method", "Policy"]
 
-Measure = Callable[[Task, Mapping[str, Ladder]], dict[str, Ladder]]
+Measure = Callable[[Task, Mapping[str, Ladder], Mapping[str, Fitted]], dict[str, Ladder]]
 Policy = Callable[[Mapping[str, Ladder], Mapping[str, Curve], float], Allocation]
 Build = Callable[[Task, Mapping[str, Ladder], Mapping[str, int]], dict[str, Replacement]]
 
@@ -38,7 +38,8 @@ class Method:
         data: whether it looks at data.
         sensitive: whether it asks what a layer's errors do to the output of the model.
         name: in reports, of one that is not in `METHODS`.
-        measure: errors of every choice by running the model, in the unit of its output; those of `fit` when there is none.
+        measure: errors of every choice by running the model, in the unit of its output; those of `fit` when there is none, which
+            then look at the data to select on.
         zeros: whether it puts zeros into layers, and makes nothing smaller or faster.
         build: makes what was chosen, of layers whose replacements depend on each other; from their ladders when not given.
     """
@@ -55,7 +56,7 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "auto": Method(low_rank.fit_end, low_rank.pivots, sensitive=True),
+    "auto": Method(low_rank.fit_end, low_rank.pivots, sensitive=True, measure=low_rank.errors_at_output),
     "alds": Method(grouped.fit_grouped, grouped.grouped_choices, alternate, data=False),
     "aware": Method(low_rank.fit_aware, low_rank.pairs),
     "afm": Method(afm.fit_afm, afm.affine_pairs),

@@ -18,7 +18,8 @@ Source: Martens & Grosse 2015, Optimizing neural networks with Kronecker-factore
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -30,9 +31,12 @@ from .gathered import Gathered
 from .judged import Judged
 from .layers import Layer
 
-__all__ = ["Distance", "distance", "output_of", "sensitivity"]
+__all__ = ["Distance", "Sensitivity", "distance", "draw", "listened", "listening", "output_of", "sensitivity"]
 
 Distance = Literal["l2", "kl"]
+
+BLOCK = 64
+"""Positions that are compared at a time, each as wide as the vocabulary."""
 
 
 def output_of(result: Any) -> Tensor:
@@ -62,11 +66,13 @@ def distance(truth: Tensor, found: Tensor, metric: Distance) -> Tensor:
         metric: "l2": |found - truth|^2. "kl": 2 KL(p_truth || p_found), summed over positions (twice, so that both are quadratic
             forms of the error with the same factor).
     """
-    truth, found = truth.double(), found.double()
     if metric == "l2":
-        return (found - truth).square().reshape(len(truth), -1).sum(1)
-    p, q = truth.log_softmax(-1), found.log_softmax(-1)
-    return 2 * (p.exp() * (p - q)).sum(-1).reshape(len(truth), -1).sum(1)
+        return (found.double() - truth.double()).square().reshape(len(truth), -1).sum(1)
+    divergences = []
+    for rows in zip(*(y.reshape(-1, y.shape[-1]).split(BLOCK) for y in (truth, found)), strict=True):
+        p, q = (y.double().log_softmax(-1) for y in rows)
+        divergences.append((p.exp() * (p - q)).sum(-1))
+    return 2 * torch.cat(divergences).reshape(len(truth), -1).sum(1)
 
 
 def sensitivity(
@@ -95,43 +101,69 @@ def sensitivity(
     Cost: one forward and one backward pass per batch, without gradients of weights; N m (m + n) per layer. Memory: activations of
     one batch, and O(sum of m^2).
     """
-    generator = generator or torch.Generator().manual_seed(0)
     if judged is None:
         batches = list(batches)
         judged = Judged.of(model, batches[0])
-    felt = {name: _Felt(layer) for name, layer in layers.items()}
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    handles = [layer.module.register_forward_hook(felt[name].hook, with_kwargs=True) for name, layer in layers.items()]
-    samples = 0
-    try:
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        with evaluating(model), torch.enable_grad():
-            for batch in batches:
-                for one in felt.values():
-                    one.begin(kept_tokens(batch))
-                y = judged(model, batch)
-                samples += len(y)
-                for one in felt.values():
-                    one.samples = len(y) if judged.by_sample else 1
-                if y.requires_grad:
-                    _draw(y, metric, generator).backward()
-                for one in felt.values():
-                    one.compare()
-    finally:
-        for handle in handles:
-            handle.remove()
-        for parameter in learning:
-            parameter.requires_grad_(True)
-    found = {name: one.matrix() for name, one in felt.items()}
-    return {name: h / samples for name, h in found.items() if h is not None}
+    felt = Sensitivity(layers, metric, judged, generator)
+    with felt.attached(model):
+        for batch in batches:
+            felt.run(model, batch)
+    return felt.found()
+
+
+class Sensitivity:
+    """What `sensitivity` gathers, for runs that serve another purpose as well.
+
+    Args:
+        layers: at whose outputs to look.
+        metric: see `sensitivity`.
+        judged: what counts of the output.
+        generator: of the random signs or labels; seed 0 when not given.
+        coherent: scale by the coherence, which takes N m n per layer; the best terms do not depend on it.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, Layer],
+        metric: Distance,
+        judged: Judged,
+        generator: torch.Generator | None = None,
+        *,
+        coherent: bool = True,
+    ) -> None:
+        self.felt = {name: _Felt(layer, coherent) for name, layer in layers.items()}
+        self.metric, self.judged, self.generator = metric, judged, generator or torch.Generator().manual_seed(0)
+        self.samples = 0
+
+    def attached(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Listening to a model, for as long as this takes."""
+        return listening(model, {one.layer.module: one.hook for one in self.felt.values()})
+
+    def run(self, model: nn.Module, batch: Any) -> None:
+        """The model on one batch, and one draw sent back."""
+        for one in self.felt.values():
+            one.begin(kept_tokens(batch))
+        with torch.enable_grad():
+            y = self.judged(model, batch)
+            self.samples += len(y)
+            for one in self.felt.values():
+                one.samples = len(y) if self.judged.by_sample else 1
+            if y.requires_grad:
+                draw(y, self.metric, self.generator).backward()
+        for one in self.felt.values():
+            one.compare()
+
+    def found(self) -> dict[str, Tensor]:
+        """H by layer."""
+        matrices = {name: one.matrix() for name, one in self.felt.items()}
+        return {name: h / self.samples for name, h in matrices.items() if h is not None}
 
 
 class _Felt:
     """What comes back to the output of one layer: sum of g g^T over rows, and how much the rows of a sample add up."""
 
-    def __init__(self, layer: Layer) -> None:
-        self.layer, self.samples, self.calls = layer, 1, 0
+    def __init__(self, layer: Layer, coherent: bool) -> None:
+        self.layer, self.coherent, self.samples, self.calls = layer, coherent, 1, 0
         self.kept: Tensor | None = None
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
         self.total: Tensor | None = None
@@ -143,10 +175,10 @@ class _Felt:
         self.kept, self.calls = kept, 0
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor:
-        """Let gradients begin here, and keep what comes back."""
+        """Keep what comes back."""
+        if not self.coherent:
+            return listened(y, lambda gradient: self.gathered.add(self.layer.outputs(gradient).detach()))
         self.calls += 1
-        if not y.requires_grad:  # the sum is no leaf, so that what comes next may change it in place
-            y = y + torch.zeros((), dtype=y.dtype, device=y.device, requires_grad=True)
         x = self.layer.read(args, kwargs).detach()  # with the version of what was read
         version = x._version
 
@@ -160,8 +192,7 @@ class _Felt:
                 if len(self.pairs) == self.calls:
                     self.compare()
 
-        y.register_hook(keep)
-        return y
+        return listened(y, keep)
 
     def square(self, rows: Tensor) -> None:
         rows = rows.float() if rows.element_size() < 4 else rows
@@ -191,7 +222,32 @@ class _Felt:
         return self.total * (self.together / self.apart if self.apart > 0 and self.together > 0 else 1.0)
 
 
-def _draw(y: Tensor, metric: Distance, generator: torch.Generator) -> Tensor:
+@contextmanager
+def listening(model: nn.Module, hooks: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Hooks at what layers put out, evaluation mode and no gradients of weights, for as long as this takes."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in hooks.items()]
+    try:
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        with evaluating(model):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def listened(y: Tensor, keep: Callable[[Tensor], None]) -> Tensor:
+    """The same output, whose gradient is handed on; gradients begin here where they did not before."""
+    if not y.requires_grad:  # the sum is no leaf, so that what comes next may change it in place
+        y = y + torch.zeros((), dtype=y.dtype, device=y.device, requires_grad=True)
+    y.register_hook(keep)
+    return y
+
+
+def draw(y: Tensor, metric: Distance, generator: torch.Generator) -> Tensor:
     """A scalar whose gradient at the output is one draw of u."""
     if metric == "l2":
         signs = torch.randint(0, 2, y.shape, generator=generator).to(y) * 2 - 1

@@ -17,13 +17,16 @@ from .evidence import Evidence
 from .judged import Judged
 from .ladder import Ladder
 from .layers import Layer
-from .sensitivity import Distance, distance, sensitivity
+from .sensitivity import Distance, Sensitivity, distance
 
 __all__ = ["Task", "Unit"]
 
 Unit = Literal["params", "flops", "bytes", "latency", "error"]
 
-AT_ONCE = 2**31
+ENOUGH, MOST = 256, 4
+"""Draws for the errors of choices: as many in all as are enough, where that is not more than some for each sample."""
+
+AT_ONCE = 2**30
 """Bytes of statistics that are held at one time; the model is run again for every such group of layers."""
 
 
@@ -48,7 +51,7 @@ class Task:
     shrinkage: float = 0.1
     seed: int = 0
     step: Callable[[str], None] = lambda what: None
-    truths: dict[str, list[Tensor]] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
 
     @functools.cached_property
     def judged(self) -> Judged:
@@ -70,13 +73,13 @@ class Task:
         """Numbers in all layers as they are."""
         return sum(layer.size for layer in self.layers.values())
 
-    def groups(self, sensitive: bool) -> list[list[str]]:
+    def groups(self, sensitive: bool, held: bool = True) -> list[list[str]]:
         """Layers whose statistics are held together, in order."""
         groups: list[list[str]] = [[]]
         used = 0
         for name, layer in self.layers.items():
             m, n = layer.shape
-            need = 16 * (n * n + (m * m if sensitive else 0))  # two of each, in float64
+            need = (16 if held else 8) * (n * n + (m * m if sensitive else 0))  # of each split, in float64
             if used + need > AT_ONCE and groups[-1]:
                 groups.append([])
                 used = 0
@@ -84,31 +87,45 @@ class Task:
             used += need
         return groups
 
-    def passes(self, sensitive: bool) -> str:
-        """How often the model is run for the evidence, in words."""
-        groups, batches = len(self.groups(sensitive)), len(self.batches.fit) + len(self.batches.select)
-        text = f"{groups * batches} forward passes"
-        return f"{text} and {groups * batches} with a backward pass" if sensitive else text
+    def passes(self, sensitive: bool, held: bool = True) -> int:
+        """How often the model is run on a batch for the evidence; where sensitive, each time with a backward pass."""
+        return len(self.groups(sensitive, held)) * (len(self.batches.fit) + (len(self.batches.select) if held else 0))
 
-    def evidence(self, names: list[str], sensitive: bool = False) -> Iterator[Evidence]:
+    @property
+    def draws(self) -> int:
+        """Of signs or labels, for each sample that choices are made on: few samples are drawn for more often."""
+        apart = self.judged.by_sample
+        samples = (max(1, self.judged.shape[0]) if apart else 1) * len(self.batches.select)
+        return min(MOST if apart else 8 * MOST, -(-ENOUGH // samples))  # a batch that is not told apart is one sample
+
+    def evidence(self, names: list[str], sensitive: bool = False, held: bool = True) -> Iterator[Evidence]:
         """What is known of some layers, all of whose statistics are held at once.
 
         Args:
             names: of which, see `groups`. What is random is drawn alike for every group.
             sensitive: also what their errors do to the output of the model.
+            held: also the same of the data to select on, for methods whose errors these statistics are to tell.
         """
         layers = {name: self.layers[name] for name in names}
         known: list[CalibrationStats] = []
         felt: list[dict[str, Tensor]] = []
-        for batches in (self.batches.fit, self.batches.select) if names else ():
+        for batches in ((self.batches.fit, self.batches.select) if held else (self.batches.fit,)) if names else ():
             draws = [torch.Generator().manual_seed(self.seed) for _ in range(2)]  # alike whichever layers are looked at
-            known.append(CalibrationStats.collect(self.model, _Stepping(batches, self.step), layers, generator=draws[0]))
+            stepping = self.stepping(batches)
             if sensitive:
-                seen, judged = _Stepping(batches, self.step), self.judged
-                felt.append(sensitivity(self.model, seen, layers, metric=self.metric, judged=judged, generator=draws[1]))
+                both = Sensitivity(layers, self.metric, self.judged, draws[1], coherent=held)
+                with both.attached(self.model):
+                    known.append(CalibrationStats.collect(self.model, stepping, layers, generator=draws[0], run=both.run))
+                felt.append(both.found())
+            else:
+                known.append(CalibrationStats.collect(self.model, stepping, layers, generator=draws[0]))
         for name, layer in layers.items():
-            h = [f.get(name) for f in felt] or [None, None]
-            yield Evidence(layer, known[0].get(name), known[1].get(name), h[0], h[1], self.shrinkage)
+            stats, h = ([split.get(name) for split in splits] + [None] * 2 for splits in (known, felt))
+            yield Evidence(layer, stats[0], stats[1], h[0], h[1], self.shrinkage)
+
+    def stepping(self, batches: list[Any]) -> Stepping:
+        """Batches that are counted as they are run through."""
+        return Stepping(batches, self.step)
 
     def positions(self) -> dict[str, float]:
         """Rows that each layer multiplies for one sample: 1, tokens, pixels."""
@@ -135,24 +152,28 @@ class Task:
 
     def change(self, model: nn.Module, split: Literal["select", "report"]) -> float:
         """How far the outputs of another model are from this one's, mean over samples of `distance`."""
-        batches = getattr(self.batches, split)
-        if split not in self.truths:
-            self.truths[split] = self.outputs(self.model, batches)
         total, samples = 0.0, 0
-        for batch, truth in zip(batches, self.truths[split], strict=True):
+        for truth, batch in self._truths(split):
             far = distance(truth, self.outputs(model, [batch])[0], self.metric)
             total, samples = total + float(far.sum()), samples + len(far)
         return total / samples
 
     def scale(self, split: Literal["select", "report"]) -> float:
         """What a change is relative to: mean |f(x)|^2 per sample for "l2", 2 per position for "kl" (so that it is in nats)."""
-        if split not in self.truths:
-            self.truths[split] = self.outputs(self.model, getattr(self.batches, split))
-        truths, batches = self.truths[split], getattr(self.batches, split)
-        samples = sum(len(y) for y in truths)
-        if self.metric == "kl":
-            return 2 * sum(self.judged.positions(y, batch) for y, batch in zip(truths, batches, strict=True)) / samples
-        return max(sum(float(y.square().sum()) for y in truths) / samples, 1e-300)
+        if split not in self.scales:
+            for _ in self._truths(split):
+                pass
+        return self.scales[split]
+
+    def _truths(self, split: Literal["select", "report"]) -> Iterator[tuple[Tensor, Any]]:
+        """What this model makes of batches, one at a time, as logits may be larger than the model; finds the scale."""
+        whole, samples = 0.0, 0
+        for batch in getattr(self.batches, split):
+            truth = self.outputs(self.model, [batch])[0]
+            whole += 2 * self.judged.positions(truth, batch) if self.metric == "kl" else float(truth.double().square().sum())
+            samples += len(truth)
+            yield truth, batch
+        self.scales[split] = max(whole / samples, 1e-300)
 
     def relative(self, change: float, split: Literal["select", "report"] = "report") -> float:
         """A change as people read it: |f~ - f| / |f| for "l2", nats per position for "kl"."""
@@ -161,7 +182,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class _Stepping:
+class Stepping:
     """Batches that are counted as they are run through."""
 
     batches: list[Any]
