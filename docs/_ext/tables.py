@@ -34,6 +34,7 @@ def write(app: Any) -> None:
         "methods": methods(docs / "data" / "relevance_peers.json"), "one_pass": one_pass(docs / "data" / "one_pass.json"),
         "jets": jets(docs / "data" / "jets.json"), "jet_rules": jet_rules(),
         "highway": highway(docs / "data" / "highway.json"),
+        "taylor_shift": taylor_shift(docs / "data" / "taylor_shift.json"),
         "toeplitz_ssm": toeplitz_ssm(docs / "data" / "toeplitz_ssm.json"),
     }  # fmt: skip
     for name, lines in tables.items():
@@ -242,6 +243,23 @@ def toeplitz_ssm(results: Path) -> Iterator[str]:
         yield ""
     environment = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
     yield f"\n64 channels, float32. Measured with {_cell(environment)}; wall time, interleaved, the least of several rounds."
+
+
+def taylor_shift(results: Path) -> Iterator[str]:
+    """Where the efficient form overtakes the direct one and torch's softmax, beside the counts."""
+    if not results.exists():
+        yield "*Not measured in this build.*"
+        return
+    found = json.loads(results.read_text("utf-8"))
+    yield "| d | time: counted | direct form | torch's softmax | memory: counted | direct form | torch's softmax |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in found["crossovers"]:
+        cells = [f"{row['d']}"]
+        for counted, kind in (("time", "seconds"), ("memory", "bytes")):
+            cells += [f"{row[f'analytic {counted}']:.0f}", *(str(n or "never") for n in row[kind].values())]
+        yield f"| {' | '.join(cells)} |"
+    environment = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
+    yield f"\nTokens, from 64 to 8,192. Measured with {_cell(environment)}; one head, forward, processor time, least of 3."
 
 
 def jet_rules() -> Iterator[str]:
