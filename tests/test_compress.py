@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 import warnings
 
 import numpy as np
@@ -697,3 +698,33 @@ def test_an_output_may_have_several_rows_of_a_sample():
     first, flat = (tw.compress(make(True).double(), 0.6, data=x, progress=False) for make in (Sequences, Flat))
     assert flat.measured == pytest.approx(first.measured, rel=0.05)
     assert flat.predicted == pytest.approx(first.predicted, rel=0.3)  # of a whole batch at once, which is noisier
+
+
+@pytest.mark.parametrize(
+    ("method", "unit"), [("auto", "params"), ("auto", "error"), ("auto", "latency"), ("aware", "params"), ("aware", "error")]
+)
+def test_passes_are_stated_as_they_are(method, unit, capsys):
+    from termwise.weights.judged import Judged
+
+    class Counted(nn.Module):
+        forwards = backwards = 0
+
+        def __init__(self):
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x):
+            Counted.forwards += 1
+            y = self.net(x)
+            if y.requires_grad and torch.is_grad_enabled():
+                y.register_hook(lambda gradient: setattr(Counted, "backwards", Counted.backwards + 1))
+            return y
+
+    batches = list(rows(1200).split(50))
+    with torch.no_grad():
+        Judged.of(Counted(), batches[0])  # which comes before anything is said
+    before = Counted.forwards
+    tw.compress(Counted(), 0.5, data=batches, method=method, unit=unit, progress=True)
+    said = re.search(r"layers; (\d+) forward(?: and (\d+) backward)? passes", capsys.readouterr().out)
+    assert int(said[1]) == Counted.forwards - 2 * before
+    assert int(said[2] or 0) == Counted.backwards

@@ -28,6 +28,8 @@ from .task import Task, Unit, cost_of
 
 __all__ = ["compress"]
 
+TRIALS = 7
+"""Models that are tried for a ceiling on the error: to within 1 % of the dense cost."""
 UNITS = ("params", "flops", "bytes", "latency", "error")
 
 
@@ -106,7 +108,7 @@ def compress(
     seed = 0 if generator is None else int(torch.randint(2**62, (1,), generator=generator))
     task = Task(model, layers, read_batches(data), shrinkage=shrinkage, seed=seed)
     task.metric = _metric(metric, unit, task)
-    with _bar(progress, task, chosen):
+    with _bar(progress, task, chosen, unit):
         positions = task.positions()
         kept = None if work is None else _kept(work, task, named, chosen)
         fitted = dict(_fit(task, chosen, kept))
@@ -176,7 +178,7 @@ def compress(
     return Compressed(
         small, named, unit, budget, rows, {name: r.weight for name, r in built.items() if r.weight is not None}, left,
         allocation.cost / dense, predicted, task.relative(measured), task.metric, before, gap, task.judged.kind,
-        task.relative(selected, "select"),
+        selected if math.isnan(selected) else task.relative(selected, "select"),
     )  # fmt: skip
 
 
@@ -246,7 +248,7 @@ def _kept(folder: str | Path, task: Task, name: str, method: Method) -> KeptWork
 
 
 @contextlib.contextmanager
-def _bar(show: bool, task: Task, method: Method) -> Iterator[None]:
+def _bar(show: bool, task: Task, method: Method, unit: Unit) -> Iterator[None]:
     """A progress bar over passes and layers, which are counted before the first."""
     if not show:
         yield
@@ -268,10 +270,20 @@ def _bar(show: bool, task: Task, method: Method) -> Iterator[None]:
 
         task.step = step
         if method.data:
+            looking += _measuring(task, method, unit)
             passes = f"{looking} forward and {back} backward passes" if back else f"{looking} forward passes"
             bar.console.print(f"{len(task.layers)} layers; {passes}", style="dim", highlight=False)
         yield
         task.step = lambda what: None
+
+
+def _measuring(task: Task, method: Method, unit: Unit) -> int:
+    """Forward passes besides those for evidence: one for positions, one for each model that is tried, two for each change."""
+    trials = TRIALS if unit == "error" else 0
+    expects = method.sensitive or method.measure is not None
+    chosen_on = trials + (1 if expects or unit == "error" else 0)
+    changes = 2 * (chosen_on * len(task.batches.select) + len(task.batches.report))
+    return 1 + (unit == "latency") + (1 + trials) + changes
 
 
 def _warn(task: Task, unreached: list[str], left: dict[str, str]) -> None:
@@ -317,7 +329,7 @@ def _within_error(
     """The cheapest found whose measured change, on the batches to select on, is below the ceiling."""
     low, high = sum(float(c.costs.min()) for c in curves.values()), dense
     best = at(high)
-    for _ in range(7):  # to within 1 % of the dense cost
+    for _ in range(TRIALS):
         middle = (low + high) / 2
         trial = at(middle)
         task.step(f"trying {middle / dense:.0%}")
