@@ -374,8 +374,25 @@ def test_grids_that_make_no_sense(model, method, scheduler, message):
 
 
 def test_more_calls_than_the_scheduler_has(model):
-    with tw.accelerate(model, TaylorSeer(), scheduler=GRID[:6]), pytest.raises(ValueError, match="after all of them"):
+    with tw.accelerate(model, TaylorSeer(), scheduler=GRID[:6]), pytest.raises(ValueError, match="after them"):
         sampled(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_that_is_told_a_share_of_the_time(model, dtype):
+    class Schedule:
+        timesteps = 1000 * GRID
+        config = {"num_train_timesteps": 1000}  # noqa: RUF012
+
+    told = GRID.to(dtype).double()
+    with tw.accelerate(model, TaylorSeer(variable="timestep"), scheduler=Schedule()) as fast:
+        sampled(model, grid=told)
+    assert [s.time for s in fast.report.steps] == (1000 * GRID).tolist()
+    with tw.accelerate(model, TaylorSeer(), scheduler=Schedule()) as fast:
+        sampled(model, grid=told[6:])  # from a picture
+    assert [s.time for s in fast.report.steps] == (1000 * GRID[6:]).tolist()
+    with tw.accelerate(model, TaylorSeer(), scheduler=Schedule()), pytest.raises(ValueError, match="the right one"):
+        model(X, 37.5)
 
 
 def test_dropout_is_refused():

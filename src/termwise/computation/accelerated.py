@@ -11,8 +11,6 @@ are computed, and the others are forecast from those (`forecast`). Everything is
 from __future__ import annotations
 
 import functools
-import inspect
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,19 +21,16 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .adaptive import Adaptive, polynomial_error
+from .clock import Clock
 from .forecast import damped, forecast_terms
 from .history import History, norms
 from .noise import noise_levels
 from .plan import Plan, plan
 from .report import Report, Step
 from .schedule import Method, Now
-from .sites import find_blocks, find_sites, replaced_forward
+from .sites import find_sites, replaced_forward
 
 __all__ = ["Accelerated"]
-
-TIMES = ("timestep", "timesteps", "t", "time", "sigma", "noise_labels")
-STREAMS = 8
-"""Calls with one time that are told apart (guidance calls twice); more are taken for a time that does not move."""
 
 
 class Accelerated:
@@ -47,6 +42,7 @@ class Accelerated:
         report: of the last run, or of the one under way.
         method: when and what is computed.
         denoiser: the model or function inside of a pipeline.
+        clock: where in a run it is.
         solver: that replaces a pipeline's scheduler while it runs, if any, and `steps` that it makes.
     """
 
@@ -65,10 +61,8 @@ class Accelerated:
         self.denoiser = _denoiser(target)
         self.scheduler = scheduler if scheduler is not None else getattr(target, "scheduler", None)
         self._forward = self.denoiser.forward if isinstance(self.denoiser, nn.Module) else self.denoiser
-        self._signature = inspect.signature(self._forward)
-        self._time_name = _time_name(self._signature, time, type(target).__name__)
+        self.clock = Clock(self._forward, self.scheduler, time, type(target).__name__)
         self._sites = {} if method.sites == "output" else find_sites(self._module(), method.sites)
-        self._blocks = find_blocks(self.denoiser) if method.sites == "last_block" or method.probes else {}
         self._levels = noise_levels(self.scheduler)
         if method.variable == "log_snr" and self._levels is None:
             raise ValueError(
@@ -150,8 +144,7 @@ class Accelerated:
     def reset(self) -> None:
         """Begin anew, as if nothing had been computed."""
         self.report = Report(tolerance=getattr(self.method, "tolerance", None))
-        self._grid: list[float] | None = None
-        self._direction = 0
+        self.clock.reset()
         self._stream = 0
         self._kappa: list[float] = []
         self._rule = self.method.begin()
@@ -171,9 +164,14 @@ class Accelerated:
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
         """One call of the model: compute it, or forecast it."""
-        time, x = self._read(args, kwargs)
-        self._advance(time)
-        now = self.report.steps[-1]
+        time, x = self.clock.read(args, kwargs)
+        if self.clock.goes_back(time):
+            self.reset()
+        if self.clock.advance(time):
+            if len(self.clock.times) == 1:
+                self._fits()
+            self.report.steps.append(Step(len(self.report.steps), self.clock.times[-1]))
+        self._stream, now = self.clock.call, self.report.steps[-1]
         if self._shapes.setdefault(self._stream, _shape(x)) != _shape(x):
             self._drop(self._stream)
             self._shapes[self._stream] = _shape(x)
@@ -203,75 +201,20 @@ class Accelerated:
         self.report.memory = max(self.report.memory, sum(h.bytes for h in self._histories.values()))
         return out
 
-    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, Tensor | None]:
-        """The time of a call, and what is denoised."""
-        bound = self._signature.bind(*args, **kwargs).arguments
-        flat = {**bound, **bound.get("kwargs", {})}
-        if self._time_name not in flat or flat[self._time_name] is None:
+    def _fits(self) -> None:
+        """Refuse a run that is too short for the method, or without a known end where the method needs one."""
+        method, grid = self.method, self.clock.grid
+        budget, tolerance = getattr(method, "budget", None), getattr(method, "tolerance", None)
+        if grid is None and (method.last_steps or budget or tolerance):
             raise ValueError(
-                f"the model was called without {self._time_name!r}, which says where in the run it is: give time= its name"
+                f"{type(method).__name__} must know when the run ends: give scheduler= (one of diffusers, or the times), or "
+                "last_steps=0"
             )
-        times = torch.as_tensor(flat[self._time_name]).detach().double().flatten()
-        if not len(times) or not (times == times[0]).all() or not torch.isfinite(times[0]):
+        wanted = max(method.first_steps + method.last_steps, budget or 0)
+        if grid is not None and wanted > len(grid):
             raise ValueError(
-                f"{self._time_name} is {times.tolist()[:4]}: all samples of a call are at one finite time in a forecast"
+                f"{type(method).__name__} wants {wanted} steps computed, and the run has {len(grid)}: nothing would be saved"
             )
-        tensors = [v for k, v in flat.items() if k != self._time_name and isinstance(v, Tensor) and v.is_floating_point()]
-        if torch.is_grad_enabled() and any(v.requires_grad for v in tensors):
-            raise RuntimeError("an input requires a gradient, and forecasts have none: use torch.no_grad()")
-        return times[0].item(), tensors[0].detach() if tensors else None
-
-    def _advance(self, time: float) -> None:
-        """A new time is a new step, the same one another call in it; a time that goes back begins a new run."""
-        steps = self.report.steps
-        if steps and time == steps[-1].time:
-            self._stream += 1
-            if self._stream >= STREAMS:
-                raise ValueError(
-                    f"the model was called {STREAMS + 1} times at time {time}: a time grid must not repeat; reset() begins anew"
-                )
-            return
-        if steps and self._direction and (time - steps[-1].time) * self._direction < 0:
-            self.reset()
-            steps = self.report.steps
-        if not steps:
-            self._grid = self._read_grid(time)
-        elif not self._direction:
-            self._direction = 1 if time > steps[-1].time else -1
-        self._stream = 0
-        if self._grid is not None and len(steps) >= len(self._grid):
-            raise ValueError(
-                f"the scheduler has {len(self._grid)} times, and the model is called at {time} after all of them: "
-                "reset() begins anew"
-            )
-        steps.append(Step(len(steps), time))
-
-    def _read_grid(self, first: float) -> list[float] | None:
-        """The times of the run that begins, where they are known."""
-        times = getattr(self.scheduler, "timesteps", self.scheduler)
-        if times is None:
-            if self.method.last_steps or getattr(self.method, "budget", None) or getattr(self.method, "tolerance", None):
-                raise ValueError(
-                    f"{type(self.method).__name__} must know when the run ends: give scheduler= (one of diffusers, or the "
-                    "times), or last_steps=0"
-                )
-            return None
-        grid: list[float] = torch.as_tensor(times).double().unique_consecutive().tolist()
-        if first in grid:  # pictures to begin with: the run starts in the middle
-            grid = grid[grid.index(first) :]
-        rising = [b > a for a, b in itertools.pairwise(grid)]
-        if any(r != rising[0] for r in rising):
-            raise ValueError(
-                f"the scheduler's times go back or repeat: {grid[:6]}...; forecasts need a grid that only rises or only falls"
-            )
-        wanted = self.method.first_steps + self.method.last_steps
-        budget = getattr(self.method, "budget", None)
-        if wanted > len(grid) or (budget or 0) > len(grid):
-            raise ValueError(
-                f"{type(self.method).__name__} wants {max(wanted, budget or 0)} steps computed, and the run has {len(grid)}: "
-                "nothing would be saved"
-            )
-        return grid
 
     # -- deciding -----------------------------------------------------------------------------------------------------
 
@@ -288,7 +231,7 @@ class Accelerated:
             since += 1
 
         index = now.index
-        times = [now.time] if self._grid is None else self._grid[index:]
+        grid, times = self.clock.grid, self.clock.ahead()
         ahead = [self._at(index + i, time) for i, time in enumerate(times)]
         reach = self._reach(x, times)
 
@@ -300,14 +243,14 @@ class Accelerated:
         if self._calibrating:
             self._weights.append(reach[0] / norms([x]) if x is not None else torch.tensor([reach[0]]))
             return True
-        if self._plan is not None and self._grid is not None and len(self._grid) == len(self._plan.errors):
+        if self._plan is not None and grid is not None and len(grid) == len(self._plan.errors):
             now.estimate = self._plan.errors[index]
             return index in self._plan.anchors
         if self._kappa:
             now.estimate = error(nodes, 0)
         errors = [0.0 if s.computed else s.estimate or 0.0 for s in before]
         segment = math.fsum(errors[len(errors) - since :])
-        left = None if self._grid is None else len(ahead)
+        left = None if grid is None else len(ahead)
         computed = sum(s.computed for s in before)
         seen = Now(index, left, since, computed, nodes, ahead, error, segment, math.fsum(errors), probe)
         return self.method.at_an_end(seen) or self._rule(seen)
@@ -520,16 +463,4 @@ def _denoiser(target: Any) -> Any:
     raise TypeError(
         f"{type(target).__name__} is no model, function, or pipeline with a transformer or unet: give the module that is called "
         "at every step"
-    )
-
-
-def _time_name(signature: inspect.Signature, given: str | None, what: str) -> str:
-    if given is not None:
-        return given
-    for name in TIMES:
-        if name in signature.parameters:
-            return name
-    raise ValueError(
-        f"{what} takes {', '.join(signature.parameters) or 'no arguments'}, none of which is known to be a time: "
-        "give time= its name"
     )
