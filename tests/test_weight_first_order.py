@@ -163,5 +163,6 @@ def test_the_model_is_run_as_often_as_stated(at_once, capsys, monkeypatch):
     tw.compress(model, 0.6, data=list(x.split(10)))
     stated = re.search(r"(\d+) forward and (\d+) backward passes", capsys.readouterr().out)
     groups = 2 if at_once else 1
-    assert int(stated[1]) == sum(runs) == groups * 8 + 4
+    assert sum(runs) == groups * 8 + 4
+    assert int(stated[1]) == len(runs) - 2  # `Judged` looks at the first batch, and at half of it, before anything is said
     assert int(stated[2]) == len(sent) == groups * 8 + 4 * 4  # 40 samples
