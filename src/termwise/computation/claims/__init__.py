@@ -1,5 +1,5 @@
 """What the papers of this room claim, measured: one file per paper."""
 
-from . import etsc  # each registers its claims
+from . import depth_decay, etsc  # each registers its claims
 
-__all__ = ["etsc"]
+__all__ = ["depth_decay", "etsc"]
