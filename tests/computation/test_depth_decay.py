@@ -391,7 +391,8 @@ def test_terms(tiny):
     model, prompt = tiny
     ids = model.generate(prompt, max_new_tokens=12, **GREEDY)
     d = depth_terms(model, ids, METHOD, prompt_length=5)
-    check_decomposition(d, exact=False)
+    make = lambda i: depth_terms(model, i, METHOD, prompt_length=5)
+    check_decomposition(make, exact=False, inputs=(ids,), models=(model,))
     hidden = model(ids, output_hidden_states=True).hidden_states
     states = []
     hook = model.model.norm.register_forward_pre_hook(lambda _, args: states.append(args[0]))

@@ -52,11 +52,11 @@ class DepthTerms(Decomposition):
 
     def summary(self) -> str:
         """One line: how much was left out, and what came of it."""
-        size, depth = self.whole.norm(), self.depth.double().mean()
+        size = self.whole.norm()
         left, changed = (float(t.norm() / size) for t in (self.skipped, self.downstream))
         return (
-            f"{len(self.parts) - 1} layers, {depth:.1f} per token: remainder {self.remainder.norm() / size:.2g} of the whole "
-            f"(left out {left:.2g}, changed downstream {changed:.2g}), KL {self.kl.mean():.2g} per token"
+            f"{len(self.parts) - 1} layers, {self.depth.double().mean():.1f} per token: adds up to {self.error():.1e} (left out "
+            f"{left:.2g}, changed downstream {changed:.2g} of the whole), KL {self.kl.mean():.2g} per token"
         )
 
 
