@@ -1,5 +1,5 @@
 """What the papers of this room claim, measured: one file per paper."""
 
-from . import taylor_shift  # registers its claims
+from . import pldr, taylor_shift  # each registers its claims
 
-__all__ = ["taylor_shift"]
+__all__ = ["pldr", "taylor_shift"]
