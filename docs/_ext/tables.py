@@ -35,6 +35,7 @@ def write(app: Any) -> None:
         "jets": jets(docs / "data" / "jets.json"), "jet_rules": jet_rules(),
         "highway": highway(docs / "data" / "highway.json"),
         "taylor_shift": taylor_shift(docs / "data" / "taylor_shift.json"),
+        "pldr": pldr(docs / "data" / "pldr.json"),
         "toeplitz_ssm": toeplitz_ssm(docs / "data" / "toeplitz_ssm.json"),
     }  # fmt: skip
     for name, lines in tables.items():
@@ -260,6 +261,20 @@ def taylor_shift(results: Path) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
     environment = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
     yield f"\nTokens, from 64 to 8,192. Measured with {_cell(environment)}; one head, forward, processor time, least of 3."
+
+
+def pldr(results: Path) -> Iterator[str]:
+    """Generation by what is cached, beside scaled dot-product attention."""
+    if not results.exists():
+        yield "*Not measured in this build.*"
+        return
+    found = json.loads(results.read_text("utf-8"))
+    yield "| model | cached | ms | of sdpa |"
+    yield "|---|---|---|---|"
+    for row in found["pldr"]:
+        yield f"| {row['subject']} | {row['way']} | {row['ms']:.3g} | {row['of sdpa']:.2f} |"
+    environment = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
+    yield f"\nMeasured with {_cell(environment)}; processor time, interleaved, least of several rounds."
 
 
 def jet_rules() -> Iterator[str]:
