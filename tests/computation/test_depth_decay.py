@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicCache
 
+import termwise as tw
 from termwise.computation import DepthDecay, depth_terms, draft_decode, one_pass, skip_layers, tune_depth
 from termwise.computation.claims.depth_subjects import Listed, rivals, tiny_decoder
 from termwise.computation.decoder_layers import crop_cache, find_decoder
@@ -180,6 +181,9 @@ def test_generate_takes_the_tokens_of_the_definition(tiny):
         ids = torch.cat([ids, literal(model, ids, METHOD, 5)[:, -1:].argmax(-1)], 1)
         assert len(METHOD.layers(i, 8)) >= 4
     assert torch.equal(skip_layers(model, METHOD)(prompt, max_new_tokens=10, **GREEDY), ids)
+    assert torch.equal(tw.accelerate(model, METHOD)(prompt, max_new_tokens=10, **GREEDY), ids)
+    with pytest.raises(ValueError, match="takes no tolerance"):
+        tw.accelerate(model, METHOD, tolerance=0.1)
 
 
 def test_padding_on_the_left_changes_nothing(tiny):

@@ -8,6 +8,7 @@ from .ab_cache import ABCache
 from .accelerated import Accelerated
 from .adaptive import Adaptive
 from .confidence_gate import ConfidenceGate
+from .depth_decay import DepthDecay, SkippedLayers, skip_layers
 from .noise import noise_levels
 from .schedule import Method
 from .solver import tuned_solver
@@ -20,19 +21,21 @@ NAMED = {"taylorseer": TaylorSeer(), "cg-taylor": ConfidenceGate(), "ab-cache": 
 
 def accelerate(
     target: Any,
-    method: str | Method = "auto",
+    method: str | Method | DepthDecay = "auto",
     *,
     tolerance: float | None = None,
     budget: int | None = None,
     scheduler: Any = None,
     time: str | None = None,
-) -> Accelerated:
+) -> Accelerated | SkippedLayers:
     """Compute a model that is called along a time grid at some of the times, and forecast it at the others.
+
+    With a `DepthDecay` it is a language model that generates with fewer layers: see `skip_layers`.
 
     Args:
         target: a pipeline of diffusers, the model inside of one (DiT, PixArt, SD3, Flux, UNet, ...), any module, or a function.
         method: "auto", "taylorseer", "cg-taylor", "ab-cache", "reuse", or an object such as
-            `TaylorSeer(interval=4, order=1)`.
+            `TaylorSeer(interval=4, order=1)`, or a `DepthDecay` for a causal language model of transformers.
         tolerance: for "auto", which is then `Adaptive`: relative L2 change of the final output, an estimate and no bound.
         budget: for "auto": steps to compute. A pipeline of a diffusion is then run with `tuned_solver` on 2 budget - 2 steps, of
             which every second is computed: its own scheduler with as many steps would be further from the truth. Anything else
@@ -59,6 +62,10 @@ def accelerate(
         >>> fast.report.evaluations, len(fast.report.steps)
         (26, 50)
     """
+    if isinstance(method, DepthDecay):
+        if any(option is not None for option in (tolerance, budget, scheduler, time)):
+            raise ValueError("DepthDecay has a schedule of its own: it takes no tolerance, budget, scheduler or time")
+        return skip_layers(target, method)
     if method == "auto":
         method, solver = _automatic(target, tolerance, budget, scheduler)
         if solver is not None:
