@@ -37,6 +37,7 @@ def write(app: Any) -> None:
         "taylor_shift": taylor_shift(docs / "data" / "taylor_shift.json"),
         "pldr": pldr(docs / "data" / "pldr.json"),
         "toeplitz_ssm": toeplitz_ssm(docs / "data" / "toeplitz_ssm.json"),
+        "accelerate": accelerate(docs / "data" / "accelerate.json"),
     }  # fmt: skip
     for name, lines in tables.items():
         text = "\n".join(lines) + "\n"
@@ -244,6 +245,41 @@ def toeplitz_ssm(results: Path) -> Iterator[str]:
         yield ""
     environment = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
     yield f"\n64 channels, float32. Measured with {_cell(environment)}; wall time, interleaved, the least of several rounds."
+
+
+def accelerate(results: Path) -> Iterator[str]:
+    """One table per budget, least error first; what does not run and what caches nothing stand last."""
+    if not results.exists():
+        yield "*Not measured in this build.*"
+        return
+    found = json.loads(results.read_text("utf-8"))
+    columns = ("method", "grid", "passes", "time", "off", "at most", "changed", "digits right", "Frechet", "KiB")
+    for budget in sorted({row["budget"] for row in found["rows"]}, reverse=True):
+        rows = [row for row in found["rows"] if row["budget"] == budget]
+        full = rows[0]["method"] == "all computed"
+        yield f"\n**{budget} {'steps, all computed' if full else 'evaluations'}**\n"
+        yield f"| {' | '.join(columns)} |"
+        yield "|---" * len(columns) + "|"
+        for row in sorted(rows, key=lambda row: (abs(row.get("passes", 1e9) - budget) > 2, row.get("off", 0.0))):
+            note = f" ({_cell(row['note'])})" if row.get("note") else ""
+            if "failed" in row:
+                yield f"| {_cell(row['method'])}{note} | {row['solver']} | {_cell(row['failed'])} |" + " |" * (len(columns) - 3)
+                continue
+            cells = [
+                f"{row['passes']:.3g}", f"{row['time']:.2f}" if "time" in row else "", f"{row['off']:.4f}",
+                f"{row['off_max']:.3f}",
+                f"{row['change']:.4f}" if "change" in row else "", f"{row['accuracy']:.1%}", f"{row['frechet']:.2f}",
+                f"{row['KiB']:.1f}" if "KiB" in row else "",
+            ]  # fmt: skip
+            yield f"| {_cell(row['method'])}{note} | {row['solver']}, {row['steps']} | {' | '.join(cells)} |"
+    if found["steps"]:
+        yield "\n| a step of | pictures | full, ms | computed / full | forecast / full | KiB a picture |"
+        yield "|---|---|---|---|---|---|"
+        for row in found["steps"]:
+            shares = " | ".join(f"{row[k]:.3f}" for k in ("computed", "forecast"))
+            yield f"| {row['what']} | {row['batch']} | {row['full_ms']:.1f} | {shares} | {row['KiB']:.1f} |"
+    environment = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
+    yield f"\nMeasured with {_cell(environment)}; {max(row.get('samples', 0) for row in found['rows'])} pictures."
 
 
 def taylor_shift(results: Path) -> Iterator[str]:

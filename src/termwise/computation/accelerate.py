@@ -86,7 +86,7 @@ def accelerate(
 
 
 def _automatic(target: Any, tolerance: float | None, budget: int | None, scheduler: Any) -> tuple[Method, Any]:
-    """What wins in benchmarks/accelerate.py: every second step of the tuned solver, or adaptive on the user's own."""
+    """What wins in benchmarks/accelerated.py: every second step of the tuned solver, or adaptive on the user's own."""
     own = getattr(target, "scheduler", None)
     if budget is not None and tolerance is None and scheduler is None and getattr(own, "alphas_cumprod", None) is not None:
         order = 2 if budget >= 10 else 1  # chosen on noise of its own; the published form is Newton's, damped
