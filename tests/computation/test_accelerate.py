@@ -402,3 +402,12 @@ def test_dropout_is_refused():
 
 def test_result_has_the_report_of_a_class():
     assert isinstance(tw.accelerate(Denoiser(), TaylorSeer()), Accelerated)
+
+
+def test_little_memory_is_told_in_small_units(model):
+    with tw.accelerate(model, ABCache(interval=3)) as fast:
+        sampled(model)
+    assert fast.report.summary().endswith(f"{fast.report.memory / 1024:.1f} KiB of kept values")
+    assert fast.report.memory > 0
+    fast.report.memory = 3 * 2**20
+    assert fast.report.summary().endswith("3.0 MiB of kept values")

@@ -85,8 +85,11 @@ class Report:
         estimate = "" if self.estimate is None else f", output changed by about {self.estimate:.2g} (estimate)"
         return (
             f"{self.evaluations} of {len(self.steps)} steps computed, {self.speedup:.2f}x fewer{estimate}, "
-            f"{self.memory / 2**20:.1f} MiB of kept values"
+            f"{self._kept()} of kept values"
         )
+
+    def _kept(self) -> str:
+        return f"{self.memory / 2**20:.1f} MiB" if self.memory >= 2**20 else f"{self.memory / 2**10:.1f} KiB"
 
     def __str__(self) -> str:
         """The line, and a table of the steps."""
@@ -124,7 +127,8 @@ class Report:
         ):
             if rows:
                 axes.semilogy(*zip(*rows, strict=True), style, label=name)
-        axes.set(xlabel="step (grey: computed)", ylabel="relative error", title=self.summary())
+        axes.set(xlabel="step (grey: computed)", ylabel="relative error")
+        axes.set_title(self.summary(), fontsize="small")  # a long line
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
         return figure
