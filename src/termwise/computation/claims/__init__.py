@@ -1,5 +1,5 @@
 """What the papers of this room claim, measured: one file per paper."""
 
-from . import depth_decay, etsc  # each registers its claims
+from . import ab_cache, adaptive, cg_taylor, depth_decay, etsc, taylorseer  # each registers its claims
 
-__all__ = ["depth_decay", "etsc"]
+__all__ = ["ab_cache", "adaptive", "cg_taylor", "depth_decay", "etsc", "taylorseer"]
