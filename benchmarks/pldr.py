@@ -63,7 +63,7 @@ def main() -> None:
     for name, sizes in SUBJECTS.items():
         calls, counts = ways(sizes)
         best = dict.fromkeys(calls, math.inf)
-        for _ in range(2 if given.quick else 7):
+        for _ in range(2 if given.quick else 3):
             for key, call in calls.items():
                 started = time.process_time()
                 call()

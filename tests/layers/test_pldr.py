@@ -328,6 +328,17 @@ def test_padding_counts_nowhere(side):
         assert not torch.allclose(model.curvatures(padded)[:, :1], model.curvatures(short), rtol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padding_leaves_gradients_finite(dtype):
+    """Rows in front see no key at all."""
+    model, ids, mask = language_model().to(dtype), tokens(2, 5), torch.ones(2, 5)
+    mask[0, :2] = 0
+    out = model(ids, mask)
+    assert out.isfinite().all()
+    out.float().square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_generation_of_padded_prompts():
     model, short, long = language_model(), tokens(1, 4), tokens(1, 7, seed=1)
     padded = torch.cat([torch.cat([tokens(1, 3, seed=2), short], dim=1), long])

@@ -199,11 +199,9 @@ def _causal(q: Tensor, k: Tensor, keep: Tensor | None) -> dict[str, Tensor | boo
         return {"is_causal": True}
     if keep is None and new == 1:
         return {}
-    own = torch.ones(new, total, dtype=torch.bool, device=q.device)
-    mask = own.tril(total - new)
-    if keep is not None:
-        # padding sees itself, since a row without keys has no softmax
-        mask = mask & keep[:, None, None, :] | own.tril(total - new).triu(total - new)
+    mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
+    # padding in front sees nothing, which sdpa answers with 0
+    mask = mask if keep is None else mask & keep[:, None, None, :]
     return {"attn_mask": mask}
 
 

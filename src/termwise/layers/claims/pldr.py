@@ -310,28 +310,44 @@ def teacher_forcing_reads_the_future() -> tuple[str, bool]:
     return measured, max(whole) < least - 0.2 and min(control) > least - 0.02 and min(read) > least - 0.02
 
 
-@claim(
-    "pldr",
-    statement="on real text perplexity with teacher forcing is too low: with G of what has been read it is higher, three times "
-    "of three",
-    published="zero-shot benchmark scores remain unchanged with G cached",
-    slow=True,
-    note="two layers, width 64, 1000 steps on Python's help texts by character, 64 held-out texts of 64; beside it the same with "
-    "scaled dot-product attention, which has no G",
-)
-def perplexity_without_the_future() -> tuple[str, bool]:
-    rows, plain, deviations = [], [], []
+def _without_the_future(**sizes: int) -> tuple[str, bool]:
+    """Perplexity of held-out text with and without its future in G, three seeds; holds where all ways are within 1 %."""
+    rows, deviations = [], []
     for seed in range(3):
-        sizes = {"width": 64, "heads": 4, "steps": 1000, "length": 64}
-        trained, control = _trained(seed, **sizes), _trained(seed, "identity", **sizes)
-        rows.append(_losses(trained))
-        plain.append(control.loss(control.model(control.held[:, :-1])))
+        trained, plain = _trained(seed, **sizes), _trained(seed, "identity", **sizes)
+        ids, d = trained.held[:, :-1], trained.model.curvatures(trained.prompts).shape[-1]
+        none = [torch.eye(d).expand(trained.model.config.n_heads, d, d)] * trained.model.config.n_layers
+        rows.append(
+            _losses(trained) | {"none": trained.loss(trained.model(ids, g_cache=none)), "sdpa": plain.loss(plain.model(ids))}
+        )
         deviations.append(float(invariance(trained.model, [trained.prompts]).relative_std().median()))
     shown = {key: ", ".join(f"{math.exp(row[key]):.3f}" for row in rows) for key in rows[0]}
-    sdpa = ", ".join(f"{math.exp(loss):.3f}" for loss in plain)
     measured = (
-        f"perplexity {shown['own']} with teacher forcing; {shown['prefix']} with G of each prefix, {shown['one']} with one for "
-        f"all, {shown['another']} with another text's; scaled dot-product attention {sdpa}; "
-        f"G deviates by {min(deviations):.3f} to {max(deviations):.3f}"
+        f"{shown['own']} with teacher forcing; {shown['one']} with one G for all, {shown['another']} with another text's, "
+        f"{shown['prefix']} with that of each prefix; {shown['none']} with the identity; a network trained with scaled "
+        f"dot-product attention {shown['sdpa']}; G deviates by {min(deviations):.2f} to {max(deviations):.2f}"
     )
-    return measured, all(row["prefix"] > row["own"] + 0.002 and row["another"] > row["own"] + 0.002 for row in rows)
+    close = all(abs(row[key] - row["own"]) < 0.01 for row in rows for key in ("one", "another", "prefix"))
+    return measured, close and all(abs(row["none"] - row["own"]) > 0.01 for row in rows)
+
+
+@claim(
+    "pldr",
+    statement="perplexity of real text without its future in G is within 1 % of what teacher forcing says",
+    published="zero-shot benchmark scores remain unchanged with G cached",
+    note="the models of 200 steps, 64 held-out texts of 48 characters; control: the identity for G. That it would be higher, "
+    "the future being in G, had been expected and is not so here",
+)
+def perplexity_without_the_future() -> tuple[str, bool]:
+    return _without_the_future()
+
+
+@claim(
+    "pldr",
+    statement="so it is with models five times as large, trained five times as long",
+    published="zero-shot benchmark scores remain unchanged with G cached",
+    slow=True,
+    note="two layers, width 64, 1000 steps, 64 held-out texts of 64 characters",
+)
+def perplexity_without_the_future_later() -> tuple[str, bool]:
+    return _without_the_future(width=64, heads=4, steps=1000, length=64)
