@@ -344,7 +344,7 @@ def perplexity_without_the_future() -> tuple[str, bool]:
 
 @claim(
     "pldr",
-    statement="so it is with models five times as large, trained five times as long",
+    statement="so it is with models three times as large, trained five times as long",
     published="zero-shot benchmark scores remain unchanged with G cached",
     slow=True,
     note="two layers, width 64, 1000 steps, 64 held-out texts of 64 characters",
