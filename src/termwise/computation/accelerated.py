@@ -340,8 +340,12 @@ class Accelerated:
         try:
             if self.target is self.denoiser:
                 run, *args = args
-                with self:
-                    result = run(self.target, *args, **kwargs)
+                if isinstance(self.denoiser, nn.Module):
+                    with self:
+                        result = run(self.target, *args, **kwargs)
+                else:
+                    self.reset()
+                    result = run(self, *args, **kwargs)
             else:
                 result = self(*args, **kwargs)
         finally:
