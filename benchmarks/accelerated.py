@@ -9,7 +9,7 @@ does. What a method leaves open (first steps and interval, a threshold, a tolera
 among the settings whose cost comes nearest to the budget. Cost is in full passes, by the attention and feed-forward layers that
 were really run (a third and two thirds of a block). Errors are relative L2 of the picture, per sample, over three seeds of noise.
 The Frechet distance to scikit-learn's digits is that of the features of a small classifier, which also says how many pictures show
-the digit that was asked for: it is not FID. `--times` adds wall time (one thread, in turn with the full run, the least of three) and
+the digit that was asked for: it is not FID. `--times` adds processor time (one thread, in turn with the full run, the least of three) and
 what a step costs. Results are added to docs/data/accelerate.json, row by row.
 """
 
@@ -352,14 +352,14 @@ def seconds(runs: list[Callable[[], object]], rounds: int = 5) -> list[float]:
     best = [math.inf] * len(runs)
     for _ in range(rounds):
         for i, run in enumerate(runs):
-            started = time.perf_counter()
+            started = time.process_time()
             run()
-            best[i] = min(best[i], time.perf_counter() - started)
+            best[i] = min(best[i], time.process_time() - started)
     return best
 
 
 def timed(row: dict) -> float:
-    """Wall time over that of the full run."""
+    """Processor time over that of the full run."""
     make = METHODS[row["method"]][0]
     setting = tuple(row["setting"]) if isinstance(row["setting"], list) else row["setting"]
     solver = DDIM if row["method"] == "auto" else row["solver"]
@@ -391,9 +391,9 @@ def overhead(count: int) -> list[dict]:
             for _ in range(3):
                 for t in scheduler.timesteps:
                     for net in (plain, model()):
-                        started = time.perf_counter()
+                        started = time.process_time()
                         noise = net(x, timestep=t.expand(count), class_labels=labels).sample
-                        passed = time.perf_counter() - started
+                        passed = time.process_time() - started
                         kind = "full" if net is plain else "computed" if fast.report.steps[-1].computed else "forecast"
                         spent[kind].append(passed)
                     x = scheduler.step(noise, t, x).prev_sample
@@ -433,7 +433,7 @@ def add(row: dict) -> None:
 
 
 def times(budgets: Sequence[int]) -> None:
-    """Wall times of every row that is there."""
+    """Processor times of the rows that are there."""
     for row in json.loads(OUT.read_text())["rows"]:
         if row["method"] != "all computed" and "failed" not in row and row["budget"] in budgets:
             add({**row, "time": timed(row)})

@@ -20,7 +20,9 @@ def need(example: str) -> None:
         assets.photo(name)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["photograph", "sentence", "own model", "beyond", "function", "smaller"])
+@pytest.mark.parametrize(
+    "example", EXAMPLES, ids=["photograph", "sentence", "own model", "beyond", "function", "smaller", "fewer calls"]
+)
 def test_an_example_runs_and_adds_up(example, capsys):
     need(example)
     names = {}
@@ -32,6 +34,14 @@ def test_an_example_runs_and_adds_up(example, capsys):
     if "compress" in example:
         assert names["small"].kept <= 0.5
         assert names["smaller"](torch.zeros(2, 64)).shape == (2, 10)
+        return
+    if "accelerate" in example:
+        x, report = torch.ones(1, 3), names["fast"].report
+        for t in names["times"]:
+            x = x + 0.02 * names["velocity"](x, t)
+        assert report.evaluations <= 12
+        assert report.estimate <= 0.01
+        assert (names["x"] - x).norm() / x.norm() < 2 * report.estimate
         return
     names["why"].check(1e-5)
     printed = capsys.readouterr().out
@@ -49,8 +59,8 @@ def test_an_example_runs_and_adds_up(example, capsys):
         assert "'inputs'" in printed
 
 
-def test_there_are_six():
-    assert len(EXAMPLES) == 6
+def test_there_are_seven():
+    assert len(EXAMPLES) == 7
 
 
 def test_every_rule_set_is_in_the_table():

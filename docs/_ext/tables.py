@@ -253,7 +253,7 @@ def accelerate(results: Path) -> Iterator[str]:
         yield "*Not measured in this build.*"
         return
     found = json.loads(results.read_text("utf-8"))
-    columns = ("method", "grid", "passes", "time", "off", "at most", "changed", "digits right", "Frechet", "KiB")
+    columns = ("method", "grid", "passes", "time", "off", "at most", "changed", "digits right", "Frechet", "n", "KiB")
     for budget in sorted({row["budget"] for row in found["rows"]}, reverse=True):
         rows = [row for row in found["rows"] if row["budget"] == budget]
         full = rows[0]["method"] == "all computed"
@@ -269,7 +269,7 @@ def accelerate(results: Path) -> Iterator[str]:
                 f"{row['passes']:.3g}", f"{row['time']:.2f}" if "time" in row else "", f"{row['off']:.4f}",
                 f"{row['off_max']:.3f}",
                 f"{row['change']:.4f}" if "change" in row else "", f"{row['accuracy']:.1%}", f"{row['frechet']:.2f}",
-                f"{row['KiB']:.1f}" if "KiB" in row else "",
+                str(row["samples"]), f"{row['KiB']:.1f}" if "KiB" in row else "",
             ]  # fmt: skip
             yield f"| {_cell(row['method'])}{note} | {row['solver']}, {row['steps']} | {' | '.join(cells)} |"
     if found["steps"]:
@@ -279,7 +279,7 @@ def accelerate(results: Path) -> Iterator[str]:
             shares = " | ".join(f"{row[k]:.3f}" for k in ("computed", "forecast"))
             yield f"| {row['what']} | {row['batch']} | {row['full_ms']:.1f} | {shares} | {row['KiB']:.1f} |"
     environment = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
-    yield f"\nMeasured with {_cell(environment)}; {max(row.get('samples', 0) for row in found['rows'])} pictures."
+    yield f"\nMeasured with {_cell(environment)}."
 
 
 def taylor_shift(results: Path) -> Iterator[str]:
