@@ -198,3 +198,23 @@ def test_a_tolerance_that_nothing_keeps():
     few = tw.accelerate(model, Adaptive(budget=4, max_skip=2, variable="timestep"), scheduler=grid)
     with pytest.raises(ValueError, match="possible are"):
         few.calibrate(lambda f: solved(f, grid))
+
+
+def test_estimates_are_relative_to_the_picture():
+    """The same velocity moves a picture ten times as large a tenth as much."""
+    grid, estimates = torch.linspace(1, 0.05, 30, dtype=torch.float64), []
+    for size in (1e3, 1e4):
+        fast = tw.accelerate(lambda x, t: torch.sin(3 * t) * torch.ones_like(x), ABCache(variable="timestep"), scheduler=grid)
+        for t in grid:
+            fast(size * torch.ones(2, 3, dtype=torch.float64), t)
+        estimates.append(fast.report.estimate)
+    assert estimates[0] == pytest.approx(10 * estimates[1], rel=1e-6)
+
+
+def test_planned_forecasts_are_lines():
+    model, grid = Velocity().eval(), torch.linspace(1, 0.05, 30, dtype=torch.float64)
+    fast = tw.accelerate(model, Adaptive(budget=8, variable="timestep", first_steps=2), scheduler=grid)
+    fast.calibrate(lambda f: solved(f, grid))
+    with fast:
+        solved(model, grid)
+    assert {len(s.weights) for s in fast.report.steps if not s.computed} == {2}
