@@ -36,6 +36,7 @@ def write(app: Any) -> None:
         "highway": highway(docs / "data" / "highway.json"),
         "taylor_shift": taylor_shift(docs / "data" / "taylor_shift.json"),
         "pldr": pldr(docs / "data" / "pldr.json"),
+        "depth_decay": depth_decay(docs / "data" / "depth_decay.json"),
         "toeplitz_ssm": toeplitz_ssm(docs / "data" / "toeplitz_ssm.json"),
         "accelerate": accelerate(docs / "data" / "accelerate.json"),
     }  # fmt: skip
@@ -311,6 +312,44 @@ def pldr(results: Path) -> Iterator[str]:
         yield f"| {row['subject']} | {row['way']} | {row['ms']:.3g} | {row['of sdpa']:.2f} |"
     environment = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
     yield f"\nMeasured with {_cell(environment)}; processor time, interleaved, least of several rounds."
+
+
+def depth_decay(results: Path) -> Iterator[str]:
+    """Layers skipped: what is saved, how fast, at what cost; then what costs nothing but time."""
+    if not results.exists():
+        yield "*Not measured in this build.*"
+        return
+    found = json.loads(results.read_text("utf-8"))
+    rows = sorted(found["rows"], key=lambda row: (row["budget"] or 0, row.get("perplexity ratio", 0)))
+    lossy = [row for row in rows if "kl" in row]
+    shared = "fewer layer calls | tokens per second, speed-up"
+    yield f"| skipped | {shared} | perplexity, times the full model's | KL in nats | equal tokens |"
+    yield "|---|---|---|---|---|---|"
+    for row in lossy:
+        kl = row["kl"]
+        changed = f"{sum(kl) / len(kl):.2f} ({min(kl):.2f} to {max(kl):.2f})"
+        cells = [*_skipping(row), f"{row['perplexity ratio']:.3g}", changed, f"{row['equal']:.0%}"]
+        yield f"| {' | '.join(cells)} |"
+    yield f"\n| lossless | {shared} | tokens per pass of all layers | drafts accepted | equal tokens |"
+    yield "|---|---|---|---|---|---|"
+    for row in (r for r in rows if "kl" not in r):
+        accepted = f"{row['acceptance']:.0%}" if "acceptance" in row else ""
+        cells = [*_skipping(row), f"{row['tokens per last layer']:.2f}", accepted, f"{row['equal']:.0%}"]
+        yield f"| {' | '.join(cells)} |"
+    environment = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
+    whole, texts = f"{lossy[0]['full perplexity']:.1f}", len(lossy[0]["kl"])
+    yield (
+        f"\nPerplexity of the full model {whole}, on {texts} texts with {found['prompt']} tokens of prompt and "
+        f"{found['new']} behind; KL is the mean (least to largest of a text); two texts continued in turn with the full "
+        f"model, each with its speed-up. Measured with {_cell(environment)}; one thread, processor time."
+    )
+
+
+def _skipping(row: dict[str, Any]) -> list[str]:
+    """Cells that all ways share."""
+    name = _cell(row["way"]) + (f", {row['budget']}x" if row["budget"] else "")
+    times = ", ".join(f"{ratio:.2f}x" for ratio in row["speedups"])
+    return [name, f"{row['fewer calls']:.2f}x", f"{row['tokens per second']:.1f}, {times}"]
 
 
 def jet_rules() -> Iterator[str]:
