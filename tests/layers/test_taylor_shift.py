@@ -143,6 +143,15 @@ def test_half_precision_does_not_overflow(dtype, causal):
     assert taylor_shift_attention(zero, zero, zero + 1).eq(1).all()
 
 
+@pytest.mark.parametrize(("form", "tau", "size"), [("direct", 10.0, 1.0), ("efficient", 1.0, 1000.0)])
+def test_sums_over_keys_pass_the_largest_half(form, tau, size):
+    """1,200 equal keys: 61 each are more than 65,504, and so are 1,000 each of one block; what is read is their mean."""
+    x = torch.ones(1, 1200, 4, dtype=torch.float16)
+    found = taylor_shift_attention(x, x, size * x, torch.tensor([tau]), implementation=form)
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found, size * x, rtol=5e-3, atol=0)
+
+
 def test_crossover_is_where_the_counts_meet():
     for d in (1, 8, 16, 32, 64, 128):
         time, memory = crossover(d)
@@ -177,6 +186,14 @@ def test_memory_does_not_grow_as_the_square():
     for causal in (False, True):
         assert held(2048, "efficient", causal) < held(2048, "direct", causal) / 4
         assert held(4096, "efficient", causal) < 2.2 * held(2048, "efficient", causal)
+
+
+def test_pairs_of_queries_and_of_keys_are_held_a_few_rows_at_a_time():
+    for length, keys in ((4096, 200), (200, 4096)):
+        q, k, v = torch.randn(length, 32), torch.randn(keys, 32), torch.randn(keys, 32)
+        with torch.no_grad():
+            held = peak(lambda q=q, k=k, v=v: taylor_shift_attention(q, k, v, implementation="efficient"))
+        assert held < pairs(q if length > keys else k).nbytes / 2
 
 
 def test_causal_outputs_do_not_see_the_future():

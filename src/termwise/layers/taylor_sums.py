@@ -84,7 +84,7 @@ def _behind(q: Tensor, k: Tensor, values: Tensor) -> Iterator[Tensor]:
 
 def _add(moments: Moments | None, k: Tensor, values: Tensor) -> Moments:
     """The three moments with those of more keys, in float32 at least."""
-    wide, n = torch.promote_types(k.dtype, torch.float32), max(k.shape[-2], 1)
+    wide, n = torch.promote_types(k.dtype, torch.float32), k.shape[-2]
     shares = values / n  # a sum in half precision may overflow, a mean does not
     new = (shares.sum(-2, keepdim=True), k.mT @ shares, pairs(k).mT @ shares)
     wider = (m.to(wide) * n for m in new)
