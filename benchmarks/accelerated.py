@@ -215,7 +215,8 @@ NOTES = {
     "diffusers TaylorSeerCache, defaults": "its patterns match no layer of DiT: nothing is cached, nothing is said",
     "diffusers TaylorSeerCache, lite": "forecasts proj_out, which DiT calls proj_out_2: the blocks give zeros, nothing is said",
     "diffusers PyramidAttentionBroadcast": "attention only: two thirds of a block are always run",
-    "diffusers FasterCache": "attention only, without guidance: two thirds of a block are always run",
+    "diffusers FasterCache": "attention only: two thirds of a block are always run; without guidance it crashes where its range "
+    "has the first step, so it begins below 900",
 }
 
 

@@ -296,10 +296,11 @@ class Accelerated:
         history = self._histories.setdefault(key, History(order + 1))
         if history.nodes and history.fits(value):
             truth = history.moving(value)
-            errors = [self._error(history, truth, o) for o in range(min(order + 1, len(history.nodes)))]
+            top, key_site = min(order, len(history.nodes) - 1), site == self._key_site()
+            errors = [self._error(history, truth, o) for o in range(0 if key_site else top, top + 1)]
             size = norms(truth).clamp_min(torch.finfo(torch.float64).tiny)
             step.error = (errors[-1] / size).mean().item()
-            if site == self._key_site():
+            if key_site:
                 self._measure(history, [(e / size * self._relative).mean().item() for e in errors])
         history.append(value, self._at())
 
