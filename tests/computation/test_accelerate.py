@@ -411,3 +411,70 @@ def test_little_memory_is_told_in_small_units(model):
     assert fast.report.memory > 0
     fast.report.memory = 3 * 2**20
     assert fast.report.summary().endswith("3.0 MiB of kept values")
+
+
+class Conditioned(nn.Module):
+    """Says its condition: easy to tell whose history a forecast comes from."""
+
+    def forward(self, x, timestep, class_labels=None):
+        return torch.zeros_like(x) + class_labels
+
+
+def test_calls_are_told_apart_by_their_condition():
+    """Guidance that is turned off in mid-run leaves the other call its own history."""
+    model = Conditioned()
+    with tw.accelerate(model, ABCache(interval=3)) as fast:
+        for i, t in enumerate(GRID.tolist()):
+            for label in (2.0, 1.0) if i < 9 else (1.0,):
+                assert torch.allclose(model(X, t, torch.tensor(label)), torch.full_like(X, label))
+    assert fast.report.evaluations < 12
+
+
+def test_a_run_that_was_left_is_over_when_the_scheduler_sets_its_times(model):
+    class Schedule:
+        def set_timesteps(self):
+            self.timesteps = GRID.clone()
+
+    scheduler = Schedule()
+    with tw.accelerate(model, ABCache(interval=4, order=0), scheduler=scheduler) as fast:
+        scheduler.set_timesteps()
+        for t in GRID[:4].tolist():
+            model(X, t)
+        scheduler.set_timesteps()
+        out = model(5 * X, GRID[7].item())
+        assert fast.report.steps[0].computed
+        assert len(fast.report.steps) == 1
+    assert torch.equal(out, model(5 * X, GRID[7].item()))
+
+
+def test_another_scheduler_than_the_one_in_use(model):
+    with tw.accelerate(model, TaylorSeer(), scheduler=1000 * GRID), pytest.raises(ValueError, match="is it the one in use"):
+        for t in (1000.0, 999.0, 998.0, 997.0):
+            model(X, t)
+
+
+def test_outputs_without_a_tensor_are_refused():
+    class Odd(nn.Module):
+        def forward(self, x, t):
+            return {1, 2}
+
+    odd = Odd()
+    with tw.accelerate(odd, ABCache()), pytest.raises(TypeError, match="no floating tensor is seen"):
+        odd(X, 1.0)
+
+
+def test_patterns_of_names_cost_what_still_runs(model):
+    with tw.accelerate(model, TaylorSeer(interval=2, sites=("blocks.0.attn",)), scheduler=GRID) as fast:
+        sampled(model)
+    assert 1.0 < fast.report.speedup < 1.1
+
+
+def test_times_that_are_one_in_half_precision(model):
+    class Schedule:
+        timesteps = torch.linspace(1000, 5, 200, dtype=torch.float64)
+        config = {"num_train_timesteps": 1000}  # noqa: RUF012
+
+    with tw.accelerate(model, TaylorSeer(variable="timestep", sites="output"), scheduler=Schedule()) as fast:
+        for t in (Schedule.timesteps / 1000).to(torch.bfloat16).double().tolist():
+            model(X, t)
+    assert abs(fast.report.steps[-1].time - 5) < 10

@@ -336,3 +336,26 @@ def test_a_pipeline_is_planned(pipeline):
     assert fast.report.evaluations == 6
     assert [s.index for s in fast.report.steps if s.computed] == list(fast._plan.anchors)
     assert (out - truth).norm() < truth.norm()
+
+
+def test_the_tuned_solver():
+    """Times do not repeat, noise is kept, and pipelines may ask for no noise."""
+    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+    from termwise.computation import tuned_solver
+
+    for own in (DDIMScheduler(), DDIMScheduler(beta_schedule="scaled_linear", rescale_betas_zero_snr=True)):
+        solver = tuned_solver(own)
+        assert torch.allclose(solver.alphas_cumprod[:-1], own.alphas_cumprod[:-1])
+        for steps in (18, 58, 200):
+            solver.set_timesteps(steps)
+            assert (solver.timesteps.diff() < 0).all()
+            assert len(solver.sigmas) == len(solver.timesteps) + 1
+            x = torch.randn(1, 1, 2, 2)
+            for t in solver.timesteps:
+                x = solver.step(0.1 * x, t, x, eta=0.0).prev_sample
+            assert x.isfinite().all()
+    with pytest.raises(ValueError, match="deterministic"):
+        solver.step(x, solver.timesteps[0], x, eta=1.0)
+    with pytest.raises(ValueError, match="no alphas_cumprod"):
+        tuned_solver(FlowMatchEulerDiscreteScheduler())

@@ -53,7 +53,7 @@ def test_of_a_flow():
             ((moved[1] - moved[0]).norm() / error.norm()).item(), rel=1e-2
         )
     assert levels.alpha_sigma(250.0) == pytest.approx((0.75, 0.25))
-    assert levels.log_snr(1000.0) == pytest.approx(math.log(1e-3 / (1 - 1e-3)))
+    assert levels.log_snr(1000.0) == pytest.approx(math.log(1e-6 / (1 - 1e-6)))
 
 
 def test_between_whole_times_and_beyond():
@@ -71,3 +71,4 @@ def test_schedulers_that_say_nothing():
     assert noise_levels(None) is None
     assert noise_levels([3, 2, 1]) is None
     assert noise_levels(diffusers.EDMEulerScheduler()) is None
+    assert noise_levels(diffusers.EulerDiscreteScheduler(timestep_type="continuous")) is None

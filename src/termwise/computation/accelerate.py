@@ -11,7 +11,7 @@ from .confidence_gate import ConfidenceGate
 from .depth_decay import DepthDecay, SkippedLayers, skip_layers
 from .noise import noise_levels
 from .schedule import Method
-from .solver import tuned_solver
+from .solver import can_be_tuned, tuned_solver
 from .taylorseer import TaylorSeer
 
 __all__ = ["accelerate"]
@@ -88,7 +88,9 @@ def accelerate(
 def _automatic(target: Any, tolerance: float | None, budget: int | None, scheduler: Any) -> tuple[Method, Any]:
     """What wins in benchmarks/accelerated.py: every second step of the tuned solver, or adaptive on the user's own."""
     own = getattr(target, "scheduler", None)
-    if budget is not None and tolerance is None and scheduler is None and getattr(own, "alphas_cumprod", None) is not None:
+    if budget is not None and tolerance is None and scheduler is None and can_be_tuned(own):
+        if not (isinstance(budget, int) and budget >= 2):
+            raise ValueError(f"budget is a whole number of evaluations, at least 2, got {budget}")
         order = 2 if budget >= 10 else 1  # chosen on noise of its own; the published form is Newton's, damped
         method = TaylorSeer(interval=2, order=order, form="published", variable="log_snr", sites="output", first_steps=2)
         return method, tuned_solver(own)

@@ -11,6 +11,7 @@ are computed, and the others are forecast from those (`forecast`). Everything is
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -31,6 +32,10 @@ from .schedule import Method, Now
 from .sites import find_sites, replaced_forward
 
 __all__ = ["Accelerated"]
+
+
+Stream = tuple[tuple[float, ...], int]
+"""A call within a step: on what condition, and which of those with the same one."""
 
 
 class Accelerated:
@@ -70,6 +75,8 @@ class Accelerated:
                 f"{'no scheduler was given' if self.scheduler is None else f'{type(self.scheduler).__name__} does not say'}: "
                 'give scheduler= one of diffusers with alphas_cumprod or a flow, or use variable="timestep"'
             )
+        numbers = [sum(p.numel() for p in m.parameters()) for m in (self.denoiser, *self._sites.values())] if self._sites else [1]
+        self._share = sum(numbers[1:]) / max(numbers[0], 1)  # of the parameters in what is forecast
         self._open = ExitStack()
         self._plan: Plan | None = None
         self._calibrating = False
@@ -105,11 +112,15 @@ class Accelerated:
         if self.target is not self.denoiser and not self._installed:
             with self:
                 return self(*args, **kwargs)
-        if self.steps is not None and kwargs.setdefault("num_inference_steps", self.steps) != self.steps:
-            raise ValueError(
-                f"num_inference_steps={kwargs['num_inference_steps']}: a budget of {self.steps // 2 + 1} evaluations is spent on "
-                f"{self.steps} steps; leave the number out, or ask for a tolerance on your own steps"
-            )
+        if self.steps is not None:
+            given = inspect.signature(self.target).bind_partial(*args, **kwargs).arguments.get("num_inference_steps", self.steps)
+            if given != self.steps:
+                raise ValueError(
+                    f"num_inference_steps={given}: a budget of {self.steps // 2 + 1} evaluations is spent on {self.steps} steps; "
+                    "leave the number out, or ask for a tolerance on your own steps"
+                )
+            if "num_inference_steps" in inspect.signature(self.target).parameters and len(args) == 0:
+                kwargs["num_inference_steps"] = self.steps
         if self._installed:
             return self.target(*args, **kwargs)
         with self._installation():
@@ -145,16 +156,17 @@ class Accelerated:
         """Begin anew, as if nothing had been computed."""
         self.report = Report(tolerance=getattr(self.method, "tolerance", None))
         self.clock.reset()
-        self._stream = 0
+        self._stream: Stream = ((), 0)
+        self._calls: list[tuple[float, ...]] = []  # conditions of the calls in the present step
         self._kappa: list[float] = []
         self._rule = self.method.begin()
         self._forget()
 
     def _forget(self) -> None:
-        self._histories: dict[tuple[int, str], History] = {}
-        self._shapes: dict[int, torch.Size | None] = {}
+        self._histories: dict[tuple[Stream, str], History] = {}
+        self._shapes: dict[Stream, torch.Size | None] = {}
         self._order: list[str] = []  # blocks as they are run
-        self._placeholders: dict[tuple[int, str], Any] = {}
+        self._placeholders: dict[tuple[Stream, str], Any] = {}
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -164,20 +176,22 @@ class Accelerated:
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
         """One call of the model: compute it, or forecast it."""
-        time, x = self.clock.read(args, kwargs)
-        if self.clock.goes_back(time):
+        time, x, condition = self.clock.read(args, kwargs)
+        if self.clock.is_new_run(time):
             self.reset()
         if self.clock.advance(time):
             if len(self.clock.times) == 1:
                 self._fits()
-            self.report.steps.append(Step(len(self.report.steps), self.clock.times[-1]))
-        self._stream, now = self.clock.call, self.report.steps[-1]
+            self.report.steps.append(Step(self.clock.index, self.clock.times[-1]))
+            self._calls = []
+        self._stream, now = (condition, self._calls.count(condition)), self.report.steps[-1]
+        self._calls.append(condition)
         if self._shapes.setdefault(self._stream, _shape(x)) != _shape(x):
             self._drop(self._stream)
             self._shapes[self._stream] = _shape(x)
             now.note = "the input changed its shape: begun anew"
         fresh = not any(stream == self._stream for stream, _ in self._histories)
-        if self._stream == 0 and not (self.method.probes and not fresh):
+        if self.clock.call == 0 and not (self.method.probes and not fresh):
             now.computed = self._decide(x)
         self._computing = now.computed or fresh
         self._undecided = self.method.probes and not fresh
@@ -189,15 +203,15 @@ class Accelerated:
             out = self._forward(*args, **kwargs)
             self._relative = _relative(out, x)
             self._keep("output", out)
-            if self._calibrating and self._stream == 0:
-                self._outputs.append(self._histories[0, "output"].moving(out)[0].detach().clone())
+            if self._calibrating and self.clock.call == 0:
+                self._outputs.append(self._histories[self._stream, "output"].moving(out)[0].detach().clone())
         else:
             out = self._forward(*args, **kwargs)
             self._relative = _relative(out, x)
             if self.method.sites == "last_block":
                 self._close_blocks(now)
             elif not self._computing:
-                now.blocks = 0.0
+                now.blocks = 0.0 if self.method.sites == "modules" else 1 - self._share
         self.report.memory = max(self.report.memory, sum(h.bytes for h in self._histories.values()))
         return out
 
@@ -209,6 +223,11 @@ class Accelerated:
             raise ValueError(
                 f"{type(method).__name__} must know when the run ends: give scheduler= (one of diffusers, or the times), or "
                 "last_steps=0"
+            )
+        if self.steps is not None and grid is not None and len(grid) > self.steps:
+            raise ValueError(
+                f"a budget of {self.steps // 2 + 1} evaluations is spent on {self.steps} steps, and this run has {len(grid)}: "
+                f"call this object in place of the pipeline, or give num_inference_steps={self.steps}"
             )
         wanted = max(method.first_steps + method.last_steps, budget or 0)
         if grid is not None and wanted > len(grid):
@@ -314,8 +333,8 @@ class Accelerated:
         u, product, kappa = self._at(), 1.0, []
         for error, node in zip(errors, history.nodes, strict=False):
             product *= abs(u - node)
-            kappa.append(error / product)
-        if self._stream and self._kappa:
+            kappa.append(error / product if product else math.inf)
+        if self.clock.call and self._kappa:
             kappa = [max(pair) for pair in zip(kappa, self._kappa, strict=False)]
         self._kappa = kappa
 
@@ -336,7 +355,7 @@ class Accelerated:
         Cost: a full run; keeps every output until it is over.
         """
         if not isinstance(self.method, Adaptive) or self.method.sites != "output":
-            raise TypeError('only an adaptive schedule of the model\'s output is planned: use method="auto"')
+            raise TypeError("only an adaptive schedule of the model's output is planned: use Adaptive(budget=...) or a tolerance")
         self._calibrating, self._plan, self._outputs, self._weights = True, None, [], []
         try:
             if self.target is self.denoiser:
@@ -378,7 +397,7 @@ class Accelerated:
             history.append(value, self._at())
         return value
 
-    def _drop(self, stream: int) -> None:
+    def _drop(self, stream: Stream) -> None:
         self._histories = {k: h for k, h in self._histories.items() if k[0] != stream}
 
     # -- modules inside -----------------------------------------------------------------------------------------------
@@ -403,7 +422,7 @@ class Accelerated:
             self._undecided = False
             self._computing = self._decide(self._x, self._probe(name, value))
             step = self.report.steps[-1]
-            step.computed = self._computing or (step.computed and self._stream > 0)
+            step.computed = self._computing or (step.computed and self.clock.call > 0)
             self._latest = value
             self._ran.add(name)
             return value
@@ -433,7 +452,7 @@ class Accelerated:
 
     def _close_blocks(self, step: Step) -> None:
         """After a call: keep the last block's output, and the first one's for a gate."""
-        step.blocks = max(0.0 if self._stream == 0 else step.blocks, len(self._ran) / len(self._order))
+        step.blocks = max(0.0 if self.clock.call == 0 else step.blocks, len(self._ran) / len(self._order))
         if self._computing:
             last = self._order[-1]
             if self.method.probes:

@@ -35,6 +35,11 @@ class History:
         """Keep a copy of what was computed. A value of another shape than before begins anew."""
         leaves, spec = pytree.tree_flatten(value)
         moving = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        if not moving:
+            raise TypeError(
+                f"a {type(value).__name__} came out in which no floating tensor is seen: return a tensor, or a tuple, dict or output "
+                "class of diffusers or transformers with some"
+            )
         if not self.fits(value):
             self.nodes, self._slots, self._moving, self._spec = [], [], moving, spec
             self._buffers = [leaves[i].new_empty(self.size, *leaves[i].shape) for i in moving]

@@ -14,7 +14,7 @@ import torch
 
 __all__ = ["NoiseLevels", "noise_levels"]
 
-EDGE = 1e-3  # where the signal or the noise vanishes, its logarithm is taken here
+EDGE = 1e-6  # where the signal or the noise vanishes, its logarithm is taken here
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ def noise_levels(scheduler: Any) -> NoiseLevels | None:
         scheduler: with `alphas_cumprod`, or one of a flow, whose time over `num_train_timesteps` is the share of noise.
     """
     config = getattr(scheduler, "config", {})
+    if config.get("timestep_type") == "continuous":  # its times are logarithms of noise, and no index
+        return None
     prediction = config.get("prediction_type", "epsilon")
     table = getattr(scheduler, "alphas_cumprod", None)
     if table is None or config.get("use_flow_sigmas") or prediction == "flow_prediction":
@@ -66,7 +68,7 @@ def noise_levels(scheduler: Any) -> NoiseLevels | None:
         if not flow or steps is None:
             return None
         return NoiseLevels(lambda t: _logit(1 - t / steps), "flow_prediction")
-    a = torch.as_tensor(table, dtype=torch.float64).clamp(EDGE**2, 1 - EDGE**2)
+    a = torch.as_tensor(table, dtype=torch.float64).clamp(EDGE, 1 - EDGE)
     ladder = (0.5 * torch.log(a / (1 - a))).tolist()
 
     def log_snr(t: float) -> float:  # linear between whole times

@@ -31,12 +31,13 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     size = {name: sum(p.numel() for p in m.parameters()) for name, m in outer.items()}
     total = sum(p.numel() for p in model.parameters())
     chosen = {n: m for n, m in outer.items() if size[n] >= 0.1 * total}
+    middle = {"mid_block": model.mid_block} if isinstance(getattr(model, "mid_block", None), nn.Module) else {}  # of a UNet
     if not chosen:
         raise ValueError(
             f"{type(model).__name__} has no list of blocks (an nn.ModuleList with a tenth of its parameters): use "
             'sites="output", or a tuple of patterns of module names'
         )
-    return {f"{name}.{i}": block for name, members in chosen.items() for i, block in enumerate(members)}
+    return {f"{name}.{i}": block for name, members in chosen.items() for i, block in enumerate(members)} | middle
 
 
 def find_sites(model: nn.Module, sites: str | tuple[str, ...]) -> dict[str, nn.Module]:
