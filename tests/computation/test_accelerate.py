@@ -478,3 +478,45 @@ def test_times_that_are_one_in_half_precision(model):
         for t in (Schedule.timesteps / 1000).to(torch.bfloat16).double().tolist():
             model(X, t)
     assert abs(fast.report.steps[-1].time - 5) < 10
+
+
+def test_a_pipeline_may_change_its_scheduler(model):
+    class Schedule:
+        def __init__(self, times):
+            self.timesteps = times
+
+    class Pipeline:
+        def __init__(self):
+            self.transformer, self.scheduler = model, Schedule(GRID)
+
+        def __call__(self):
+            return sampled(self.transformer, grid=self.scheduler.timesteps)
+
+    pipeline = Pipeline()
+    fast = tw.accelerate(pipeline, tolerance=0.01)
+    fast()
+    pipeline.scheduler = Schedule(GRID[::2] + 0.003)
+    fast()
+    assert [s.time for s in fast.report.steps] == (GRID[::2] + 0.003).tolist()
+
+
+def test_entering_twice_leaves_the_first(model):
+    with tw.accelerate(model, TaylorSeer()) as fast:
+        model(X, 1.0)
+        with pytest.raises(RuntimeError, match="accelerated already"), fast:
+            pass
+        assert len(fast.report.steps) == 1
+    with pytest.raises(TypeError, match="runs it along its grid"):
+        tw.accelerate(model, budget=8, scheduler=GRID).calibrate(X, 1.0)
+
+
+def test_estimates_are_of_the_order_that_is_used(model):
+    """With noise in every output, lines of high order are the worse ones."""
+    generator = torch.Generator().manual_seed(0)
+    model.head.register_forward_hook(lambda m, a, y: y + 0.05 * torch.randn(y.shape, generator=generator, dtype=y.dtype))
+    estimates = {}
+    for order in (1, 6):
+        with tw.accelerate(model, ABCache(interval=2, order=order, first_steps=8), scheduler=GRID) as fast:
+            sampled(model)
+        estimates[order] = fast.report.estimate
+    assert estimates[6] > 3 * estimates[1]

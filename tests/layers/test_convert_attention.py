@@ -216,3 +216,24 @@ def test_what_cannot_be_swapped_is_named():
     multihead = convert(nn.MultiheadAttention(4, 2, dropout=0.2))
     with pytest.raises(ValueError, match=r"dropout of attention weights \(0\.2\)"):
         multihead(*torch.zeros(3, 5, 1, 4))
+
+
+def test_attention_inside_of_attention():
+    """A parent that calls it, and holds a layer that has it too: both are replaced."""
+
+    class Parent(Attention):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mha = nn.MultiheadAttention(12, 3, batch_first=True)
+
+        def forward(self, x: Tensor, **options) -> Tensor:
+            x = super().forward(x, **options)
+            return x + self.mha(x, x, x)[0]
+
+    model, x = Model(layers=1), double(2, 8, 12)
+    model.layers[0] = Parent().double()
+    shifted = convert(model, x)
+    temperatures = [p for n, p in shifted.named_parameters() if n.endswith("temperature")]
+    assert len(temperatures) == 2
+    shifted(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in temperatures)

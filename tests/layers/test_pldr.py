@@ -569,3 +569,14 @@ def test_a_layer_cache_alone():
     attend, x, cache = layer(), double(2, 6, 12), LayerCache()
     steps = [attend(x[:, :3], cache=cache), attend(x[:, 3:], cache=cache)]
     torch.testing.assert_close(torch.cat(steps, 1), attend(x, g_cache=cache.g), rtol=1e-10, atol=1e-10)
+
+
+def test_a_call_that_fails_leaves_the_cache_as_it_was():
+    model, ids, cache = language_model(), tokens(1, 6), PLDRCache()
+    g = list(model.curvatures(tokens(1, 9, seed=3))[:, 0])
+    with torch.no_grad():
+        with pytest.raises(ValueError, match="g_cache is"):
+            model(ids, g_cache=[*g[:-1], g[-1][:, :2]], cache=cache)
+        assert all(one.keys is None for one in cache.layers)
+        model(ids[:, :4], g_cache=g, cache=cache)
+        torch.testing.assert_close(model(ids[:, 4:], cache=cache), model(ids, g_cache=g)[:, 4:], rtol=1e-10, atol=1e-10)

@@ -37,9 +37,9 @@ def accelerate(
         method: "auto", "taylorseer", "cg-taylor", "ab-cache", "reuse", or an object such as
             `TaylorSeer(interval=4, order=1)`, or a `DepthDecay` for a causal language model of transformers.
         tolerance: for "auto", which is then `Adaptive`: relative L2 change of the final output, an estimate and no bound.
-        budget: for "auto": steps to compute. A pipeline of a diffusion is then run with `tuned_solver` on 2 budget - 2 steps, of
-            which every second is computed: its own scheduler with as many steps would be further from the truth. Anything else
-            is run on its own grid, `Adaptive`.
+        budget: for "auto": steps to compute. A pipeline of a diffusion (without clipping) is then run with `tuned_solver` on
+            2 budget - 2 steps, of which every second is computed: its own scheduler with as many steps would be further from
+            the truth. Anything else is run on its own grid, `Adaptive`.
         scheduler: that makes the times, of diffusers; or the times themselves. A pipeline's own by default.
         time: name of the argument that is the time, where it is none of timestep, t, time, sigma.
 

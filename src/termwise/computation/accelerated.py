@@ -64,6 +64,7 @@ class Accelerated:
         self.target, self.method, self.solver, self.steps = target, method, solver, steps
         scheduler = solver if solver is not None else scheduler
         self.denoiser = _denoiser(target)
+        self._follows = scheduler is None  # the target's own
         self.scheduler = scheduler if scheduler is not None else getattr(target, "scheduler", None)
         self._forward = self.denoiser.forward if isinstance(self.denoiser, nn.Module) else self.denoiser
         self.clock = Clock(self._forward, self.scheduler, time, type(target).__name__)
@@ -96,6 +97,8 @@ class Accelerated:
         """
         if not isinstance(self.denoiser, nn.Module):
             raise TypeError("a function cannot be accelerated where others call it: call this object in its place")
+        if self._installed:
+            raise RuntimeError(f"{type(self.denoiser).__name__} is accelerated already: leave the other context first")
         self.reset()
         self._open.enter_context(self._installation())
         return self
@@ -153,7 +156,10 @@ class Accelerated:
         return self.denoiser
 
     def reset(self) -> None:
-        """Begin anew, as if nothing had been computed."""
+        """Begin anew, as if nothing had been computed. A pipeline may have been given another scheduler."""
+        if self._follows:
+            self.scheduler = self.clock.scheduler = getattr(self.target, "scheduler", None)
+            self._levels = noise_levels(self.scheduler)
         self.report = Report(tolerance=getattr(self.method, "tolerance", None))
         self.clock.reset()
         self._stream: Stream = ((), 0)
@@ -255,7 +261,7 @@ class Accelerated:
         reach = self._reach(x, times)
 
         def error(nodes: Sequence[float], k: int) -> float:
-            return polynomial_error(self._kappa, nodes, ahead[k])[0] * reach[k]
+            return polynomial_error(self._kappa, nodes, ahead[k], choose=self.method.chooses_order)[0] * reach[k]
 
         history = next(iter(self._key_histories()), None)
         nodes = history.nodes if history is not None else []
@@ -356,6 +362,10 @@ class Accelerated:
         """
         if not isinstance(self.method, Adaptive) or self.method.sites != "output":
             raise TypeError("only an adaptive schedule of the model's output is planned: use Adaptive(budget=...) or a tolerance")
+        if self.target is self.denoiser and not (args and callable(args[0])):
+            raise TypeError(
+                "calibrate a model with a function that is given it and runs it along its grid: calibrate(sampler, ...)"
+            )
         self._calibrating, self._plan, self._outputs, self._weights = True, None, [], []
         try:
             if self.target is self.denoiser:

@@ -118,11 +118,11 @@ class _Control:
         return computed, total
 
 
-def polynomial_error(kappa: Sequence[float], nodes: Sequence[float], u: float) -> tuple[float, int]:
-    """The least kappa_o prod_{k <= o} |u - u_k| over the orders o that were measured, and that order."""
+def polynomial_error(kappa: Sequence[float], nodes: Sequence[float], u: float, *, choose: bool = True) -> tuple[float, int]:
+    """The least kappa_o prod_{k <= o} |u - u_k| over the orders o that were measured, and that order; or of the highest."""
     best, order, product = math.inf, 0, 1.0
     for o, size in enumerate(kappa[: len(nodes)]):
         product *= abs(u - nodes[o])
-        if size * product < best:
+        if size * product < best or not choose:
             best, order = size * product, o
     return best, order

@@ -15,6 +15,8 @@ __all__ = ["Clock"]
 TIMES = ("timestep", "timesteps", "t", "time", "sigma", "noise_labels")
 CALLS = 8
 """Calls with one time that are told apart (guidance calls twice); more are taken for a time that does not move."""
+SAMPLES = ("sample", "hidden_states", "latents", "x")
+"""What is denoised, where it is called so; else the first floating tensor."""
 CONDITIONS = ("class_labels", "encoder_hidden_states", "pooled_projections", "y", "context")
 """Arguments that tell the calls of a step apart, where they are tensors."""
 NEAR = 1e-2
@@ -57,7 +59,7 @@ class Clock:
         self._begun_with: Any = None
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, Tensor | None, tuple[float, ...]]:
-        """The time that a call says, what is denoised (the first floating tensor that is no time), and on what condition.
+        """The time that a call says, what is denoised, and on what condition.
 
         Raises:
             ValueError: without a time, or with several.
@@ -75,6 +77,7 @@ class Clock:
         tensors = [v for k, v in given.items() if k != self.name and isinstance(v, Tensor) and v.is_floating_point()]
         if torch.is_grad_enabled() and any(v.requires_grad for v in tensors):
             raise RuntimeError("an input requires a gradient, and forecasts have none: use torch.no_grad()")
+        tensors = [given[n] for n in SAMPLES if isinstance(given.get(n), Tensor)] or tensors
         conditions = [given[n].detach().double() for n in CONDITIONS if isinstance(given.get(n), Tensor)]
         marks = tuple(m for c in conditions for m in (c.numel(), c.sum().item(), c.square().sum().item()))
         return times[0].item(), tensors[0].detach() if tensors else None, marks

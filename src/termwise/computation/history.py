@@ -37,8 +37,8 @@ class History:
         moving = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
         if not moving:
             raise TypeError(
-                f"a {type(value).__name__} came out in which no floating tensor is seen: return a tensor, or a tuple, dict or output "
-                "class of diffusers or transformers with some"
+                f"a {type(value).__name__} came out in which no floating tensor is seen: return a tensor, or a tuple, dict or "
+                "output class of diffusers or transformers with some"
             )
         if not self.fits(value):
             self.nodes, self._slots, self._moving, self._spec = [], [], moving, spec

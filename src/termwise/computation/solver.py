@@ -21,7 +21,7 @@ def tuned_solver(scheduler: Any) -> Any:
     """DPM-Solver++(2M) with times even in log-snr, of the same noise as another scheduler.
 
     Args:
-        scheduler: of diffusers, deterministic or not, with `alphas_cumprod`.
+        scheduler: of diffusers, deterministic or not, with `alphas_cumprod`. What it clips, the solver does not.
 
     Returns:
         A `diffusers.DPMSolverMultistepScheduler`.
@@ -31,14 +31,19 @@ def tuned_solver(scheduler: Any) -> Any:
 
     Source: Lu et al. 2022 (arXiv 2211.01095), algorithm 2.
     """
-    if not can_be_tuned(scheduler):
+    if not _is_diffusion(scheduler):
         raise ValueError(f"{type(scheduler).__name__} has no alphas_cumprod: the solver needs the noise levels of a diffusion")
     kept = {name: value for name, value in scheduler.config.items() if name in NOISE}
     return _solver_class()(**kept, solver_order=2, algorithm_type="dpmsolver++", use_lu_lambdas=True)
 
 
 def can_be_tuned(scheduler: Any) -> bool:
-    """Whether a scheduler is one of a diffusion, and not of a flow."""
+    """Whether the solver solves a scheduler's equation: one of a diffusion, not of a flow, and without clipping."""
+    config = getattr(scheduler, "config", {})
+    return _is_diffusion(scheduler) and not config.get("clip_sample") and not config.get("thresholding")
+
+
+def _is_diffusion(scheduler: Any) -> bool:
     config = getattr(scheduler, "config", {})
     flow = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
     return getattr(scheduler, "alphas_cumprod", None) is not None and not flow

@@ -74,7 +74,7 @@ def convert(model: Model, *args: Any, **kwargs: Any) -> Model:
         raise ValueError(_nothing(softmaxes, bool(args or kwargs)))
     if softmaxes:
         warnings.warn(f"left as they are, with a softmax of their own: {', '.join(softmaxes)}", stacklevel=2)
-    for name, module in [*found.named_modules(remove_duplicate=False)]:
+    for name, module in [*found.named_modules(remove_duplicate=False)][::-1]:  # children first: parents wrap them
         if id(module) in swapped and name:
             found.set_submodule(name, swapped[id(module)])
         if isinstance(module, nn.TransformerEncoder):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +178,14 @@ class PLDRForCausalLM(nn.Module):
         if cache is not None and not cache.layers:
             cache.layers = [LayerCache() for _ in self.layers]
         x = self.norm(self.embedding(input_ids) * self.config.d_model**0.5)
-        for i, layer in enumerate(self.layers):
-            x = layer(x, keep, None if g_cache is None else g_cache[i], None if cache is None else cache.layers[i])
+        before = [] if cache is None else [replace(one) for one in cache.layers]
+        try:
+            for i, layer in enumerate(self.layers):
+                x = layer(x, keep, None if g_cache is None else g_cache[i], None if cache is None else cache.layers[i])
+        except Exception:
+            if cache is not None:  # layers that had read these tokens forget them
+                cache.layers = before
+            raise
         if cache is not None:
             cache.keep = keep
         logits: Tensor = self.head(x)
