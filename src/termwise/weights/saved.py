@@ -1,9 +1,10 @@
 """Compressed models as files: weights as safetensors, what became of which layer as JSON, and no code to run.
 
-A folder holds `compressed.safetensors` (every tensor of the model), `recipe.json` (what each layer became, and the account of
-it), `low_rank_linear.py` (the modules that are not torch's, needing torch alone), `README.md` (how it is read), and `config.json`
-where transformers wrote one. The weights do not have the name that `from_pretrained` of transformers looks for: it knows nothing
-of the recipe, and would fill the replaced layers with random numbers.
+A folder holds `compressed.safetensors` (every tensor of the model), `buffers.safetensors` (what it keeps beside them, which a
+config would make in another precision), `recipe.json` (what each layer became, and the account of it), `low_rank_linear.py`
+(the modules that are not torch's, needing torch alone), `README.md` (how it is read), and `config.json` where transformers wrote
+one. The weights do not have the name that `from_pretrained` of transformers looks for: it knows nothing of the recipe, and would
+fill the replaced layers with random numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["load_compressed", "rebuild", "save", "with_recipe"]
 
 FORMAT = 1
-WEIGHTS = "compressed.safetensors"
+WEIGHTS, BUFFERS = "compressed.safetensors", "buffers.safetensors"
 README = """# A compressed model
 
 Layers of it were replaced by products of smaller ones, as `recipe.json` has it. It is read with
@@ -95,9 +96,13 @@ def _replaced(model: nn.Module, names: Iterable[str]) -> dict[str, Any]:
 
 
 def _write(model: nn.Module, recipe: dict[str, Any], folder: Path) -> None:
-    from safetensors.torch import save_model
+    from safetensors.torch import save_file, save_model
 
     save_model(model, str(folder / WEIGHTS))
+    stored = model.state_dict()
+    beside = {name: buffer.detach().clone().contiguous() for name, buffer in model.named_buffers() if name not in stored}
+    if beside:
+        save_file(beside, str(folder / BUFFERS))
     (folder / "recipe.json").write_text(json.dumps(recipe, indent=1), encoding="utf-8")
     shutil.copy(low_rank_linear.__file__, folder / "low_rank_linear.py")
     if not (folder / "README.md").exists():
@@ -165,9 +170,10 @@ def load_compressed(folder: str | Path, model: nn.Module | None = None) -> nn.Mo
         for place in places:
             parent, _, leaf = place.rpartition(".")
             setattr(small.get_submodule(parent), leaf, own)
+    beside = load_file(folder / BUFFERS) if (folder / BUFFERS).is_file() else {}
     for name, buffer in list(small.named_buffers()):
         parent, _, leaf = name.rpartition(".")
-        small.get_submodule(parent)._buffers[leaf] = stored.get(name, buffer.detach().clone())
+        small.get_submodule(parent)._buffers[leaf] = (stored | beside).get(name, buffer.detach().clone())
     with_recipe(small, _read(folder)["replaced"])
     return small.eval()
 
