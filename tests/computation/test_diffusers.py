@@ -306,6 +306,12 @@ def test_a_budget_is_spent_on_the_tuned_solver(pipeline, budget):
     assert pipeline.scheduler is own
     with pytest.raises(ValueError, match="leave the number out"):
         fast(class_labels=[3], num_inference_steps=50)
+    with pytest.raises(ValueError, match="leave the number out"):
+        fast([3], 4.0, None, 50)
+    fast([3], output_type="np")  # by its place
+    assert fast.report.evaluations == budget
+    with fast, pytest.raises(ValueError, match="in place of the pipeline"):
+        fast.target([3], output_type="np")
     assert pipeline.scheduler is own
     with fast:
         assert pipeline.scheduler is not own

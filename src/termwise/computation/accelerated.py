@@ -116,13 +116,15 @@ class Accelerated:
             with self:
                 return self(*args, **kwargs)
         if self.steps is not None:
-            given = inspect.signature(self.target).bind_partial(*args, **kwargs).arguments.get("num_inference_steps", self.steps)
+            signature = inspect.signature(self.target)
+            given = signature.bind_partial(*args, **kwargs).arguments.get("num_inference_steps", self.steps)
             if given != self.steps:
                 raise ValueError(
                     f"num_inference_steps={given}: a budget of {self.steps // 2 + 1} evaluations is spent on {self.steps} steps; "
                     "leave the number out, or ask for a tolerance on your own steps"
                 )
-            if "num_inference_steps" in inspect.signature(self.target).parameters and len(args) == 0:
+            by_place = signature.bind_partial(*args).arguments
+            if "num_inference_steps" in signature.parameters and "num_inference_steps" not in by_place:
                 kwargs["num_inference_steps"] = self.steps
         if self._installed:
             return self.target(*args, **kwargs)
