@@ -117,7 +117,7 @@ def to_recurrent(
     """Convert the Toeplitz mixers and causal depth-wise convolutions of a model, in a copy that takes token after token.
 
     Args:
-        model: in eval mode, with `ToeplitzMixer`s or depth-wise `nn.Conv1d`s (padding n - 1) over all of time.
+        model: in eval mode, with layers of `ToeplitzMixer` or depth-wise `nn.Conv1d` (padding n - 1) over all of time.
         example: one input of it with 2 tokens or more: on it the exact recurrence is compared with the model.
         order: of every mixer, as `toeplitz_to_ssm` takes it (at most half of its taps); exact when not given.
         error: instead of `order`, the l1 norm that every mixer may miss.
