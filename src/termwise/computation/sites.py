@@ -21,7 +21,7 @@ PARTS = ("attention", "attn", "feedforward", "mlp", "resnetblock")
 
 
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The blocks of a model by name: members of the `nn.ModuleList`s nearest to it that hold most of its parameters.
+    """The blocks of a model by name: members of each `nn.ModuleList` nearest to it that holds most of its parameters.
 
     Raises:
         ValueError: for a model without.
