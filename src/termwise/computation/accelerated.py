@@ -259,20 +259,19 @@ class Accelerated:
 
         index = now.index
         grid, times = self.clock.grid, self.clock.ahead()
-        ahead = [self._at(index + i, time) for i, time in enumerate(times)]
         reach = self._reach(x, times)
-
-        def error(nodes: Sequence[float], k: int) -> float:
-            return polynomial_error(self._kappa, nodes, ahead[k], choose=self.method.chooses_order)[0] * reach[k]
-
-        history = next(iter(self._key_histories()), None)
-        nodes = history.nodes if history is not None else []
         if self._calibrating:
             self._weights.append(reach[0] / norms([x]) if x is not None else torch.tensor([reach[0]]))
             return True
         if self._plan is not None and grid is not None and len(grid) == len(self._plan.errors):
             now.estimate = self._plan.errors[index]
             return index in self._plan.anchors
+        ahead = [self._at(index + i, time) for i, time in enumerate(times)]
+        nodes = self._key_nodes()
+
+        def error(nodes: Sequence[float], k: int) -> float:
+            return polynomial_error(self._kappa, nodes, ahead[k], choose=self.method.chooses_order)[0] * reach[k]
+
         if self._kappa:
             now.estimate = error(nodes, 0)
         errors = [0.0 if s.computed else s.estimate or 0.0 for s in before]
@@ -294,9 +293,10 @@ class Accelerated:
         step = abs(times[-1] - times[-2]) if len(times) > 1 else abs(times[-1] - self.report.steps[-2].time)
         return [step if following is None else abs(t - following) for t, following in zip(times, after, strict=True)]
 
-    def _key_histories(self) -> Iterator[History]:
-        """Of every call, what is nearest to the output."""
-        return (history for (_, site), history in self._histories.items() if site == self._key_site())
+    def _key_nodes(self) -> list[float]:
+        """Where what is nearest to the output was computed, newest first."""
+        key = self._key_site()
+        return next((history.nodes for (_, site), history in self._histories.items() if site == key), [])
 
     def _key_site(self) -> str | None:
         return "output" if self.method.sites == "output" else self._order[-1] if self.method.sites == "last_block" else None
@@ -312,9 +312,9 @@ class Accelerated:
             return self._levels.log_snr(time)
         return float(index) if self.method.variable == "step" else time
 
-    def _terms(self, history: History, order: int | None = None, at: float | None = None) -> Any:
+    def _terms(self, history: History, order: int | None = None) -> Any:
         nodes = history.nodes[: (self.method.order if order is None else order) + 1]
-        return damped(forecast_terms(nodes, self._at() if at is None else at, self.method.form), self.method.damping)
+        return damped(forecast_terms(nodes, self._at(), self.method.form), self.method.damping)
 
     def _keep(self, site: str, value: Any, order: int | None = None) -> None:
         """Measure what a forecast would have been wrong by, and keep the truth."""
