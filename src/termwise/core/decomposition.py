@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import importlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -21,6 +20,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
+
+from . import one_file
 
 if TYPE_CHECKING:
     import numpy
@@ -268,10 +269,6 @@ class Decomposition:
             TypeError: when a field is neither a tensor nor JSON.
             OSError: when the path cannot be written.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        path = _file(path)
         tensors: dict[str, Tensor] = {}
         plain: dict[str, Any] = {}
         for f in fields(self):
@@ -283,21 +280,11 @@ class Decomposition:
                 plain[f.name] = {"tensors": list(value)}  # keeps the order of the names
             else:
                 plain[f.name] = {"json": value}
-        pairs = [k for k, v in tensors.items() if v.is_complex()]  # which the format has in single precision only
+        pairs = [k for k, v in tensors.items() if v.is_complex()]
         name = f"{type(self).__module__}:{type(self).__qualname__}"
-        header = json.dumps({"format": FORMAT, "class": name, "fields": plain, "complex": pairs})
-        partial = path.with_name(path.name + ".partial")
-        try:
-            # clone: parts may be views of one tensor, which safetensors refuses
-            stored = {k: torch.view_as_real(v.detach().resolve_conj()) if k in pairs else v.detach() for k, v in tensors.items()}
-            save_file({k: v.clone().contiguous() for k, v in stored.items()}, partial, {"termwise": header})
-            partial.replace(path)
-        except SafetensorError as problem:
-            raise OSError(f"{path} cannot be written ({problem}): choose a folder that exists and is yours to write") from None
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-        return path
+        # which the format has in single precision only
+        stored = {k: torch.view_as_real(v.detach().resolve_conj()) if k in pairs else v for k, v in tensors.items()}
+        return one_file.write(path, stored, "termwise", {"format": FORMAT, "class": name, "fields": plain, "complex": pairs})
 
     @staticmethod
     def load(path: str | Path) -> Decomposition:
@@ -310,30 +297,10 @@ class Decomposition:
             FileNotFoundError: when there is no such file.
             ValueError: when the file is no decomposition, or was written by a newer version.
         """
-        from safetensors import SafetensorError, safe_open
-
-        path = Path(path) if Path(path).exists() else _file(path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = (file.metadata() or {}).get("termwise")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-        except SafetensorError as problem:
-            raise ValueError(f"{path} is not a safetensors file ({problem}): save with Decomposition.save") from None
-        if header is None:
-            raise ValueError(f"{path} is a safetensors file without a decomposition in it")
-        try:
-            return _read(json.loads(header), tensors, path)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as problem:
-            raise ValueError(f"{path} has a header that cannot be read ({type(problem).__name__}: {problem})") from None
+        return one_file.read(path, "termwise", _read, holds="a decomposition", saver="Decomposition.save")
 
 
 Decomposition._classes[f"{Decomposition.__module__}:Decomposition"] = Decomposition
-
-
-def _file(path: str | Path) -> Path:
-    """A path with the suffix of the format, where it has none."""
-    path = Path(path)
-    return path if path.suffix else path.with_suffix(".safetensors")
 
 
 def _read(content: Any, tensors: dict[str, Tensor], path: str | Path) -> Decomposition:

@@ -16,13 +16,14 @@ one entry per axis.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+
+from termwise.core import one_file
 
 from .dominant_frequency import dominant_frequency
 from .quasi_newton import minimise
@@ -143,21 +144,7 @@ class MultiStage(Staged):
             FileNotFoundError: when there is no such file.
             ValueError: when it holds no stages, or was written by a newer version.
         """
-        from safetensors import SafetensorError, safe_open
-
-        path = Path(path) if Path(path).exists() else Path(path).with_suffix(".safetensors")
-        try:
-            with safe_open(path, framework="pt") as file:
-                text = (file.metadata() or {}).get("termwise.multistage")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-        except SafetensorError as problem:
-            raise ValueError(f"{path} is not a safetensors file ({problem}): save with MultiStage.save") from None
-        if text is None:
-            raise ValueError(f"{path} is a safetensors file without stages in it")
-        try:
-            return _read(json.loads(text), tensors, path)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RuntimeError) as problem:
-            raise ValueError(f"{path} has a header that cannot be read ({type(problem).__name__}: {problem})") from None
+        return one_file.read(path, "termwise.multistage", _read, holds="stages", saver="MultiStage.save")
 
 
 def _read(header: Any, tensors: Mapping[str, Tensor], path: Path) -> MultiStage:

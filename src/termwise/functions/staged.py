@@ -8,7 +8,6 @@ Source: Wang & Lai 2023.
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from termwise.core import one_file
 from termwise.core.decomposition import Decomposition
 
 from .dominant_frequency import resolved
@@ -139,19 +139,10 @@ class Staged:
             RuntimeError: before `fit`.
             OSError: when the path cannot be written.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         self._check_fitted()
-        path = Path(path)
-        path = path if path.suffix else path.with_suffix(".safetensors")
-        tensors = {f"{i}.{k}": v.detach().contiguous() for i, s in enumerate(self.fitted) for k, v in s.state_dict().items()}
+        tensors = {f"{i}.{k}": v for i, s in enumerate(self.fitted) for k, v in s.state_dict().items()}
         header = {"format": FORMAT, "options": self._options(), "history": [asdict(r) for r in self.history]}
-        try:
-            save_file(tensors, path, {"termwise.multistage": json.dumps(header)})
-        except SafetensorError as problem:
-            raise OSError(f"{path} cannot be written ({problem}): choose a folder that exists and is yours to write") from None
-        return path
+        return one_file.write(path, tensors, "termwise.multistage", header)
 
     # -- what fitting is made of --------------------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ Source: papers.toml "pldr".
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from termwise.core import one_file
 
 from .metric_network import SwiGLU
 from .power_law_attention import CURVATURES, LayerCache, PowerLawAttention
@@ -270,17 +271,7 @@ class PLDRForCausalLM(nn.Module):
         Raises:
             OSError: when it cannot be written.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        path = Path(path)
-        path = path if path.suffix else path.with_suffix(".safetensors")
-        tensors = {name: value.detach().clone().contiguous() for name, value in self.state_dict().items()}
-        try:
-            save_file(tensors, path, {"termwise.pldr": json.dumps({"format": FORMAT, "config": asdict(self.config)})})
-        except SafetensorError as problem:
-            raise OSError(f"{path} cannot be written ({problem}): choose a folder that exists and is yours to write") from None
-        return path
+        return one_file.write(path, self.state_dict(), "termwise.pldr", {"format": FORMAT, "config": asdict(self.config)})
 
     @staticmethod
     def load(path: str | Path) -> PLDRForCausalLM:
@@ -293,21 +284,7 @@ class PLDRForCausalLM(nn.Module):
             FileNotFoundError: when there is no such file.
             ValueError: when it holds no such model, or was written by a newer version.
         """
-        from safetensors import SafetensorError, safe_open
-
-        path = Path(path) if Path(path).exists() else Path(path).with_suffix(".safetensors")
-        try:
-            with safe_open(path, framework="pt") as file:
-                text = (file.metadata() or {}).get("termwise.pldr")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-        except SafetensorError as problem:
-            raise ValueError(f"{path} is not a safetensors file ({problem}): save with PLDRForCausalLM.save") from None
-        if text is None:
-            raise ValueError(f"{path} is a safetensors file without a PLDRForCausalLM in it")
-        try:
-            return _read(json.loads(text), tensors, path)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RuntimeError) as problem:
-            raise ValueError(f"{path} has a header that cannot be read ({type(problem).__name__}: {problem})") from None
+        return one_file.read(path, "termwise.pldr", _read, holds="a PLDRForCausalLM", saver="PLDRForCausalLM.save")
 
     def _checked(self, ids: Tensor, mask: Tensor | None, cache: PLDRCache | None) -> Tensor | None:
         """Which positions count, with those of the cache; None where all do."""

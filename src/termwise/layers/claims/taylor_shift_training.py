@@ -81,7 +81,7 @@ class Reader(nn.Module):
 
 @dataclass(frozen=True)
 class Task:
-    """Pictures with marks, each asked for once, and pictures without; the latter only after the first `before` steps."""
+    """Pictures with marks, each asked for once, and pictures without."""
 
     marks: int = 16
     unmarked: int = 0
@@ -89,11 +89,6 @@ class Task:
     steps: int = 300
     width: int = 64
     depth: int = 1
-    before: int = 0
-
-    def at(self, step: int) -> Task:
-        """The task of a step: at first without unmarked pictures, in larger batches."""
-        return replace(self, unmarked=0, batch=64) if step < self.before else self
 
     def questions(self, pool: tuple[Tensor, Tensor], g: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Pictures, marks, marks that are asked for, and labels."""
@@ -124,8 +119,8 @@ def train(name: str, seed: int, task: Task, *, faster: float = 1.0, form: str = 
     optimizer = torch.optim.Adam([{"params": p} for p in groups])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=task.steps, pct_start=0.1)
     losses, started = [], time.process_time()
-    for step in range(task.steps):
-        *inputs, wanted = task.at(step).questions(pools[0], g)
+    for _ in range(task.steps):
+        *inputs, wanted = task.questions(pools[0], g)
         loss = F.cross_entropy(model(*inputs).flatten(0, 1), wanted.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -205,7 +200,7 @@ def lookups_are_learned_at_one_rate() -> tuple[str, bool]:
     return measured, mean(behind) < 0.02
 
 
-LONG = Task(marks=8, unmarked=240, batch=8, steps=500, width=32, depth=2, before=200)
+LONG = Task(marks=8, batch=4, width=32, depth=2)
 
 
 @claim(
@@ -230,7 +225,7 @@ def steps_are_faster() -> tuple[str, bool]:
 
 def _steps(length: int) -> dict[str, float]:
     """Seconds of the processor of a step forward and back, by form."""
-    task, pool, best = replace(LONG, unmarked=length - 2 * LONG.marks, batch=4), _pools(0)[0], dict[str, float]()
+    task, pool, best = replace(LONG, unmarked=length - 2 * LONG.marks), _pools(0)[0], dict[str, float]()
     *inputs, wanted = task.questions(pool, torch.Generator().manual_seed(0))
     models = {"direct": TaylorShiftAttention, "efficient": TaylorShiftAttention, "softmax": Softmax}
     made = {name: _reader(attention, task, 0, name if name in IMPLEMENTATIONS else "auto") for name, attention in models.items()}

@@ -1,0 +1,83 @@
+"""One safetensors file: tensors as tensors, everything else as JSON in its header, and no code to run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+__all__ = ["read", "write"]
+
+T = TypeVar("T")
+
+
+def write(path: str | Path, tensors: Mapping[str, Tensor], key: str, header: Any) -> Path:
+    """Write a file; one that is there is replaced only once the new one is whole.
+
+    Args:
+        path: where to; `.safetensors` is appended when there is no suffix.
+        tensors: by name; they may be views of one another.
+        key: of the header, by which `read` knows the file.
+        header: JSON.
+
+    Raises:
+        TypeError: for a header that is no JSON.
+        OSError: when the path cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path = _file(path)
+    text = json.dumps(header)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        # clone: safetensors refuses tensors that share memory
+        save_file({name: value.detach().clone().contiguous() for name, value in tensors.items()}, partial, {key: text})
+        partial.replace(path)
+    except SafetensorError as problem:
+        raise OSError(f"{path} cannot be written ({problem}): choose a folder that exists and is yours to write") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return path
+
+
+def read(path: str | Path, key: str, make: Callable[[Any, dict[str, Tensor], Path], T], *, holds: str, saver: str) -> T:
+    """Read what `write` wrote.
+
+    Args:
+        path: as it was given to `write`.
+        key: of the header.
+        make: from header, tensors and path.
+        holds: what the file should hold, for messages.
+        saver: what writes such files, for messages.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it is none of these, or `make` cannot use its header.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path) if Path(path).exists() else _file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(key)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except SafetensorError as problem:
+        raise ValueError(f"{path} is not a safetensors file ({problem}): save with {saver}") from None
+    if text is None:
+        raise ValueError(f"{path} is a safetensors file without {holds} in it")
+    try:
+        return make(json.loads(text), tensors, path)
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RuntimeError) as problem:
+        raise ValueError(f"{path} has a header that cannot be read ({type(problem).__name__}: {problem})") from None
+
+
+def _file(path: str | Path) -> Path:
+    """A path with the suffix of the format, where it has none."""
+    path = Path(path)
+    return path if path.suffix else path.with_suffix(".safetensors")
