@@ -1,29 +1,37 @@
 # Every verb makes .venv when it is missing. Only python3 and make are needed; packages come from PyPI.
 #
-# torch: PyPI's build for your platform. On Linux that build may bring CUDA along, which is refused (see
-# tests/test_environment.py); a CPU build comes with
+# What is installed is in requirements.lock, and every file of it is checked against its sha256. The lock is written from
+# constraints.txt by `make lock` and never by hand. One package is checked by its version alone, since each index has a build
+# of its own: torch. PyPI's build for Linux may bring CUDA along, which is refused (tests/test_environment.py); a CPU build comes
+# with
 #     make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# and one that is checked too with TORCH="torch @ https://.../torch-....whl#sha256=..."
 
 PYTHON      ?= python3
-TORCH       ?= torch==2.13.0
+TORCH       ?= torch
 TORCH_INDEX ?=
 VENV        := .venv
 BIN         := $(VENV)/bin
 STAMP       := $(VENV)/.ready
-PIP         := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP         := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# one interrupted, or made by uv, has no pip
+WITH_PIP    := $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 # two workers, one thread each: more threads than cores only wait for each other
 THREADS     := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 WORKERS     ?= 2
 
-.PHONY: help demo test test-all docs bench lint clean
+.PHONY: help demo test test-all docs bench lint lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(STAMP): pyproject.toml constraints.txt
-	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)  # one interrupted, or made by uv, has no pip
-	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)" --only-binary :all:
-	$(PIP) -e ".[test,dev,docs,peers]"
+# torch comes second: what it needs is there by then, so that nothing unchecked comes with it
+$(STAMP): pyproject.toml constraints.txt requirements.lock
+	$(WITH_PIP)
+	$(PIP) --require-hashes --no-deps --only-binary :all: -r requirements.lock
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --only-binary :all: -c constraints.txt "$(TORCH)"
+	$(PIP) --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip check
 	$(BIN)/python tests/test_environment.py
 	touch $@
 
@@ -47,6 +55,13 @@ lint: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+lock:  ## requirements.lock, anew from constraints.txt: every pin, and the sha256 of each of its files for every platform
+	$(WITH_PIP)
+	$(BIN)/python -m uv --version >/dev/null 2>&1 || $(PIP) -c constraints.txt uv
+	$(BIN)/python -m uv pip compile constraints.txt --no-config --default-index https://pypi.org/simple --no-deps \
+		--universal --python-version 3.11 --generate-hashes --no-emit-package torch --no-annotate \
+		--custom-compile-command "make lock" --quiet --output-file requirements.lock
 
 clean:  ## remove everything made here
 	rm -rf $(VENV) build dist demo docs/_build docs/gallery src/*.egg-info
