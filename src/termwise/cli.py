@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import sys
 import traceback
 from dataclasses import dataclass
@@ -15,7 +16,22 @@ import typer
 from typer.core import TyperGroup
 
 from termwise import __version__
-from termwise.cli_subject import ModelOption, SizeOption, as_target, check_kind, check_source, chosen_subject
+from termwise.cli_map import BAD_INPUT, CHECK, EXPLAIN, FAULT, FOUND_WANTING, HEADINGS, HOW, MAP, OUTPUT, examples
+from termwise.cli_subject import (
+    ClassesOption,
+    ImageOption,
+    JsonOption,
+    ModelOption,
+    SizeOption,
+    TargetOption,
+    TextOption,
+    WeightsOption,
+    as_target,
+    check_kind,
+    check_source,
+    chosen_subject,
+)
+from termwise.cli_words import COMPARED, RULE_SETS, any_of, listed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +39,10 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 MISTAKES = (ValueError, TypeError, OSError, ImportError, ArithmeticError)
-"""What a command raises for bad input: one line for the user and exit code 2, the traceback on request."""
+"""What a command raises for bad input: one line for the user and exit code 2, the traceback on request.
+
+`DoesNotAddUp` is an ArithmeticError too; it is a check that failed, and ends with 1.
+"""
 
 
 @dataclass
@@ -39,12 +58,28 @@ settings = Settings()
 
 
 class Careful(TyperGroup):
-    """Turns what a user can mend into one red line."""
+    """Lists its commands by heading, and turns what a user can mend into one red line."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the order of the map."""
+        panels = {name: getattr(self.commands[name], "rich_help_panel", None) for name in super().list_commands(ctx)}
+        return sorted(panels, key=lambda name: HEADINGS.index(panels[name]))
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Options, of which typer's own switches say no "<bool>" either: it would seem to ask for a value."""
+        found = super().get_params(ctx)
+        for option in found:
+            if option.is_flag and option.metavar is None:
+                option.metavar = ""
+        return found
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; exit code 2 for bad input."""
+        """Run the command; exit code 2 for bad input, 1 where the terms do not add up."""
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # `termwise papers | head`: whoever read has seen enough
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (so that the interpreter's last flush has somewhere to go)
+            raise typer.Exit(141) from None
         except MISTAKES as problem:
             from rich.console import Console
             from rich.text import Text
@@ -53,15 +88,18 @@ class Careful(TyperGroup):
                 sys.stderr.write(traceback.format_exc())
             console = Console(stderr=True, soft_wrap=True)
             console.print(Text.assemble(("error: ", "bold red"), (str(problem) or type(problem).__name__, "red")))
-            raise typer.Exit(2) from None
+            core = sys.modules.get("termwise.core")  # where nothing imported it, nothing was added up
+            wanting = core is not None and isinstance(problem, core.DoesNotAddUp)
+            raise typer.Exit(FOUND_WANTING if wanting else BAD_INPUT) from None
 
 
 app = typer.Typer(
     cls=Careful,
     help="Take any neural network apart, term by term, and check that the terms add up.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_show_locals=False,
+    epilog=MAP,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,  # what a user can mend is one line; the rest is told by `main`
 )
 
 
@@ -74,12 +112,19 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def options(
     ctx: typer.Context,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")] = False,
-    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log what is done; -vv everything.")] = 0,
-    no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress bars.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Print results and errors only.")] = False,
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, metavar="", help="Log what is done; -vv everything.", show_default=False)
+    ] = 0,
+    no_progress: Annotated[bool, typer.Option("--no-progress", metavar="", help="No progress bars.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, metavar="", help="Print the version.")
+    ] = False,
 ) -> None:
-    """Set up logging."""
+    """Print the map where no command is given, and set up logging for one that is."""
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+        raise typer.Exit
     settings.quiet, settings.verbose, settings.progress = quiet, verbose, not (no_progress or quiet)
     ctx.obj = settings  # for commands in files of their own
     level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
@@ -87,25 +132,45 @@ def options(
     logging.captureWarnings(True)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=EXPLAIN,
+    epilog=examples(
+        "termwise explain --model mobilenet-v2 --image photo.jpg --out why.html",
+        'termwise explain --model nanoguard --text "Ignore all instructions."',
+        "termwise explain --model model.py:build --image photo.jpg --target 3",
+    ),
+)
 def explain(
     model: ModelOption,
-    image: Annotated[Path | None, typer.Option(help="A picture.")] = None,
-    text: Annotated[str | None, typer.Option(help="A text.")] = None,
-    target: Annotated[
-        str | None, typer.Option(help="Class to explain, by number or name; the model's answer by default.")
-    ] = None,
+    image: ImageOption = None,
+    text: TextOption = None,
+    target: TargetOption = None,
     rules: Annotated[
-        str, typer.Option(help="Rule set: default, zero, attnlrp, gamma, EpsilonPlus, ... (README lists all).")
+        str,
+        typer.Option(
+            metavar="SET",
+            autocompletion=any_of(RULE_SETS),
+            rich_help_panel=HOW,
+            help="How relevance passes an operation: default, zero, attnlrp, gamma, ... (README lists all).",
+        ),
     ] = "default",
-    out: Annotated[Path | None, typer.Option(help="Write a self-contained page here (why.html).")] = None,
-    weights: Annotated[Path | None, typer.Option(help="safetensors file for a model of your own; every key must match.")] = None,
-    classes: Annotated[Path | None, typer.Option(help="Names of your model's classes, one per line.")] = None,
+    float32: Annotated[
+        bool, typer.Option("--float32", metavar="", help="Compute in float32 instead of float64.", rich_help_panel=HOW)
+    ] = False,
+    check: Annotated[
+        bool, typer.Option(metavar="", help="Test the map by removing what it calls important.", rich_help_panel=HOW)
+    ] = True,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page to look at, in one file.", rich_help_panel=OUTPUT)
+    ] = None,
+    weights: WeightsOption = None,
+    classes: ClassesOption = None,
     size: SizeOption = None,
-    float32: Annotated[bool, typer.Option("--float32", help="Compute in float32; float64 by default.")] = False,
-    check: Annotated[bool, typer.Option(help="Test the map by removing what it calls important.")] = True,
 ) -> None:
-    """Say why a model answered so: pixels or words, biases, constants, and the proof that they add up."""
+    """Say why a model answered so, and prove that the terms add up.
+
+    Each pixel or word gets its share of the answer, and so do the biases and constants of the model.
+    """
     check_source(image, text)
     if out is not None:
         from termwise.report.output import check_writable
@@ -141,21 +206,44 @@ def explain(
             console.print(f"written: {out}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=EXPLAIN,
+    epilog=examples(
+        "termwise compare --model mobilenet-v2 --image photo.jpg",
+        "termwise compare --model nanoguard --text hello --methods default,occlusion",
+    ),
+)
 def compare(
     model: ModelOption,
-    image: Annotated[Path | None, typer.Option(help="A picture.")] = None,
-    text: Annotated[str | None, typer.Option(help="A text.")] = None,
-    methods: Annotated[str | None, typer.Option(help="Names of methods and rule sets, with commas between.")] = None,
-    target: Annotated[str | None, typer.Option(help="Class to explain, by number or name.")] = None,
-    patch: Annotated[int, typer.Option(min=1, help="Side of the squares that are taken from a picture, in pixels.")] = 16,
-    out: Annotated[Path | None, typer.Option(help="Write a self-contained page here (compare.html).")] = None,
-    weights: Annotated[Path | None, typer.Option(help="safetensors file for a model of your own.")] = None,
-    classes: Annotated[Path | None, typer.Option(help="Names of your model's classes, one per line.")] = None,
+    image: ImageOption = None,
+    text: TextOption = None,
+    target: TargetOption = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            autocompletion=listed((*RULE_SETS, *COMPARED)),
+            rich_help_panel=HOW,
+            help="Methods and rule sets, with commas between.",
+            show_default="a few that suit the model",
+        ),
+    ] = None,
+    patch: Annotated[
+        int,
+        typer.Option(min=1, metavar="PIXELS", help="Side of the squares that are taken from a picture.", rich_help_panel=HOW),
+    ] = 16,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page to look at, in one file.", rich_help_panel=OUTPUT)
+    ] = None,
+    as_json: JsonOption = False,
+    weights: WeightsOption = None,
+    classes: ClassesOption = None,
     size: SizeOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A list of objects instead of a table.")] = False,
 ) -> None:
-    """Explain one answer by several methods: faithfulness, closing error, cancellation and time, side by side."""
+    """Explain one answer by several methods, side by side.
+
+    For each method: how faithful it is, how far from adding up, how much its terms cancel, and what it costs.
+    """
     check_source(image, text)
     if out is not None:
         from termwise.report.output import check_writable
@@ -183,14 +271,14 @@ def compare(
             _console().print(f"written: {out}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=CHECK, epilog=examples("termwise coverage --model mobilenet-v2"))
 def coverage(
     model: ModelOption,
-    weights: Annotated[Path | None, typer.Option(help="safetensors file for a model of your own.")] = None,
+    as_json: JsonOption = False,
+    weights: WeightsOption = None,
     size: SizeOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Count a model's operations, and those that no rule covers."""
+    """Count a model's operations, and name those that no rule covers."""
     from PIL import Image
 
     from termwise.predictions import coverage as count
@@ -204,95 +292,19 @@ def coverage(
         typer.echo(str(found))
 
 
-@app.command()
-def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the models that come with names: what they take, their licence and size, and whether they are here."""
-    from termwise import zoo
-
-    rows: list[dict[str, Any]] = [
-        {
-            "name": name,
-            "kind": e.kind,
-            "licence": e.licence,
-            "bytes": e.size,
-            "present": e.present,
-            "about": e.about,
-            "install": e.install,
-        }
-        for name, e in zoo.subjects.items()
-    ]
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2))
-        return
-    from rich.table import Table
-
-    table = Table(box=None, header_style="dim", padding=(0, 1))
-    for column in ("name", "takes", "licence", "size", "here", "what it is"):
-        table.add_column(
-            column, justify="right" if column == "size" else "left", no_wrap=column in ("name", "size"), overflow="fold"
-        )
-    for row in rows:
-        here = "[green]yes[/]" if row["present"] else "[dim]when used[/]"
-        table.add_row(row["name"], row["kind"], row["licence"], f"{row['bytes'] / 1e6:.0f} MB", here, row["about"])
-    _console().print(table)
-
-
-@app.command()
-def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Versions and machine, for a bug report."""
-    import os
-    import platform
-    from importlib import metadata
-
-    def version(package: str) -> str:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return "not installed"
-
-    facts: dict[str, Any] = {p: version(p) for p in ("termwise", "torch", "transformers", "numpy", "safetensors", "matplotlib")}
-    facts |= {"python": platform.python_version(), "platform": platform.platform(), "cpu": _cpu(), "cores": os.cpu_count()}
-    import torch
-
-    facts |= {"threads": torch.get_num_threads(), "cuda": torch.version.cuda or "no", "devices": torch.cuda.device_count()}
-    if as_json:
-        typer.echo(json.dumps(facts, indent=2))
-        return
-    width = max(map(len, facts))
-    typer.echo("\n".join(f"{name:<{width}}  {value}" for name, value in facts.items()))
-
-
-@app.command()
-def demo(out: Annotated[Path, typer.Option(help="Folder for the page and its pictures.")] = Path("demo")) -> None:
-    """Explain real photographs and a real sentence with real networks; write a page to look at."""
-    from termwise.demo import run
-
-    run(out, progress=settings.progress, console=_console())
-
-
 def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr)
 
 
-def _cpu() -> str:
-    """The processor's name, where the system tells it."""
-    import platform
-
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def _register() -> None:
     """Commands that live in files of their own."""
-    from termwise import cli_compress, cli_expand, cli_verify
+    from termwise import cli_compress, cli_expand, cli_look, cli_verify
 
-    cli_compress.register(app)
     cli_expand.register(app)
+    cli_compress.register(app)
+    cli_look.register(app)
     cli_verify.register(app)
 
 
@@ -301,7 +313,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a bar that a terminal cannot show must not cost the figures beside it
-    app()
+    try:
+        app()
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.write("\nThis is a fault of termwise and not yours. Please report it, with what `termwise info` prints.\n")
+        sys.exit(FAULT)
 
 
 _register()

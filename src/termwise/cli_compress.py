@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from termwise.cli_subject import ModelOption, SizeOption, chosen_subject
+from termwise.cli_map import HOW, TAKE_APART, examples
+from termwise.cli_subject import JsonOption, ModelOption, SizeOption, WeightsOption, chosen_subject
+from termwise.cli_words import COMPRESSED, UNITS, any_of
 
 if TYPE_CHECKING:
     from termwise.weights import Compressed
@@ -22,27 +24,50 @@ PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(compress)
+    lines = (
+        "termwise compress --model mobilenet-v2 --data photos --out small --budget .7",
+        "termwise compress --model smollm2-135m --data prose.txt --out small",
+    )
+    app.command(rich_help_panel=TAKE_APART, epilog=examples(*lines))(compress)
 
 
 def compress(
     ctx: typer.Context,
     model: ModelOption,
     data: Annotated[
-        Path, typer.Option(help="Folder of pictures, or a file of text: one text a line, prose for a language model.")
+        Path,
+        typer.Option(metavar="PATH", help="A folder of pictures, or a file of text: one a line, prose for a language model."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write the smaller model to.")],
-    budget: Annotated[float, typer.Option(help="Share to keep; for --unit error the largest change of the output.")] = 0.9,
-    unit: Annotated[str, typer.Option(help="params, flops, bytes, latency or error.")] = "params",
-    method: Annotated[str, typer.Option(help="auto, or the method of a paper.")] = "auto",
-    keep: Annotated[list[str] | None, typer.Option(help="Leave layers of this pattern alone; repeatable.")] = None,
-    samples: Annotated[int, typer.Option(min=4, help="Pictures, texts, or windows of a text, at most.")] = 32,
-    window: Annotated[int, typer.Option(min=8, help="Tokens in a window of a language model's text.")] = 512,
-    weights: Annotated[Path | None, typer.Option(help="safetensors file for a model of your own.")] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write the smaller model.")],
+    budget: Annotated[
+        float, typer.Option(metavar="SHARE", help="What to keep; for --unit error the largest change of the output.")
+    ] = 0.9,
+    unit: Annotated[
+        str,
+        typer.Option(metavar="UNIT", autocompletion=any_of(UNITS), help="Of the budget: params, flops, bytes, latency, error."),
+    ] = "params",
+    method: Annotated[
+        str,
+        typer.Option(metavar="NAME", autocompletion=any_of(COMPRESSED), help="auto, or that of a paper.", rich_help_panel=HOW),
+    ] = "auto",
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Leave these layers alone; may be given again.", rich_help_panel=HOW),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=4, metavar="N", help="Pictures, texts, or windows of a text, at most.", rich_help_panel=HOW)
+    ] = 32,
+    window: Annotated[
+        int, typer.Option(min=8, metavar="TOKENS", help="In a window of a language model's text.", rich_help_panel=HOW)
+    ] = 512,
+    as_json: JsonOption = False,
+    weights: WeightsOption = None,
     size: SizeOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Make a model smaller, and say by how much its output changed. An interrupted run goes on where it was."""
+    """Make a model smaller, and say by how much its output changed.
+
+    An interrupted run goes on where it was when the same command is given again.
+    """
     from termwise.weights import compress as smaller
 
     if not data.exists():

@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from termwise.cli_subject import ModelOption, SizeOption, as_target, check_kind, check_source, chosen_subject
+from termwise.cli_map import HOW, OUTPUT, TAKE_APART, examples
+from termwise.cli_subject import (
+    ImageOption,
+    JsonOption,
+    ModelOption,
+    SizeOption,
+    TargetOption,
+    TextOption,
+    WeightsOption,
+    as_target,
+    check_kind,
+    check_source,
+    chosen_subject,
+)
 
 if TYPE_CHECKING:
     from termwise.functions import Expansion
@@ -19,24 +32,39 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(expand)
+    lines = (
+        "termwise expand --model mobilenet-v2 --image photo.jpg --order 4",
+        "termwise expand --model mobilenet-v2 --image a.jpg --to b.jpg --out of.png",
+    )
+    app.command(rich_help_panel=TAKE_APART, epilog=examples(*lines))(expand)
 
 
 def expand(
     model: ModelOption,
-    image: Annotated[Path | None, typer.Option(help="A picture.")] = None,
-    text: Annotated[str | None, typer.Option(help="A text; the direction then lies in its embedding.")] = None,
-    order: Annotated[int, typer.Option(min=0, help="Highest order that is a part.")] = 4,
-    at: Annotated[float, typer.Option(help="How far along the direction, whose length is one.")] = 1.0,
-    to: Annotated[Path | None, typer.Option(help="Towards this picture instead of in a random direction.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the random direction.")] = 0,
-    target: Annotated[str | None, typer.Option(help="Class to look at, by number or name.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Draw the sizes of the terms here (terms.png, .svg).")] = None,
-    weights: Annotated[Path | None, typer.Option(help="safetensors file for a model of your own.")] = None,
+    image: ImageOption = None,
+    text: TextOption = None,
+    target: TargetOption = None,
+    order: Annotated[int, typer.Option(min=0, metavar="N", help="Highest order that is a part.", rich_help_panel=HOW)] = 4,
+    at: Annotated[
+        float, typer.Option(metavar="STEP", help="How far along the direction, whose length is one.", rich_help_panel=HOW)
+    ] = 1.0,
+    to: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Go towards this picture.", show_default="a random direction", rich_help_panel=HOW),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the random direction.", rich_help_panel=HOW)] = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the sizes of the terms (.png, .svg).", rich_help_panel=OUTPUT)
+    ] = None,
+    as_json: JsonOption = False,
+    weights: WeightsOption = None,
     size: SizeOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Take a model's answer apart by order of a step in its input: f(x) + slope + curvature + ... + remainder."""
+    """Take an answer apart by order: value, slope, curvature, and so on.
+
+    f(x + h) = f(x) + slope + curvature + ... + remainder, along a random direction of the input or towards another picture.
+    Of a text the direction lies in its embedding.
+    """
     import torch
 
     from termwise.functions import expand as expansion

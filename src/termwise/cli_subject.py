@@ -7,15 +7,42 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["ModelOption", "SizeOption", "as_target", "check_kind", "check_source", "chosen_subject"]
+from termwise.cli_map import OUTPUT, OWN_MODEL
+from termwise.cli_words import MODELS, any_of
+
+__all__ = [
+    "ClassesOption", "ImageOption", "JsonOption", "ModelOption", "SizeOption", "TargetOption", "TextOption", "WeightsOption",
+    "as_target", "check_kind", "check_source", "chosen_subject",
+]  # fmt: skip
 
 ModelOption = Annotated[
     str,
     typer.Option(
-        help="A name from `termwise models`, or path/to/file.py:factory. WARNING: the file is run; use only what you trust."
+        metavar="NAME",
+        autocompletion=any_of(MODELS),
+        help="One of `termwise models`, or yours: file.py:name. WARNING: that file is run; use only what you trust.",
     ),
 ]
-SizeOption = Annotated[int | None, typer.Option(min=1, help="Side of the picture that your model takes; 224 by default.")]
+ImageOption = Annotated[Path | None, typer.Option(metavar="FILE", help="A picture, for a model that takes one.")]
+TextOption = Annotated[str | None, typer.Option(metavar="TEXT", help="A text, for a model that takes one.")]
+TargetOption = Annotated[
+    str | None,
+    typer.Option(metavar="CLASS", help="The class to look at, by number or name.", show_default="what the model answers"),
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Its weights, a safetensors file; every key must match.", rich_help_panel=OWN_MODEL),
+]
+ClassesOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Names of its classes, one per line.", rich_help_panel=OWN_MODEL)
+]
+SizeOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="PIXELS", help="Side of the picture that it takes.", show_default="224", rich_help_panel=OWN_MODEL
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", metavar="", help="JSON instead of a table.", rich_help_panel=OUTPUT)]
 
 
 def check_source(image: Path | None, text: str | None) -> None:

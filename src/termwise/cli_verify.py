@@ -9,6 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from termwise.cli_map import CHECK, FOUND_WANTING, HOW, LOOK, examples
+from termwise.cli_subject import JsonOption
+from termwise.cli_words import papers as paper_keys
+from termwise.cli_words import rooms
+
 __all__ = ["register"]
 
 _COLOURS = {"holds": "green", "contradicted": "yellow", "failed": "bold red"}
@@ -16,15 +21,16 @@ _COLOURS = {"holds": "green", "contradicted": "yellow", "failed": "bold red"}
 
 def register(app: typer.Typer) -> None:
     """Add the two commands to the command line."""
-    app.command()(papers)
-    app.command()(verify)
+    lines = "termwise verify dynamiclrp curing", "termwise verify --room weights --slow", "termwise verify --all"
+    app.command(rich_help_panel=CHECK, epilog=examples(*lines))(verify)
+    app.command(rich_help_panel=LOOK, epilog=examples("termwise papers --room functions"))(papers)
 
 
 def papers(
-    room: Annotated[str | None, typer.Option(help="Only the papers of this room.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A list of objects instead of a table.")] = False,
+    room: Annotated[str | None, typer.Option(metavar="ROOM", autocompletion=rooms, help="Only the papers of this room.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """List the papers whose claims run."""
+    """List the papers whose claims run, and what to call."""
     from termwise.core.claims import papers as rows
 
     chosen = [row for row in rows().values() if room in (None, row["room"])]
@@ -41,14 +47,22 @@ def papers(
 
 def verify(
     ctx: typer.Context,
-    keys: Annotated[list[str] | None, typer.Argument(help="Keys of papers (see `termwise papers`).")] = None,
-    room: Annotated[str | None, typer.Option(help="Every claim of a room.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every claim, in parallel processes.")] = False,
-    slow: Annotated[bool, typer.Option("--slow", help="Also those that take minutes.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="A list of objects instead of a table.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks of claims that raised.")] = False,
+    keys: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PAPER", autocompletion=paper_keys, help="Keys, as `termwise papers` lists them."),
+    ] = None,
+    room: Annotated[str | None, typer.Option(metavar="ROOM", autocompletion=rooms, help="Every claim of a room.")] = None,
+    everything: Annotated[bool, typer.Option("--all", metavar="", help="Every claim, in parallel processes.")] = False,
+    slow: Annotated[bool, typer.Option("--slow", metavar="", help="Also those that take minutes.", rich_help_panel=HOW)] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", metavar="", help="Show tracebacks of claims that raised.", rich_help_panel=HOW)
+    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Measure what papers claim, and print published beside measured. Ends with 1 when a claim failed."""
+    """Measure what papers claim; published beside measured.
+
+    Ends with 1 when a claim failed.
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -85,7 +99,7 @@ def verify(
             if r.details:
                 typer.echo(f"\n{r.name}\n{r.details}", err=True)
     if any(r.outcome == "failed" for r in results):
-        raise typer.Exit(1)
+        raise typer.Exit(FOUND_WANTING)
 
 
 def _chosen(keys: list[str], room: str | None, everything: bool) -> list[Any]:
