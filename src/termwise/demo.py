@@ -21,8 +21,8 @@ from rich.rule import Rule
 from rich.text import Text
 
 from termwise import zoo
-from termwise.predictions.explanation import Explanation
-from termwise.report import Section, check_writable, curve, heatmap, page, waterfall, write
+from termwise.core.pictures import Pixels, Waterfall
+from termwise.report import Section, check_writable, curve, figures, page, write
 from termwise.report.terminal import classes_table, rendered
 from termwise.showcase import examine
 
@@ -115,12 +115,13 @@ def steps(console: Console, jobs: int, visible: bool) -> Iterator[Callable[[str]
 def _pictures(sections: list[Section]) -> Iterator[tuple[str, bytes]]:
     """File names and PNGs: maps, waterfalls, curves."""
     for number, section in enumerate(sections, start=1):
-        why = section.decomposition
-        if section.picture is not None and isinstance(why, Explanation):
-            yield f"{number}-map.png", heatmap.figure(section.picture, why.heatmap(), section.heading, why.summary())
-        yield f"{number}-waterfall.png", waterfall.figure(why, section.heading)
+        for shown in section.decomposition.pictures():
+            if isinstance(shown, Pixels):
+                yield f"{number}-map.png", figures.png([replace(shown, picture=section.picture)], section.heading)
+            elif isinstance(shown, Waterfall):
+                yield f"{number}-waterfall.png", figures.png([shown], section.heading)
         if section.curve is not None:
-            yield f"{number}-deletion.png", curve.figure(section.curve, section.heading)
+            yield f"{number}-deletion.png", figures.png([curve.picture(section.curve)], section.heading)
 
 
 def _versions() -> str:

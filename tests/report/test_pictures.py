@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from termwise.core.decomposition import Decomposition
-from termwise.report import curve, heatmap, waterfall
+from termwise.core.pictures import Pixels
+from termwise.core.waterfall import bars
+from termwise.report import curve, figures, heatmap
 from termwise.report.colour import COOL, WARM, blended, css, robust_scale
 
 from .examples import curve as example_curve
@@ -52,7 +54,8 @@ def test_map_overlay_and_figure():
     over = heatmap.overlay(picture, relevance).astype(int)
     assert over[5, 6, 0] > over[5, 6, 2]
     assert over[15, 20, 2] > over[15, 20, 0]
-    assert read(heatmap.figure(picture, relevance, "costs $5", "a $ b")).shape[2] == 4
+    shown = Pixels("a $ b", relevance.numpy(), picture)
+    assert read(figures.png([shown], "costs $5")).shape[2] == 4
     with pytest.raises(ValueError, match="same height and width"):
         heatmap.overlay(picture[:10], relevance)
     with pytest.raises(ValueError, match="sum over the channels"):
@@ -69,15 +72,16 @@ def test_smoothing_keeps_the_sum_away_from_borders():
 
 def test_pictures_are_the_same_bytes_every_time():
     why = image()
-    assert waterfall.figure(why, "a $ sign") == waterfall.figure(why, "a $ sign")
-    assert curve.figure(example_curve()) == curve.figure(example_curve())
-    assert read(curve.figure(example_curve(classes=False), "t")).ndim == 3
+    assert figures.png(why.pictures(), "a $ sign") == figures.png(why.pictures(), "a $ sign")
+    drawn = [curve.picture(example_curve())]
+    assert figures.svg(drawn) == figures.svg(drawn)
+    assert figures.svg(drawn) != figures.svg([curve.picture(example_curve(classes=False))])
 
 
 def test_waterfall_goes_from_zero_to_the_whole():
     why = image(batch=2)
     for sample in range(2):
-        steps = waterfall.bars(why, k=5, sample=sample)
+        steps = bars(why, k=5, sample=sample)
         assert steps[0].start == 0.0
         assert steps[-1].kind == "whole"
         assert steps[-1].value == float(why.whole[sample])
@@ -98,7 +102,7 @@ def test_waterfall_shows_a_remainder_and_gathers_losses_by_module():
         "rule:b@m": torch.tensor([2.0]),
         "other": torch.tensor([1.0]),
     }
-    steps = {(b.label, b.kind): b.value for b in waterfall.bars(Decomposition(whole, parts))}
+    steps = {(b.label, b.kind): b.value for b in bars(Decomposition(whole, parts))}
     assert steps == {
         ("x", "input"): 4.0, ("m", "lost by rules"): 3.0, ("other", "part"): 1.0, ("remainder", "remainder"): 2.0, ("whole", "whole"): 10.0,
     }  # fmt: skip
@@ -106,9 +110,9 @@ def test_waterfall_shows_a_remainder_and_gathers_losses_by_module():
 
 def test_waterfall_needs_one_number_per_sample():
     with pytest.raises(ValueError, match="one real number per sample"):
-        waterfall.bars(matrix())
+        bars(matrix())
     with pytest.raises(ValueError, match="sample 3 is out of range: there are 1"):
-        waterfall.bars(image(), sample=3)
+        bars(image(), sample=3)
 
 
 def test_verdict_says_what_the_top_tenth_costs():

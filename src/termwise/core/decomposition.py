@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from . import one_file
+from .pictures import Picture, Pictured
+from .waterfall import sizes, waterfall
 
 if TYPE_CHECKING:
     import numpy
@@ -46,7 +48,7 @@ class DoesNotAddUp(ArithmeticError):
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: comparing tensors with == has no truth value
-class Decomposition:
+class Decomposition(Pictured):
     """A tensor written as a sum of named parts and a measured remainder.
 
     Args:
@@ -253,6 +255,20 @@ class Decomposition:
         from termwise.report.terminal import show
 
         show(self, sample)
+
+    @property
+    def by_sample(self) -> bool:
+        """Whether the first axis of the whole counts samples; where it does not, all of it is one thing to look at."""
+        return self.whole.ndim > 0
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """What there is to be seen of one sample: a waterfall where it is one number, else the sizes of the parts.
+
+        Raises:
+            ValueError: when there is no such sample.
+        """
+        one_number = self.whole.ndim <= 1 and not self.whole.is_complex()
+        return [waterfall(self, sample) if one_number else sizes(self, sample)]
 
     # -- files --------------------------------------------------------------------------------------------------------
 

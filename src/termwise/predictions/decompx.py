@@ -31,6 +31,7 @@ from torch import Tensor, fx, nn
 
 from termwise.core.capture import arguments, capture
 from termwise.core.decomposition import Decomposition
+from termwise.core.pictures import Picture
 from termwise.core.program import Program, info, op_name
 
 from .enlarge import enlarged
@@ -229,8 +230,10 @@ class TokenDecomposition(Explanation):
         """Print the tokens in colours, and the parts, for each sample's largest class."""
         super(TokenDecomposition, self.of_class()).show()
 
-    def _repr_html_(self) -> str:
-        return super(TokenDecomposition, self.of_class())._repr_html_()
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """As `Explanation.pictures`, of each sample's largest class where there are all of them."""
+        every = self.target is None and self.asked is None
+        return super(TokenDecomposition, self.of_class() if every else self).pictures(sample)
 
 
 def _known(argument: str, value: str, table: Mapping[str, Any]) -> None:

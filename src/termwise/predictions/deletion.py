@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from termwise.core.pictures import Picture, Pictured
+
 from .groups import Groups
 from .metric import Metric
 from .perturbation import Features
@@ -44,7 +46,7 @@ __all__ = ["DeletionCurve", "abpc", "deletion", "insertion"]
 
 
 @dataclass(frozen=True, eq=False)
-class DeletionCurve:
+class DeletionCurve(Pictured):
     """What the model says while its input is replaced, most relevant features first, and in random orders.
 
     Attributes:
@@ -90,6 +92,12 @@ class DeletionCurve:
     def random_drop(self, fraction: float = 0.1) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """The same for random orders: mean and standard deviation over them."""
         return _mean_spread(self.random_scores[..., 0] - _interpolate(self.fractions, self.random_scores, fraction))
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """The curve of one sample beside random orders, and what it says in words."""
+        from termwise.report.curve import picture
+
+        return [picture(self, sample)]
 
 
 def abpc(least_first: DeletionCurve, most_first: DeletionCurve) -> Metric:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from termwise.core.decomposition import Decomposition
+from termwise.core.pictures import Picture, Pixels, Words
 
 from .enlarge import enlarged
 
@@ -234,10 +236,29 @@ class Explanation(Decomposition):
             shares = ", ".join(f"{group} {round(100 * s[0].item())} %" for group, s in self.shares().items())
         return f"adds up to {self.error():.1e} ({shares}, cancellation {self.cancellation():.3g}x)"
 
-    def _repr_html_(self) -> str:
-        from termwise.report.page import fragment
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """The words or the image of one sample in colours, and the waterfall; of several targets one after the other.
 
-        return fragment(self)
+        Raises:
+            ValueError: when there is no such sample.
+        """
+        if self.whole.ndim == 2:
+            return [p for target in range(self.whole.shape[1]) for p in self.only(target).pictures(sample)]
+        found = super().pictures(sample)
+        if (words := self._words(sample)) is not None:
+            return [words, *found]
+        with contextlib.suppress(ValueError):  # no input is an image
+            found.insert(0, Pixels("", self.heatmap(sample=sample).detach().double().cpu().numpy()))
+        return found
+
+    def _words(self, sample: int) -> Words | None:
+        """The tokens of the input that has one relevance per name."""
+        names = self.names or []
+        for name, part in self.parts.items():
+            if names and name.startswith("input:") and part.ndim == 2 and part.shape[1] == max(map(len, names)):
+                tokens = names[sample]
+                return Words("", tokens, part[sample, : len(tokens)].tolist())  # grouped by words, samples differ in length
+        return None
 
     def heatmap(self, name: str | None = None, sample: int = 0) -> Float[Tensor, "height width"]:
         """Relevance of one image summed over its channels.

@@ -28,6 +28,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from termwise.core.pictures import Line, Lines, Picture, Pictured
+
 from .groups import Groups
 from .metric import Metric
 from .perturbation import Features
@@ -38,7 +40,7 @@ __all__ = ["PerturbationCurves", "perturbation_curves", "pixel_flipping", "walk"
 
 
 @dataclass(frozen=True, eq=False)
-class PerturbationCurves:
+class PerturbationCurves(Pictured):
     """Both curves of every sample, and what is read from them.
 
     Attributes:
@@ -102,12 +104,17 @@ class PerturbationCurves:
 
     def figure(self, title: str = "") -> bytes:
         """Both curves, averaged over samples, and the area between them, as a PNG."""
-        from termwise.report.curve import between
+        from termwise.report.figures import png
 
-        return between(self.fractions, self.most_first, self.least_first, title=title, score=self.score, what=self.what)
+        return png(self.pictures(), title)
 
-    def _repr_png_(self) -> bytes:
-        return self.figure(repr(self.abpc))
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """Both curves, averaged over samples; the area between them is ABPC."""
+        x = (100 * self.fractions).tolist()
+        below, above = (scores.double().mean(0).tolist() for scores in (self.most_first, self.least_first))
+        most, least = Line("most relevant first", x, below), Line("least relevant first", x, above, below, above)
+        y = f"{self.score} of the explained class, mean of {len(self.most_first)}"
+        return [Lines("Perturbation curves", [most, least], x=f"share of the {self.what} replaced, %", y=y, note=repr(self.abpc))]
 
     def _whole(self) -> Tensor:
         return _area(self.most_first[:, :1].expand_as(self.most_first), self.fractions)

@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from termwise.core.pictures import Line, Lines, Picture, Pictured
+
 from .metric import Metric
 from .sensitivity import relevance_of
 
@@ -27,7 +29,7 @@ __all__ = ["Randomisation", "randomisation", "spearman"]
 
 
 @dataclass(frozen=True, eq=False)
-class Randomisation:
+class Randomisation(Pictured):
     """Rank correlations with the map of the trained model.
 
     Attributes:
@@ -45,12 +47,18 @@ class Randomisation:
 
     def figure(self, title: str = "") -> bytes:
         """The correlations from top to bottom, mean and spread over samples, as a PNG."""
-        from termwise.report.curve import steps
+        from termwise.report.figures import png
 
-        return steps(self.layers, self.correlations, title=title, what="rank correlation with the trained model's map")
+        return png(self.pictures(), title)
 
-    def _repr_png_(self) -> bytes:
-        return self.figure()
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """The correlations from top to bottom, mean and one deviation over samples."""
+        values = self.correlations.double()
+        mean, spread = values.mean(0), values.std(0) if len(values) > 1 else values[0] * 0
+        line = Line("mean, ± one deviation", self.layers, *(v.tolist() for v in (mean, mean - spread, mean + spread)))
+        return [
+            Lines("Redrawn from the top down", [line], x="redrawn down to", y="rank correlation with the trained model's map")
+        ]
 
 
 def randomisation(

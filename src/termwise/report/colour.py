@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["COOL", "NEUTRAL", "WARM", "blended", "css", "opacity", "robust_scale"]
+__all__ = ["ACCENT", "COOL", "INK", "NEUTRAL", "REMAINDER", "SERIES", "SOFT", "WARM", "blended", "css", "opacity", "robust_scale"]
 
 WARM = (224, 72, 60)
 COOL = (44, 114, 210)
 NEUTRAL = (138, 143, 152)
+INK, SOFT, ACCENT, REMAINDER = (27, 31, 36), (93, 102, 113), (31, 122, 109), (154, 52, 140)
+SERIES = ((0, 114, 178), (213, 94, 0), (0, 135, 100), (204, 121, 167), (171, 116, 0), (86, 180, 233))
+"""Curves in order: the colours of Okabe & Ito (2008), which all kinds of eyes tell apart; two are darker, to be read on white."""
 
 
 def robust_scale(values: Any, percentile: float = 99.5) -> float:

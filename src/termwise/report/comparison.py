@@ -107,11 +107,13 @@ def page(
     """A self-contained HTML page: the picture above the table."""
     import base64
 
-    from .page import _templates
+    from .page import rendered
 
     heads, lines = cells(rows)
     drawn = base64.b64encode(figure(explained, picture=picture)).decode() if explained else ""
-    return _templates().get_template("comparison.html").render(title=title, lead=lead, heads=heads, lines=lines, drawn=drawn)
+    return rendered(
+        "comparison.html", title=title, lead=lead, heads=heads, lines=lines, drawn=drawn, footer="", interactive=False
+    )
 
 
 def _maps(make: Any, explained: Sequence[tuple[str, Any]], sample: int, picture: Any) -> Any:

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from .colour import blended, robust_scale
 
-__all__ = ["figure", "overlay", "png", "relevance_map", "smoothed"]
+__all__ = ["overlay", "png", "relevance_map", "smoothed"]
 
-Pixels = NDArray[np.uint8]
+Image = NDArray[np.uint8]
 
 
-def relevance_map(relevance: Any, percentile: float = 99.0) -> Pixels:
+def relevance_map(relevance: Any, percentile: float = 99.0) -> Image:
     """The map in colours on white, (height, width, 3): warm raises the output, cool lowers it.
 
     Args:
@@ -30,7 +30,7 @@ def relevance_map(relevance: Any, percentile: float = 99.0) -> Pixels:
     return blended(values, robust_scale(values, percentile))
 
 
-def overlay(picture: Any, relevance: Any, percentile: float = 99.5, sigma: float = 3.0) -> Pixels:
+def overlay(picture: Any, relevance: Any, percentile: float = 99.5, sigma: float = 3.0) -> Image:
     """The smoothed map over the picture in grey, (height, width, 3).
 
     Args:
@@ -70,53 +70,6 @@ def png(pixels: Any) -> bytes:
     buffer = io.BytesIO()
     imsave(buffer, np.ascontiguousarray(pixels), format="png", metadata={"Software": None})  # type: ignore[dict-item]  # None: no version in the file
     return buffer.getvalue()
-
-
-def figure(picture: Any, relevance: Any, title: str = "", note: str = "") -> bytes:
-    """Photo, map and overlay side by side with a colour bar, as a PNG to share.
-
-    Args:
-        picture: (height, width, 3), 0 to 255.
-        relevance: (height, width).
-        title: set above, plain text.
-        note: the honest line, set below.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import ListedColormap, Normalize
-    from matplotlib.figure import Figure
-
-    values = _plane(relevance)
-    scale = robust_scale(values, 99.0)
-    fig = Figure(figsize=(10.2, 4.1), dpi=150, facecolor="white", layout="constrained")
-    FigureCanvasAgg(fig)
-    axes = fig.subplots(1, 3)
-    panels = [(np.asarray(picture), "the picture"), (relevance_map(values), "relevance, every pixel")]
-    panels.append((overlay(picture, values), "summed over small patches"))
-    for axis, (pixels, label) in zip(axes, panels, strict=True):
-        axis.imshow(pixels, interpolation="nearest")
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.set_xlabel(label, fontsize=9, color="#5b6470", labelpad=6)
-        for side in axis.spines.values():
-            side.set_color("#e3e6ea")
-    shades = ListedColormap(blended(np.linspace(-1, 1, 255), 1.0) / 255)
-    bar = fig.colorbar(ScalarMappable(Normalize(-scale, scale), shades), ax=axes, fraction=0.018, pad=0.012)
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    bar.set_ticks([-scale, 0, scale], labels=["lowers", "0", "raises"])
-    bar.ax.tick_params(size=0, labelsize=8, labelcolor="#5b6470")
-    if title:
-        fig.suptitle(_plain(title), fontsize=13, fontweight="bold", color="#1b1f24")
-    if note:
-        fig.supxlabel(_plain(note), fontsize=8.5, color="#5b6470")
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _plain(text: str) -> str:
-    """Text in which no `$` starts a formula."""
-    return text.replace("$", r"\$")
 
 
 def _plane(relevance: Any) -> NDArray[np.float64]:

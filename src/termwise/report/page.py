@@ -1,24 +1,26 @@
-"""One self-contained HTML page of explanations, and the fragment that a notebook shows.
+"""One self-contained HTML page of results, and the fragment that a notebook shows.
 
-Nothing is fetched: pictures are data URIs, curves are inline SVG, there is no script, and a content policy in the page
-forbids all of it. Everything a user or a model named is escaped by the template engine.
+Nothing is fetched: pictures are data URIs, the charting library lies in the page, and a content policy in it forbids any
+request and any script but these two, by their hashes. Everything a user or a model named is escaped by the template engine.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from termwise.core.decomposition import Decomposition
+from termwise.core.pictures import Pictured, Pixels, Words
 
-from .colour import css, robust_scale
-from .curve import Curve, lines, verdict
-from .heatmap import overlay, png, relevance_map
-from .tokens import printable, words
-from .waterfall import bars
+from .curve import Curve, picture
+from .markup import markup
+from .reading import number
+from .tokens import printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -28,10 +30,10 @@ __all__ = ["Section", "fragment", "page"]
 
 @dataclass(frozen=True)
 class Section:
-    """What a page says about one decomposition; everything but the decomposition may be left out.
+    """What a page says about one result; everything but the result may be left out.
 
     Attributes:
-        decomposition: what is shown.
+        decomposition: what is shown: a Decomposition, or any other result that has `pictures`.
         heading: the question or the input, in a few words.
         source: which model and which input, with licences.
         picture: (height, width, 3), 0 to 255, where the input is an image.
@@ -41,7 +43,7 @@ class Section:
         sample: which sample of the decomposition.
     """
 
-    decomposition: Decomposition
+    decomposition: Pictured
     heading: str = ""
     source: str = ""
     picture: Any = None
@@ -52,7 +54,7 @@ class Section:
 
 
 def page(sections: Sequence[Section], title: str = "Why?", lead: str = "", footer: str = "") -> str:
-    """A whole HTML document.
+    """A whole HTML document, which needs no network and no server.
 
     Args:
         sections: one card each.
@@ -65,58 +67,89 @@ def page(sections: Sequence[Section], title: str = "Why?", lead: str = "", foote
     """
     if not sections:
         raise ValueError("a page needs at least one section")
-    cards = [_context(one) for section in sections for one in _one_question_each(section)]
-    return _templates().get_template("page.html").render(title=title, lead=lead, cards=cards, footer=footer)
+    cards = [_context(one, static=False) for section in sections for one in _one_question_each(section)]
+    coloured = any(p["kind"] in ("words", "pixels") for card in cards for p in card["first"])
+    return rendered("page.html", title=title, lead=lead, cards=cards, footer=footer, coloured=coloured, static=False)
 
 
-def fragment(decomposition: Decomposition, sample: int = 0) -> str:
-    """A piece of HTML with its own style, for notebooks."""
-    template = _templates().get_template("fragment.html")
-    sections = _one_question_each(Section(decomposition, sample=sample))
-    return "\n".join(template.render(card=_context(section)) for section in sections)
+def fragment(result: Pictured, sample: int = 0) -> str:
+    """A piece of HTML with its own style and without scripts, for notebooks."""
+    template = templates().get_template("fragment.html")
+    sections = _one_question_each(Section(result, sample=sample))
+    return "\n".join(template.render(card=_context(section, static=True), static=True) for section in sections)
+
+
+def rendered(template: str, *, interactive: bool = True, **context: Any) -> str:
+    """A page of the house, with its scripts where there is something to touch."""
+    return templates().get_template(template).render(scripts=_scripts() if interactive else [], **context)
 
 
 def _one_question_each(section: Section) -> list[Section]:
     """Where several targets were explained at once, a section for each."""
-    only, whole = getattr(section.decomposition, "only", None), section.decomposition.whole
-    if only is None or whole.ndim != 2:
+    only, whole = getattr(section.decomposition, "only", None), getattr(section.decomposition, "whole", None)
+    if only is None or whole is None or whole.ndim != 2:
         return [section]
     return [replace(section, decomposition=only(t)) for t in range(whole.shape[1])]
 
 
 @cache
-def _templates() -> Environment:
+def templates() -> Environment:
+    """The template engine: it escapes what is printed, in every template, and knows no name that is not given."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
-        loader=PackageLoader("termwise.report"),
-        autoescape=True,  # for every template, whatever its suffix
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=PackageLoader("termwise.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
 
 
-def _context(section: Section) -> dict[str, Any]:
+@cache
+def _scripts() -> list[dict[str, Any]]:
+    """The charting library and what the page does with it, with the hashes by which the page's policy lets them run."""
+    from markupsafe import Markup
+
+    folder = resources.files("termwise.report")
+    found = []
+    for name in ("static/echarts.min.js", "templates/page.js"):
+        code = folder.joinpath(name).read_text("utf-8")
+        digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+        found.append({"code": Markup(code), "hash": f"sha256-{digest}"})
+    return found
+
+
+def _context(section: Section, *, static: bool) -> dict[str, Any]:
     """Everything the template prints, as text and numbers."""
-    whole, sample = section.decomposition.whole, section.sample
-    one = section.decomposition[sample] if whole.ndim else section.decomposition  # its samples: this one
-    scalar = whole.ndim <= 1 and not whole.is_complex()
-    label = getattr(one, "label", None)
+    result, sample = section.decomposition, section.sample
+    pictures = [
+        replace(p, picture=section.picture) if isinstance(p, Pixels) and section.picture is not None else p
+        for p in result.pictures(sample)
+    ]
+    summary = getattr(result, "summary", str)
     return {
         "heading": section.heading,
         "source": section.source,
         "note": section.note,
-        "label": printable(label(0)) if callable(label) and whole.ndim else "",
-        "whole": _minus(f"{float(one.whole.reshape(-1)[0]):.4g}") if scalar else f"shape {tuple(whole.shape)}",
-        "of": f"sample {sample % len(whole) + 1} of {len(whole)}" if whole.ndim and len(whole) > 1 else "",
-        "summary": one.summary(),
-        "tiles": _tiles(one),
-        "pictures": _pictures(one, section.picture),
-        "words": _words(one),
+        "label": "", "whole": "", "of": "", "tiles": [],
+        "summary": printable(str(summary())),
+        # what people look at before they read numbers
+        "first": [markup(p, static) for p in pictures if isinstance(p, Pixels | Words)],
+        "more": [markup(p, static) for p in pictures if not isinstance(p, Pixels | Words)],
         "scores": [{"name": n, "percent": f"{100 * p:.1f} %", "width": f"{100 * p:.2f}"} for n, p in section.scores],
-        "waterfall": _waterfall(one) if scalar else None,
-        "curve": None if section.curve is None else _curve(section.curve, sample),
+        "curve": None if section.curve is None else markup(picture(section.curve, sample), static),
+    } | (_numbers(result, sample) if isinstance(result, Decomposition) else {})  # fmt: skip
+
+
+def _numbers(result: Decomposition, sample: int) -> dict[str, Any]:
+    """What a decomposition can say of itself."""
+    whole = result.whole
+    one = result[sample] if result.by_sample else result
+    scalar = whole.ndim <= 1 and not whole.is_complex()
+    label = getattr(one, "label", None)
+    return {
+        "label": printable(label(0)) if callable(label) and whole.ndim else "",
+        "whole": number(float(one.whole.reshape(-1)[0])) if scalar else f"shape {tuple(whole.shape)}",
+        "of": f"sample {sample % len(whole) + 1} of {len(whole)}" if result.by_sample and len(whole) > 1 else "",
+        "summary": printable(one.summary()),
+        "tiles": _tiles(one),
     }
 
 
@@ -129,95 +162,6 @@ def _tiles(one: Decomposition) -> list[dict[str, str]]:
             percent = 100 * float(value[0])
             name = "lost by rules" if group == "rules" else group
             text = f"{percent:z.1f} %" if abs(percent) < 10 else f"{percent:z.0f} %"  # z: no "-0.0"
-            tiles.append({"name": name, "value": _minus(text), "hint": "of the whole"})
+            tiles.append({"name": name, "value": text.replace("-", "\N{MINUS SIGN}"), "hint": "of the whole"})
     tiles.append({"name": "cancellation", "value": f"{one.cancellation():.3g}×", "hint": "sum of |parts| over the whole"})
     return tiles
-
-
-def _pictures(one: Decomposition, picture: Any) -> list[dict[str, str]]:
-    """Photo, map and overlay; the map alone where there is no photo; nothing where the input is no image."""
-    heatmap = getattr(one, "heatmap", None)
-    images = [p for n, p in one.parts.items() if n.startswith(("input:", "at:")) and p.ndim == 4]
-    if heatmap is None or not images:
-        return []
-    relevance = heatmap()
-    found = [{"src": _data(relevance_map(relevance)), "caption": "relevance of every pixel", "kind": "map"}]
-    if picture is not None:
-        found.insert(0, {"src": _data(picture), "caption": "what the model saw", "kind": "photo"})
-        found.append(
-            {"src": _data(overlay(picture, relevance)), "caption": "relevance, summed over small patches", "kind": "overlay"}
-        )
-    return found
-
-
-def _data(pixels: Any) -> str:
-    return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
-
-
-def _words(one: Decomposition) -> list[dict[str, Any]]:
-    sentence = words(one)
-    scale = robust_scale([w.value for w in sentence], 100)
-    return [
-        {
-            "text": printable(w.text),
-            "colour": css(w.value, scale),
-            "value": _minus(f"{w.value:+.2f}"),
-            "title": f"{w.value:+.5g}" + (f" from {' + '.join(map(printable, w.pieces))}" if len(w.pieces) > 1 else ""),
-            "space": w.space,
-            "special": w.special,
-            "strong": abs(w.value) >= 0.25 * scale,
-        }
-        for w in sentence
-    ]
-
-
-def _waterfall(one: Decomposition) -> dict[str, Any]:
-    """Bars in percent of the track's width."""
-    steps = bars(one)
-    low, high = min(0.0, *(min(b.start, b.end) for b in steps)), max(0.0, *(max(b.start, b.end) for b in steps))
-    width = high - low or 1.0
-
-    def place(x: float) -> float:
-        return round(100 * (x - low) / width, 3)
-
-    rows = [
-        {
-            "label": printable(b.label),
-            "kind": b.kind,
-            "value": _minus(f"{b.value:+.4g}"),
-            "left": place(min(b.start, b.end)),
-            "width": round(100 * abs(b.value) / width, 3),
-            "end": place(b.end),
-            "sign": "whole" if b.kind == "whole" else "up" if b.value > 0 else "down",
-        }
-        for b in steps
-    ]
-    return {"rows": rows, "zero": place(0.0)}
-
-
-def _minus(number: str) -> str:
-    """A number with a minus sign as wide as its plus, where it is no exponent's."""
-    return "\N{MINUS SIGN}" + number[1:] if number.startswith("-") else number
-
-
-def _curve(curve: Curve, sample: int) -> dict[str, Any]:
-    """Coordinates of the SVG: 0..600 across, 0..240 down."""
-    drawn = lines(curve, sample)
-    across, height = 600 / drawn.x[-1], 240 / (drawn.top - drawn.bottom)
-
-    def points(values: Sequence[float]) -> list[str]:
-        return [f"{x * across:.1f},{240 - (y - drawn.bottom) * height:.1f}" for x, y in zip(drawn.x, values, strict=True)]
-
-    ticks = [drawn.bottom + (drawn.top - drawn.bottom) * i / 4 for i in range(5)]
-    return {
-        "line": " ".join(points(drawn.y)),
-        "mean": " ".join(points(drawn.mean)),
-        "band": " ".join([*points(drawn.high), *reversed(points(drawn.low))]),
-        "across": [
-            {"at": 150 * i, "text": f"{25 * i * drawn.x[-1]:.0f} %", "anchor": "end" if i == 4 else "middle"} for i in range(5)
-        ],
-        "up": [{"at": 240 - 60 * i, "text": f"{100 * t:.0f} %" if drawn.percent else f"{t:.3g}"} for i, t in enumerate(ticks)],
-        "what": curve.what,
-        "score": "probability" if drawn.percent else "score",
-        "verdict": verdict(curve, sample),
-    }

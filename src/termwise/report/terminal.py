@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from termwise.core.decomposition import Decomposition
+from termwise.core.waterfall import bars, check_sample
 
 from .tokens import printable, rich_text, words
-from .waterfall import bars
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -43,8 +43,7 @@ def show(decomposition: Decomposition, sample: int = 0, k: int = 10, console: Co
 def rendered(decomposition: Decomposition, sample: int = 0, k: int = 10) -> RenderableType:
     """What `show` prints, to be put into other layouts."""
     whole = decomposition.whole
-    if whole.ndim and not -len(whole) <= sample < len(whole):
-        raise ValueError(f"sample {sample} is out of range: there are {len(whole)}")
+    check_sample(decomposition, sample)
     blocks: list[RenderableType] = [_title(decomposition, sample)]
     if sentence := words(decomposition, sample):
         blocks.append(Padding(rich_text(sentence), (1, 2)))

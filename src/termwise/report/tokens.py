@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from termwise.core.pictures import Words
+
 from .colour import blended, robust_scale
 
 if TYPE_CHECKING:
@@ -73,15 +75,9 @@ def merge(tokens: Sequence[str], values: Sequence[float]) -> list[Word]:
 
 
 def words(decomposition: Decomposition, sample: int = 0) -> list[Word]:
-    """The words of one sample, from its `names` and the input that has one relevance per name; none where there is none."""
-    names = getattr(decomposition, "names", None)
-    if not names:
-        return []
-    tokens = names[sample]
-    for name, part in decomposition.parts.items():
-        if name.startswith("input:") and part.ndim == 2 and part.shape[1] == max(map(len, names)):
-            return merge(tokens, part[sample, : len(tokens)].tolist())  # grouped by words, samples differ in length
-    return []
+    """The words of one sample, merged from the tokens it shows; none where it shows none."""
+    shown = (merge(p.tokens, p.values) for p in decomposition.pictures(sample) if isinstance(p, Words))
+    return next(shown, [])
 
 
 def rich_text(sentence: Sequence[Word], scale: float | None = None) -> Text:

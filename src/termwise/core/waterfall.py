@@ -1,36 +1,60 @@
-"""A waterfall: contributions one after the other from 0 to the whole, the largest by name and the rest together.
+"""Which terms of one number to show: the inputs, the largest others by name, the rest together, the remainder.
 
     0 -> + inputs -> + the k largest others -> + the rest -> (+ remainder) -> whole
 
-Losses of rules are gathered by module. The remainder is a bar of its own only where it could be seen.
+Losses of rules are gathered by module. The remainder is a bar of its own only where it could be seen. Where the whole is
+no single number, its terms are sizes side by side.
 """
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from termwise.core.decomposition import Decomposition
+from .pictures import Bar, Bars, Waterfall
 
-from .colour import COOL, NEUTRAL, WARM
+if TYPE_CHECKING:
+    from .decomposition import Decomposition
 
-__all__ = ["KINDS", "Bar", "bars", "figure"]
+__all__ = ["KINDS", "bars", "sizes", "waterfall"]
 
 KINDS = {"input": "input", "at": "inner module", "bias": "bias", "constant": "constant", "rule": "lost by rules"}
 """First word of a part's name -> what a reader calls it."""
 
 
-@dataclass(frozen=True)
-class Bar:
-    """One step: what it is, its kind, what it adds, and where it starts and ends."""
+def waterfall(decomposition: Decomposition, sample: int = 0, k: int = 10) -> Waterfall:
+    """The terms of one sample as a picture.
 
-    label: str
-    kind: str
-    value: float
-    start: float
-    end: float
+    Raises:
+        ValueError: as `bars`.
+    """
+    return Waterfall("Where it comes from", bars(decomposition, k, sample))
+
+
+def sizes(decomposition: Decomposition, sample: int = 0, k: int = 24) -> Bars:
+    """Euclidean norms of the contributions of one sample, of the remainder and of the whole, in the order of the parts.
+
+    Args:
+        decomposition: any.
+        sample: which sample.
+        k: how many parts to show: the largest.
+
+    Raises:
+        ValueError: when there is no such sample.
+    """
+    has_samples = decomposition.whole.ndim > 0
+    check_sample(decomposition, sample)
+
+    def size(value: torch.Tensor) -> float:
+        return float((value[sample] if has_samples else value).detach().abs().norm())
+
+    norms = {name: size(value) for name, value in decomposition.contributions().items()}
+    largest = set(sorted(norms, key=lambda name: -norms[name])[:k])
+    shown = {name: value for name, value in norms.items() if name in largest}
+    note = f"{len(norms) - len(shown)} smaller parts are not shown" if len(norms) > len(shown) else ""
+    shown |= {"remainder": size(decomposition.remainder), "whole": size(decomposition.whole)}
+    return Bars("Sizes of the parts", list(shown), {"size": list(shown.values())}, y="Euclidean norm", note=note)
 
 
 def bars(decomposition: Decomposition, k: int = 10, sample: int = 0) -> list[Bar]:
@@ -78,8 +102,7 @@ def numbers(decomposition: Decomposition, sample: int) -> tuple[float, dict[str,
     whole = decomposition.whole
     if whole.ndim > 1 or whole.is_complex():
         raise ValueError(f"a waterfall needs one real number per sample, the whole is {tuple(whole.shape)} {whole.dtype}")
-    if whole.ndim and not -len(whole) <= sample < len(whole):
-        raise ValueError(f"sample {sample} is out of range: there are {len(whole)}")
+    check_sample(decomposition, sample)
     parts = decomposition.contributions()
 
     def one(value: torch.Tensor) -> float:
@@ -88,32 +111,8 @@ def numbers(decomposition: Decomposition, sample: int) -> tuple[float, dict[str,
     return one(whole), {name: one(value) for name, value in parts.items()}
 
 
-def figure(decomposition: Decomposition, title: str = "", k: int = 10, sample: int = 0) -> bytes:
-    """The waterfall as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    steps = bars(decomposition, k, sample)
-    fig = Figure(figsize=(8.6, 0.9 + 0.34 * len(steps)), dpi=150, facecolor="white", layout="constrained")
-    FigureCanvasAgg(fig)
-    axis = fig.subplots()
-    low, high = min(min(b.start, b.end) for b in steps), max(max(b.start, b.end) for b in steps)
-    room = (high - low or 1.0) * 0.02
-    for row, bar in enumerate(steps):
-        colour = NEUTRAL if bar.kind == "whole" else WARM if bar.value > 0 else COOL
-        axis.barh(row, bar.end - bar.start, left=bar.start, height=0.62, color=[c / 255 for c in colour])
-        axis.text(max(bar.start, bar.end) + room, row, f"{bar.value:+.4g}", va="center", fontsize=8, color="#5b6470")
-        if row + 1 < len(steps) and steps[row + 1].kind != "whole":
-            axis.plot([bar.end, bar.end], [row + 0.31, row + 0.69], color="#c3c9d1", linewidth=0.8)
-    labels = [b.label if b.kind in ("whole", "remainder") else f"{b.label}  ({b.kind})" for b in steps]
-    axis.set_yticks(range(len(steps)), [label.replace("$", r"\$") for label in labels], fontsize=8.5)
-    axis.invert_yaxis()
-    axis.set_xlim(low - 2 * room, high + 9 * room)
-    axis.axvline(0, color="#c3c9d1", linewidth=0.8, zorder=0)
-    axis.tick_params(size=0, labelcolor="#3a424d")
-    for side in axis.spines.values():
-        side.set_visible(False)
-    axis.set_title(title.replace("$", r"\$"), fontsize=12, fontweight="bold", color="#1b1f24", loc="left")
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+def check_sample(decomposition: Decomposition, sample: int) -> None:
+    """Refuse a sample that is not there."""
+    whole = decomposition.whole
+    if whole.ndim and not -len(whole) <= sample < len(whole):
+        raise ValueError(f"sample {sample} is out of range: there are {len(whole)}")

@@ -1,0 +1,361 @@
+"""A picture drawn with matplotlib, for papers: the same kinds and colours as on a page, on white.
+
+    fig = why.plot();  fig.savefig("why.svg")
+
+No state of pyplot is touched: figures can be made in any thread, and nothing pops up.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from functools import singledispatch
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from termwise.core.pictures import Bars, Lines, Matrix, Picture, Pixels, Points, Steps, Table, Waterfall, Words
+
+from .colour import ACCENT, COOL, INK, NEUTRAL, REMAINDER, SERIES, SOFT, WARM, blended, robust_scale
+from .heatmap import overlay, relevance_map
+from .reading import number
+from .reading import table as as_table
+from .tokens import merge, printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+__all__ = ["figure", "png", "svg"]
+
+WIDTH = 7.2
+"""Inches of a figure across."""
+
+MOST = 6
+"""Of a slider's pictures so many are printed, evenly chosen, with the first and the last."""
+
+FAINT = "#c3c9d1"
+ROLES = {"remainder": REMAINDER, "chance": NEUTRAL, "whole": INK}
+
+
+def figure(pictures: Sequence[Picture], title: str = "") -> Figure:
+    """The pictures below one another.
+
+    Args:
+        pictures: at least one.
+        title: set above all.
+
+    Raises:
+        ValueError: when there is nothing to draw.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if not pictures:
+        raise ValueError("there is nothing to draw: no pictures were given")
+    heights = [_height(p) for p in pictures]
+    fig = Figure(figsize=(WIDTH, sum(heights) + (0.35 if title else 0)), dpi=150, facecolor="white", layout="constrained")
+    FigureCanvasAgg(fig)
+    if title:
+        fig.suptitle(_plain(title), fontsize=12, fontweight="bold", color=_rgb(INK))
+    places = fig.subfigures(len(pictures), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for picture, place in zip(pictures, places, strict=True):
+        _draw(picture, place)
+    return fig
+
+
+def png(pictures: Sequence[Picture], title: str = "") -> bytes:
+    """The figure as a PNG, the same bytes every time."""
+    return _saved(figure(pictures, title), "png", {"Software": None})
+
+
+def svg(pictures: Sequence[Picture], title: str = "") -> bytes:
+    """The figure as an SVG whose letters are letters, the same bytes every time."""
+    from matplotlib import rc_context
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "termwise"}):
+        return _saved(figure(pictures, title), "svg", {"Date": None, "Creator": None})
+
+
+def _saved(fig: Figure, kind: str, metadata: dict[str, None]) -> bytes:
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format=kind, metadata=metadata)  # type: ignore[arg-type]  # None: left out
+    return buffer.getvalue()
+
+
+@singledispatch
+def _height(picture: Picture) -> float:
+    return 3.2
+
+
+@singledispatch
+def _draw(picture: Picture, place: SubFigure) -> None:
+    raise TypeError(f"a {type(picture).__name__} is no kind of picture that can be drawn: see termwise.core.pictures")
+
+
+@_height.register
+def _(picture: Waterfall) -> float:
+    return 0.6 + 0.3 * len(picture.bars)
+
+
+@_draw.register(Waterfall)
+def _(picture: Waterfall, place: SubFigure) -> None:
+    axis = _axis(picture, place)
+    steps = picture.bars
+    low, high = min(min(b.start, b.end) for b in steps), max(max(b.start, b.end) for b in steps)
+    room = (high - low or 1.0) * 0.02
+    for row, bar in enumerate(steps):
+        colour = ACCENT if bar.kind == "whole" else WARM if bar.value > 0 else COOL
+        axis.barh(row, bar.end - bar.start, left=bar.start, height=0.62, color=_rgb(colour))
+        axis.text(max(bar.start, bar.end) + room, row, number(bar.value), va="center", fontsize=8, color=_rgb(SOFT))
+        if row + 1 < len(steps) and steps[row + 1].kind != "whole":
+            axis.plot([bar.end, bar.end], [row + 0.31, row + 0.69], color=FAINT, linewidth=0.8)
+    labels = [b.label if b.kind in ("whole", "remainder", "part") else f"{b.label}  ({b.kind})" for b in steps]
+    axis.set_yticks(range(len(steps)), [_short(label) for label in labels])
+    axis.invert_yaxis()
+    axis.set_xlim(low - 2 * room, high + 9 * room)
+    axis.axvline(0, color=FAINT, linewidth=0.8, zorder=0)
+    axis.tick_params(size=0)
+    axis.spines[:].set_visible(False)
+
+
+@_draw.register(Lines)
+def _(picture: Lines, place: SubFigure) -> None:
+    axis = _axis(picture, place)
+    words = list(dict.fromkeys(x for line in picture.lines for x in line.x if isinstance(x, str)))
+    if picture.log_x and not words:
+        axis.set_xscale("log")
+    if picture.log_y:
+        axis.set_yscale("log")
+    for i, line in enumerate(picture.lines):
+        colour = _rgb(ROLES.get(line.role, SERIES[i % len(SERIES)]))
+        x: Any = [words.index(str(p)) for p in line.x] if words else list(line.x)
+        shown = [y if _drawable(y, picture.log_y) else math.nan for y in line.y]
+        if line.low:
+            axis.fill_between(x, line.low, line.high, color=colour, alpha=0.2, linewidth=0)
+        style = "none" if line.markers else "--" if line.role in ("remainder", "chance") else "-"
+        marker = "o" if line.markers or len(x) <= 40 else None
+        axis.plot(x, shown, linestyle=style, marker=marker, markersize=3.5, linewidth=2, color=colour, label=_plain(line.name))
+    if words:
+        slant: dict[str, Any] = {"rotation": 45, "ha": "right"} if sum(map(len, words)) > 60 else {}
+        axis.set_xticks(range(len(words)), [_short(w) for w in words], **slant)
+    axis.set_xlabel(_plain(picture.x))
+    axis.set_ylabel(_plain(picture.y))
+    if len(picture.lines) > 1:
+        axis.legend(frameon=False, fontsize=8, labelcolor=_rgb(SOFT))
+
+
+@_height.register
+def _(picture: Bars) -> float:
+    return 0.9 + 0.22 * max(1, len(picture.values)) * len(picture.names) if _lies(picture) else 3.0
+
+
+@_draw.register(Bars)
+def _(picture: Bars, place: SubFigure) -> None:
+    axis = _axis(picture, place)
+    lies, count = _lies(picture), max(1, len(picture.values))
+    thick = 0.8 / count
+    for i, (name, values) in enumerate(picture.values.items()):
+        at = [row + (i - (count - 1) / 2) * thick for row in range(len(values))]
+        colours = [_rgb((WARM if v > 0 else COOL) if picture.signed else SERIES[i % len(SERIES)]) for v in values]
+        sizes = [v if _drawable(v, picture.log) else 0.0 for v in values]
+        (axis.barh if lies else axis.bar)(at, sizes, thick, color=colours, label=_plain(name))
+    names, places = [_short(n) for n in picture.names], range(len(picture.names))
+    if lies:
+        axis.set_yticks(places, names)
+        axis.invert_yaxis()
+        axis.set_xlabel(_plain(picture.y))
+    else:
+        axis.set_xticks(places, names)
+        axis.set_ylabel(_plain(picture.y))
+    if picture.log:
+        (axis.set_xscale if lies else axis.set_yscale)("log")
+    if count > 1:
+        axis.legend(frameon=False, fontsize=8, labelcolor=_rgb(SOFT))
+
+
+def _lies(picture: Bars) -> bool:
+    """Whether the bars lie, so that long names can be read."""
+    return len(picture.names) > 12 or max((len(n) for n in picture.names), default=0) > 12
+
+
+@_height.register
+def _(picture: Matrix) -> float:
+    return 1.1 + min(max(0.16 * len(picture.rows), 1.2), 6)
+
+
+@_draw.register(Matrix)
+def _(picture: Matrix, place: SubFigure) -> None:
+    axis = _axis(picture, place)
+    values = np.asarray(picture.values, dtype=np.float64).reshape(len(picture.rows), len(picture.columns))
+    known = np.where(np.isfinite(values), values, 0.0)
+    top = float(np.abs(known).max(initial=0)) or 1.0
+    axis.imshow(blended(known, top, gamma=1.0), aspect="auto", interpolation="nearest")
+    for names, set_ticks in ((picture.columns, axis.set_xticks), (picture.rows, axis.set_yticks)):
+        every = max(1, len(names) // 24)
+        set_ticks(range(0, len(names), every), [_short(str(n), 18) for n in list(names)[::every]])
+    if sum(len(str(c)) for c in picture.columns) > 70:
+        axis.tick_params(axis="x", rotation=60)
+    axis.set_xlabel(_plain(picture.x))
+    axis.set_ylabel(_plain(picture.y))
+    axis.spines[:].set_color(FAINT)
+    _scale(place, axis, -top if (known < 0).any() else 0.0, top, picture.value)
+
+
+@_height.register
+def _(picture: Points) -> float:
+    return 3.8
+
+
+@_draw.register(Points)
+def _(picture: Points, place: SubFigure) -> None:
+    axis = _axis(picture, place)
+    if picture.log_x:
+        axis.set_xscale("log")
+    if picture.log_y:
+        axis.set_yscale("log")
+    axis.scatter(picture.x, picture.y, s=28, color=_rgb(SERIES[0]), zorder=3)
+    if picture.front:
+        best = picture.pareto()
+        ends = [[values[i] for i in best] for values in (picture.x, picture.y)]
+        axis.step(*ends, where="post", color=_rgb(ACCENT), linewidth=1.6, label="Pareto front")
+        axis.legend(frameon=False, fontsize=8, labelcolor=_rgb(SOFT))
+    if len(picture.names) <= 24:
+        for name, x, y in zip(picture.names, picture.x, picture.y, strict=True):
+            axis.annotate(
+                _short(str(name)), (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=7.5, color=_rgb(SOFT)
+            )
+    axis.set_xlabel(_plain(picture.x_name))
+    axis.set_ylabel(_plain(picture.y_name))
+
+
+@_height.register
+def _(picture: Words) -> float:
+    return 0.5 + 0.32 * math.ceil(1.3 * sum(len(t) + 2 for t in picture.tokens) / 84)
+
+
+@_draw.register(Words)
+def _(picture: Words, place: SubFigure) -> None:
+    axis = _axis(picture, place)
+    axis.set_axis_off()
+    sentence = merge(picture.tokens, picture.values)
+    colours = blended([w.value for w in sentence], robust_scale([w.value for w in sentence], 100)) / 255
+    rows = _height(picture) / 0.32
+    x, row = 0.0, 0.5
+    for word, colour in zip(sentence, colours, strict=True):
+        text = _plain(printable(word.text))
+        width = (len(text) + 1.6) / 84  # letters of one width: nothing has to be measured
+        if x + width > 1 and x:
+            x, row = 0.0, row + 1
+        axis.text(
+            x, 1 - row / rows, text, fontsize=9, family="monospace", color=_rgb(INK), va="center", transform=axis.transAxes,
+            bbox={"boxstyle": "round,pad=0.25", "facecolor": tuple(colour), "edgecolor": "none"},
+        )  # fmt: skip
+        x += width + (0.6 / 84 if word.space else 0)
+
+
+@_draw.register(Pixels)
+def _(picture: Pixels, place: SubFigure) -> None:
+    panels = [(relevance_map(picture.values), "relevance of every pixel")]
+    if picture.picture is not None:
+        panels.insert(0, (np.asarray(picture.picture), "what the model saw"))
+        panels.append((overlay(picture.picture, picture.values), "summed over small patches"))
+    place.suptitle(_plain(picture.title), fontsize=10, fontweight="bold", color=_rgb(INK), x=0.02, ha="left")
+    axes = place.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (pixels, label) in zip(axes, panels, strict=True):
+        axis.imshow(pixels, interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+        axis.set_xlabel(label, fontsize=8, color=_rgb(SOFT))
+        axis.spines[:].set_color(FAINT)
+    scale = robust_scale(picture.values, 99.0)
+    bar = _scale(place, list(axes), -scale, scale, "")
+    bar.set_ticks([-scale, 0, scale], labels=["lowers", "0", "raises"])
+
+
+def _scale(place: SubFigure, axes: Any, low: float, high: float, label: str) -> Any:
+    """The colour scale beside a picture; 0 is white."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
+    shades = ListedColormap(blended(np.linspace(low, high, 255), high, gamma=1.0) / 255)
+    bar = place.colorbar(ScalarMappable(Normalize(low, high), shades), ax=axes, fraction=0.03, pad=0.02)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.tick_params(size=0, labelsize=7.5, labelcolor=_rgb(SOFT))
+    bar.set_label(_plain(label), fontsize=8, color=_rgb(SOFT))
+    return bar
+
+
+@_height.register
+def _(picture: Table) -> float:
+    return 0.5 + 0.24 * (min(len(picture.rows), 40) + 1)
+
+
+@_draw.register(Table)
+def _(picture: Table, place: SubFigure) -> None:
+    axis = _axis(picture, place)
+    axis.set_axis_off()
+    shown = as_table(picture)
+    cells = [[_short(number(cell)) for cell in row] for row in shown.rows[:40]]
+    drawn = axis.table(
+        cells or [[""] * len(shown.heads)], colLabels=[_short(h) for h in shown.heads], loc="upper center", edges="horizontal"
+    )
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(8)
+    for cell in drawn.get_celld().values():
+        cell.set_edgecolor(FAINT)
+        cell.get_text().set_color(_rgb(INK))
+
+
+def _chosen(picture: Steps) -> list[int]:
+    count = len(picture.pictures)
+    return sorted({round(i * (count - 1) / max(1, min(MOST, count) - 1)) for i in range(min(MOST, count))})
+
+
+@_height.register
+def _(picture: Steps) -> float:
+    return sum(_height(picture.pictures[i]) for i in _chosen(picture))
+
+
+@_draw.register(Steps)
+def _(picture: Steps, place: SubFigure) -> None:
+    from dataclasses import replace
+
+    shown = [picture.pictures[i] for i in _chosen(picture)]
+    names = [f"{picture.what} {picture.names[i]}" for i in _chosen(picture)]
+    places = place.subfigures(len(shown), 1, height_ratios=[_height(p) for p in shown], squeeze=False)[:, 0]
+    for one, name, below in zip(shown, names, places, strict=True):
+        _draw(replace(one, title=f"{one.title}, {name}" if one.title else name), below)
+
+
+def _axis(picture: Picture, place: SubFigure) -> Axes:
+    """An axis with the title, and spines and letters that stand back."""
+    axis = place.subplots()
+    axis.set_title(_plain(picture.title), fontsize=10, fontweight="bold", color=_rgb(INK), loc="left")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[:].set_color(FAINT)
+    axis.tick_params(color=FAINT, labelcolor=_rgb(SOFT), labelsize=8)
+    for one in (axis.xaxis, axis.yaxis):
+        one.label.set(fontsize=8.5, color=_rgb(SOFT))
+    return axis
+
+
+def _drawable(value: float, log: bool) -> bool:
+    """Whether a number has a place on an axis."""
+    return math.isfinite(value) and (value > 0 or not log)
+
+
+def _rgb(colour: tuple[int, int, int]) -> tuple[float, float, float]:
+    r, g, b = colour
+    return r / 255, g / 255, b / 255
+
+
+def _plain(text: str) -> str:
+    """Text in which no `$` starts a formula, and nothing moves a cursor."""
+    return printable(text).replace("$", r"\$")
+
+
+def _short(text: str, most: int = 44) -> str:
+    """A name that leaves room for the picture."""
+    text = printable(text)
+    return (text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 + 1 :]}").replace("$", r"\$")

@@ -1,0 +1,155 @@
+"""A picture as what the templates print: text, numbers and data URIs, nothing that a user typed as markup."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import replace
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+
+from termwise.core.pictures import Bars, Picture, Pixels, Steps, Table, Words
+
+from . import charts
+from .colour import css, robust_scale
+from .figures import svg
+from .heatmap import overlay, png, relevance_map
+from .reading import ROWS, number, sentence
+from .reading import table as as_table
+from .tokens import merge, printable
+
+__all__ = ["markup"]
+
+Context = dict[str, Any]
+
+
+@singledispatch
+def markup(picture: Picture, static: bool = False) -> Context:
+    """What the template `picture.html` prints.
+
+    Args:
+        picture: of any kind.
+        static: without scripts, for notebooks: charts are drawn as SVG.
+    """
+    found = _head(picture) | {"kind": "chart"}
+    found |= {"table": _rows(as_table(picture))}
+    if static:
+        return found | {"src": _uri(svg([replace(picture, title="", note="")]), "svg+xml")}
+    return found | {"options": charts.options(picture), "height": charts.height(picture)}
+
+
+@markup.register
+def _(picture: Table, static: bool = False) -> Context:
+    return _head(picture) | {"kind": "table", "table": _rows(picture)}
+
+
+@markup.register
+def _(picture: Steps, static: bool = False) -> Context:
+    if static:
+        last = markup(picture.pictures[-1], static)
+        return last | _head(picture) | {"src": _uri(svg([replace(picture, title="")]), "svg+xml")}
+    steps = [markup(p) for p in picture.pictures]
+    return _head(picture) | {
+        "kind": "steps",
+        "what": picture.what,
+        "names": [printable(n) for n in picture.names],
+        "steps": steps,
+    }
+
+
+@markup.register
+def _(picture: Words, static: bool = False) -> Context:
+    words = merge(picture.tokens, picture.values)
+    scale = robust_scale([w.value for w in words], 100)
+    shown = [
+        {
+            "text": printable(w.text),
+            "colour": css(w.value, scale),
+            "value": number(round(w.value, 2)),
+            "title": number(w.value) + (f" from {' + '.join(map(printable, w.pieces))}" if len(w.pieces) > 1 else ""),
+            "space": w.space,
+            "special": w.special,
+            "strong": abs(w.value) >= 0.25 * scale,
+        }
+        for w in words
+    ]
+    starts = np.cumsum([0, *(len(w.pieces) for w in words)])[:-1]
+    rows = [np.add.reduceat(np.asarray(row, dtype=np.float64), starts).tolist() for row in picture.by_layer] if words else []
+    return _head(picture) | {
+        "kind": "words",
+        "words": shown,
+        "layers": _layers(picture, rows, [w.value for w in words], len(words)),
+    }
+
+
+@markup.register
+def _(picture: Pixels, static: bool = False) -> Context:
+    images: list[Context] = [
+        {"src": _uri(png(relevance_map(picture.values)), "png"), "caption": "relevance of every pixel", "kind": "map"}
+    ]
+    if picture.picture is not None:
+        images.insert(0, {"src": _uri(png(picture.picture), "png"), "caption": "what the model saw", "kind": "photo"})
+        above = _uri(png(overlay(picture.picture, picture.values)), "png")
+        images.append({"src": above, "caption": "relevance, summed over small patches", "kind": "overlay"})
+    for image in images:
+        image["patches"] = []
+        image["alt"] = "what the model saw" if image["kind"] == "photo" else f"{image['caption']}. {sentence(picture)}"
+    found: Context = _head(picture) | {"kind": "pixels", "images": images, "layers": None}
+    if len(picture.layers):
+        grid = np.asarray(picture.by_layer, dtype=np.float64)
+        _, rows, columns = grid.shape
+        images[-1]["patches"] = _patches(rows, columns)
+        whole = np.asarray(picture.values, dtype=np.float64)
+        sums = [block.sum() for band in np.array_split(whole, rows, 0) for block in np.array_split(band, columns, 1)]
+        found["layers"] = _layers(picture, grid.reshape(len(grid), -1).tolist(), [float(s) for s in sums], columns)
+    return found
+
+
+def _patches(rows: int, columns: int) -> list[Context]:
+    """The squares that a pointer finds, in percent of the image."""
+    wide, high = 100 / columns, 100 / rows
+    size = {"width": round(wide, 3), "height": round(high, 3)}
+    return [
+        {"name": f"{i + 1}, {j + 1}", "left": round(j * wide, 3), "top": round(i * high, 3)} | size
+        for i in range(rows)
+        for j in range(columns)
+    ]
+
+
+def _layers(picture: Words | Pixels, rows: list[list[float]], values: list[float], across: int) -> Context | None:
+    """What each mark carries at each layer, and the chart that one of them is drawn in."""
+    if not len(picture.layers):
+        return None
+    empty = Bars("", list(picture.layers), {"relevance": [0.0] * len(picture.layers)}, y="relevance")
+    return {
+        "what": "patch" if isinstance(picture, Pixels) else "word",
+        "options": charts.options(empty),
+        "height": 180,
+        "rows": rows,
+        "values": values,
+        "across": across,
+        "first": int(np.abs(values).argmax()),
+    }
+
+
+def _rows(table: Table) -> Context:
+    """Cells with the text to read and the number to sort by."""
+    left = len(table.rows) - ROWS
+    rows = [
+        [{"text": number(cell), "value": cell if isinstance(cell, int | float) else None} for cell in row]
+        for row in table.rows[:ROWS]
+    ]
+    return {
+        "heads": [number(h) for h in table.heads],
+        "rows": rows,
+        "more": f"{left} more rows are not shown." if left > 0 else "",
+    }
+
+
+def _head(picture: Picture) -> Context:
+    return {"title": printable(picture.title), "note": printable(picture.note), "alt": sentence(picture)}
+
+
+def _uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,156 @@
+(() => {
+  "use strict";
+  const root = document.querySelector(".tw");
+  const style = (name) => {
+    const value = getComputedStyle(root).getPropertyValue(name).trim();
+    return /^\d/.test(value) ? `rgb(${value})` : value;
+  };
+  const read = (box, what) => JSON.parse(box.querySelector(`:scope > script[data-${what}]`).textContent);
+  const make = (tag, text) => Object.assign(document.createElement(tag), { textContent: text });
+
+  const number = (value) => {
+    if (value === null || value === undefined || Number.isNaN(value)) return "–";
+    if (typeof value !== "number") return String(value);
+    return String(Number(value.toPrecision(4))).replace(/^-/, "\u2212").replace("e+", "e");
+  };
+  // Tips are made of nodes and text, never of markup.
+  const tip = (head, rows) => {
+    const box = document.createElement("div");
+    box.append(make("b", head));
+    for (const [name, value] of rows) {
+      const row = document.createElement("div");
+      row.className = "tw-tip";
+      row.append(make("span", name), make("b", number(value)));
+      box.append(row);
+    }
+    return box;
+  };
+  const last = (value) => (Array.isArray(value) ? value[value.length - 1] : value);
+  const named = {
+    "@number": number,
+    "@font": getComputedStyle(root).fontFamily,
+    "@step": (p) => tip(p.name, [["adds", p.value[3]], ["sum so far", p.value[1]]]),
+    "@axis": (ps) => {
+      const shown = ps.filter((p) => p.seriesType !== "custom");
+      const head = Array.isArray(ps[0].value) ? ps[0].value[0] : ps[0].name;
+      return tip(number(head), shown.map((p) => [p.seriesName, last(p.value)]));
+    },
+    "@cell": (p) => tip(p.seriesName, [[p.name, last(p.value)]]),
+    "@point": (p) => tip(p.name, [["across", p.value[0]], ["up", p.value[1]]]),
+    "@waterfall": (params, api) => {
+      const from = api.coord([api.value(0), api.value(2)]), to = api.coord([api.value(1), api.value(2)]);
+      const high = Math.min(api.size([0, 1])[1] * 0.66, 20), left = Math.min(from[0], to[0]);
+      const shape = { x: left, y: from[1] - high / 2, width: Math.max(Math.abs(to[0] - from[0]), 1.5), height: high, r: 2 };
+      const text = { text: number(api.value(3)), fill: style("--soft"), fontSize: 12 };
+      const room = params.coordSys.x + params.coordSys.width - (left + shape.width) > 64;
+      const lie = { position: room ? "right" : "left", distance: 6 };
+      return { type: "rect", shape, style: { fill: api.visual("color") }, textContent: { style: text }, textConfig: lie };
+    },
+    "@band": (params, api) => {
+      if (params.dataIndexInside) return undefined;
+      const places = [...Array(params.dataInsideLength).keys()].filter((i) => !Number.isNaN(api.value(1, i)));
+      const at = (i, side) => api.coord([api.value(0, i), api.value(side, i)]);
+      const points = [...places.map((i) => at(i, 1)), ...places.reverse().map((i) => at(i, 2))];
+      return { type: "polygon", shape: { points }, style: { fill: api.visual("color"), opacity: 0.2 }, silent: true };
+    },
+  };
+  const filled = (option) => {
+    if (typeof option === "string") return option.startsWith("--") ? style(option) : named[option] ?? option;
+    if (Array.isArray(option)) return option.map(filled);
+    if (option === null || typeof option !== "object") return option;
+    return Object.fromEntries(Object.entries(option).map(([key, value]) => [key, filled(value)]));
+  };
+
+  // -- charts: drawn when they can be seen, again when light turns dark ----------------------------------------------
+  const charts = new Map();
+  const draw = (box, options) => {
+    const chart = charts.get(box) ?? echarts.init(box, null, { renderer: "svg" });
+    charts.set(box, chart);
+    chart.setOption(filled({ ...options, tooltip: { ...options.tooltip, confine: true, backgroundColor: "--paper", borderColor: "--faint", textStyle: { color: "--ink", fontSize: 13 } } }), true);
+    box.options = options;
+    return chart;
+  };
+  const show = (inside) => {
+    for (const box of inside.querySelectorAll(".tw-chart")) {
+      if (!charts.has(box) && box.offsetParent !== null) {
+        const chart = draw(box, read(box.parentElement, "options"));
+        link(box.parentElement, chart);
+      }
+      charts.get(box)?.resize();
+    }
+  };
+  const again = () => charts.forEach((_, box) => draw(box, box.options));
+
+  // A row of the table and its bar light up together.
+  const link = (figure, chart) => {
+    const rows = [...figure.querySelectorAll("tbody tr")];
+    const series = { seriesIndex: 0 };
+    rows.forEach((row) => {
+      const at = { ...series, dataIndex: Number(row.dataset.row) };
+      row.addEventListener("mouseenter", () => { chart.dispatchAction({ type: "highlight", ...at }); chart.dispatchAction({ type: "showTip", ...at }); });
+      row.addEventListener("mouseleave", () => { chart.dispatchAction({ type: "downplay", ...at }); chart.dispatchAction({ type: "hideTip" }); });
+    });
+    const mark = (on) => (p) => rows.find((row) => Number(row.dataset.row) === p.dataIndex)?.classList.toggle("tw-lit", on);
+    chart.on("mouseover", mark(true));
+    chart.on("mouseout", mark(false));
+  };
+
+  // -- tables: sorted by a click on a head ---------------------------------------------------------------------------
+  for (const button of document.querySelectorAll(".tw-table th button")) {
+    button.addEventListener("click", () => {
+      const head = button.parentElement, table = head.closest("table"), body = table.tBodies[0];
+      const down = head.ariaSort === "descending", place = head.cellIndex;
+      for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
+      head.ariaSort = down ? "ascending" : "descending";
+      const value = (row) => row.cells[place].dataset.value ?? row.cells[place].textContent;
+      const order = (a, b) => (Number.isNaN(a - b) ? String(a).localeCompare(String(b)) : a - b) * (down ? 1 : -1);
+      body.append(...[...body.rows].sort((a, b) => order(value(a), value(b))));
+    });
+  }
+
+  // -- a slider shows one picture of several -------------------------------------------------------------------------
+  for (const box of document.querySelectorAll(".tw-steps")) {
+    const slider = box.querySelector("input"), panels = [...box.querySelectorAll(":scope > .tw-step")];
+    const move = () => {
+      panels.forEach((panel, i) => { panel.hidden = i !== Number(slider.value); });
+      box.querySelector("output").textContent = panels[slider.value].dataset.name;
+      slider.ariaValueText = panels[slider.value].dataset.name;
+      show(panels[slider.value]);
+    };
+    slider.addEventListener("input", move);
+    move();
+  }
+
+  // -- words and patches: what they carry at each layer, for a pointer and for arrow keys ----------------------------
+  const layers = (box, data, name, values) => {
+    const chart = box.querySelector(".tw-layers > div"), title = box.querySelector(".tw-layers figcaption");
+    title.textContent = `${data.what} ${name}: ${number(data.total(values))} at the input; what it carries at each layer:`;
+    const drawn = { ...data.options, series: [{ ...data.options.series[0], data: values.map((v) => ({ value: v, itemStyle: { color: v > 0 ? "--up" : "--down" } })) }] };
+    draw(chart, drawn).resize();
+  };
+  for (const box of document.querySelectorAll(".tw-bylayer")) {
+    const data = read(box, "layers");
+    const marks = [...box.querySelectorAll("[data-mark]")];
+    const choose = (mark) => {
+      for (const other of marks) { other.classList.toggle("tw-lit", other === mark); other.tabIndex = other === mark ? 0 : -1; }
+      const i = Number(mark.dataset.mark);
+      layers(box, { ...data, total: () => data.values[i] }, mark.dataset.name, data.rows.map((row) => row[i]));
+    };
+    for (const mark of marks) {
+      mark.addEventListener("mouseenter", () => choose(mark));
+      mark.addEventListener("focus", () => choose(mark));
+    }
+    box.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: data.across, ArrowUp: -data.across }[event.key];
+      const next = marks[marks.indexOf(event.target) + (step ?? 0)];
+      if (step && next) { event.preventDefault(); next.focus(); }
+    });
+    choose(marks[data.first]);
+  }
+
+  show(document);
+  addEventListener("resize", () => charts.forEach((chart) => chart.resize()));
+  addEventListener("beforeprint", () => show(document));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
+  for (const details of document.querySelectorAll("details")) details.addEventListener("toggle", () => show(details));
+})();
