@@ -64,4 +64,4 @@ lock:  ## requirements.lock, anew from constraints.txt: every pin, and the sha25
 		--custom-compile-command "make lock" --quiet --output-file requirements.lock
 
 clean:  ## remove everything made here
-	rm -rf $(VENV) build dist demo docs/_build docs/gallery src/*.egg-info
+	rm -rf $(VENV) build dist demo docs/_build docs/_generated docs/gallery docs/learn src/*.egg-info

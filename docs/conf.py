@@ -9,6 +9,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 import termwise
@@ -27,11 +28,12 @@ extensions = [
     "docstrings",
     "tables",
 ]
-exclude_patterns = ["_build", "_ext", "examples", "Thumbs.db"]
+exclude_patterns = ["_build", "_ext", "examples", "tutorials", "Thumbs.db"]
 default_role = "code"
 html_theme = "furo"
 html_title = f"Termwise {release}"
 html_static_path = ["_static"]
+html_css_files = ["termwise.css"]
 
 myst_enable_extensions = ["colon_fence"]  # no mathematics that a browser would fetch a script for
 myst_heading_anchors = 3
@@ -46,9 +48,12 @@ doctest_test_doctest_blocks = ""  # docstrings are tested by pytest, in their mo
 doctest_global_setup = "import torch\nimport termwise as tw\ntorch.manual_seed(0)"
 
 sphinx_gallery_conf = {
-    "examples_dirs": "examples",
-    "gallery_dirs": "gallery",
-    "filename_pattern": r"/plot_",
+    "examples_dirs": ["tutorials", "examples"],
+    "gallery_dirs": ["learn", "gallery"],
+    "filename_pattern": r"/(\d|plot)_",
+    "within_subsection_order": "FileNameSortKey",
+    "image_scrapers": ["matplotlib", "figures.last_figure"],
+    "ignore_repr_types": r"matplotlib\.",  # what a last line draws is shown, and not what it is called
     "abort_on_example_error": True,
     "download_all_examples": False,
     "show_memory": False,
