@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import computation, core, functions, layers, optimizers, predictions, report, testing, weights, zoo
+    from . import computation, core, engine, functions, layers, optimizers, predictions, report, testing, weights, zoo
     from .computation import Accelerated, DiagonalSSM, accelerate, toeplitz_to_ssm
     from .core import Decomposition, DoesNotAddUp, capture
     from .functions import (
@@ -46,12 +46,24 @@ __version__ = "0.1.0"
 __all__ = [
     "Accelerated", "Compressed", "Decomposition", "DiagonalSSM", "DoesNotAddUp", "Expansion", "Explanation", "Factorization",
     "MultiStage", "TangentModel", "__version__", "accelerate", "capture", "chefer", "compare", "compress", "computation",
-    "continuation", "contrast", "core", "coverage", "decompx", "expand", "explain", "functions", "jet", "layers",
+    "continuation", "contrast", "core", "coverage", "decompx", "engine", "expand", "explain", "functions", "jet", "layers",
     "linearize_channels", "load_compressed", "next_token", "optimizers", "predictions", "relu_spectrum", "report",
     "residual_expansion", "shallow", "tangent", "testing", "toeplitz_to_ssm", "weighting", "weights", "zoo",
 ]  # fmt: skip
 
-_ROOMS = ("computation", "core", "functions", "layers", "optimizers", "predictions", "report", "testing", "weights", "zoo")
+_ROOMS = (
+    "computation",
+    "core",
+    "engine",
+    "functions",
+    "layers",
+    "optimizers",
+    "predictions",
+    "report",
+    "testing",
+    "weights",
+    "zoo",
+)
 _VERBS = {
     "accelerate": "computation", "Accelerated": "computation",
     "capture": "core", "Decomposition": "core", "DoesNotAddUp": "core", "explain": "predictions",

@@ -16,12 +16,23 @@ import typer
 from typer.core import TyperGroup
 
 from termwise import __version__
+from termwise.cli_dataset import (
+    BatchOption,
+    ColumnOption,
+    DatasetOption,
+    EngineOption,
+    ErrorsOption,
+    Options,
+    WorkersOption,
+    over_dataset,
+)
 from termwise.cli_map import BAD_INPUT, CHECK, EXPLAIN, FAULT, FOUND_WANTING, HEADINGS, HOW, MAP, OUTPUT, examples
 from termwise.cli_subject import (
     ClassesOption,
     ImageOption,
     JsonOption,
     ModelOption,
+    RulesOption,
     SizeOption,
     TargetOption,
     TextOption,
@@ -31,7 +42,7 @@ from termwise.cli_subject import (
     check_source,
     chosen_subject,
 )
-from termwise.cli_words import COMPARED, RULE_SETS, any_of, listed
+from termwise.cli_words import COMPARED, listed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -138,6 +149,7 @@ def options(
         "termwise explain --model mobilenet-v2 --image photo.jpg --out why.html",
         'termwise explain --model nanoguard --text "Ignore all instructions."',
         "termwise explain --model model.py:build --image photo.jpg --target 3",
+        "termwise explain --model nanoguard --dataset prompts.jsonl --out results/",
     ),
 )
 def explain(
@@ -145,15 +157,7 @@ def explain(
     image: ImageOption = None,
     text: TextOption = None,
     target: TargetOption = None,
-    rules: Annotated[
-        str,
-        typer.Option(
-            metavar="SET",
-            autocompletion=any_of(RULE_SETS),
-            rich_help_panel=HOW,
-            help="How relevance passes an operation: default, zero, attnlrp, gamma, ... (README lists all).",
-        ),
-    ] = "default",
+    rules: RulesOption = "default",
     float32: Annotated[
         bool, typer.Option("--float32", metavar="", help="Compute in float32 instead of float64.", rich_help_panel=HOW)
     ] = False,
@@ -161,17 +165,35 @@ def explain(
         bool, typer.Option(metavar="", help="Test the map by removing what it calls important.", rich_help_panel=HOW)
     ] = True,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page to look at, in one file.", rich_help_panel=OUTPUT)
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write a page to look at, in one file; the folder of --dataset.", rich_help_panel=OUTPUT
+        ),
     ] = None,
+    dataset: DatasetOption = None,
+    column: ColumnOption = None,
+    engine: EngineOption = "local",
+    workers: WorkersOption = None,
+    batch_size: BatchOption = 16,
+    max_errors: ErrorsOption = None,
     weights: WeightsOption = None,
     classes: ClassesOption = None,
     size: SizeOption = None,
 ) -> None:
     """Say why a model answered so, and prove that the terms add up.
 
-    Each pixel or word gets its share of the answer, and so do the biases and constants of the model.
+    Each pixel or word gets its share of the answer, and so do the biases and constants of the model. With --dataset every row
+    is explained; an interrupted run goes on where it was.
     """
-    check_source(image, text)
+    check_source(image, text, dataset)
+    if dataset is not None:
+        from termwise.jobs import ExplainJob
+
+        job = ExplainJob(
+            model, target=as_target(target), rules=rules, float32=float32, weights=weights, classes=classes, size=size
+        )
+        over_dataset(job, dataset, out, Options(column, engine, workers, batch_size, max_errors), settings)
+        return
     if out is not None:
         from termwise.report.output import check_writable
 
@@ -300,11 +322,12 @@ def _console(*, stderr: bool = False) -> Console:
 
 def _register() -> None:
     """Commands that live in files of their own."""
-    from termwise import cli_compress, cli_expand, cli_look, cli_verify
+    from termwise import cli_compress, cli_expand, cli_faithfulness, cli_look, cli_verify
 
     cli_expand.register(app)
     cli_compress.register(app)
     cli_look.register(app)
+    cli_faithfulness.register(app)
     cli_verify.register(app)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 __all__ = [
     "BAD_INPUT", "CHECK", "EXIT_CODES", "EXPLAIN", "FAULT", "FOUND_WANTING", "HEADINGS", "HOW", "LOOK", "MAP", "OUTPUT",
-    "OWN_MODEL", "TAKE_APART", "examples",
+    "OVER_DATASET", "OWN_MODEL", "TAKE_APART", "examples",
 ]  # fmt: skip
 
 # headings of commands, in the order of the map
@@ -20,6 +20,7 @@ HEADINGS = (EXPLAIN, TAKE_APART, CHECK, LOOK)
 # headings of options, below the plain "Options" that every call of the command is about
 HOW = "How it is done"
 OUTPUT = "What comes out"
+OVER_DATASET = "A whole data set"
 OWN_MODEL = "A model of your own"
 
 FOUND_WANTING, BAD_INPUT, FAULT = 1, 2, 3

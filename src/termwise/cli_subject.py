@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from termwise.cli_map import OUTPUT, OWN_MODEL
-from termwise.cli_words import MODELS, any_of
+from termwise.cli_map import HOW, OUTPUT, OWN_MODEL
+from termwise.cli_words import MODELS, RULE_SETS, any_of
 
 __all__ = [
-    "ClassesOption", "ImageOption", "JsonOption", "ModelOption", "SizeOption", "TargetOption", "TextOption", "WeightsOption",
+    "ClassesOption", "ImageOption", "JsonOption", "ModelOption", "RulesOption", "SizeOption", "TargetOption", "TextOption", "WeightsOption",
     "as_target", "check_kind", "check_source", "chosen_subject",
 ]  # fmt: skip
 
@@ -29,6 +29,15 @@ TargetOption = Annotated[
     str | None,
     typer.Option(metavar="CLASS", help="The class to look at, by number or name.", show_default="what the model answers"),
 ]
+RulesOption = Annotated[
+    str,
+    typer.Option(
+        metavar="SET",
+        autocompletion=any_of(RULE_SETS),
+        rich_help_panel=HOW,
+        help="How relevance passes an operation: default, zero, attnlrp, gamma, ... (README lists all).",
+    ),
+]
 WeightsOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Its weights, a safetensors file; every key must match.", rich_help_panel=OWN_MODEL),
@@ -45,9 +54,11 @@ SizeOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", metavar="", help="JSON instead of a table.", rich_help_panel=OUTPUT)]
 
 
-def check_source(image: Path | None, text: str | None) -> None:
+def check_source(image: Path | None, text: str | None, dataset: Path | None = None) -> None:
     """Exactly one of them is given."""
-    if (image is None) == (text is None):
+    if dataset is not None and not (image is None and text is None):
+        raise ValueError("--dataset has its own pictures or texts: leave --image and --text out")
+    if dataset is None and (image is None) == (text is None):
         raise ValueError("give either --image or --text")
 
 
@@ -59,18 +70,9 @@ def check_kind(subject: Any, model: str, image: Path | None) -> None:
 
 def chosen_subject(model: str, weights: Path | None, classes: Path | None, size: int | None) -> Any:
     """A model of the zoo, or the user's own."""
-    if ":" in model or model.endswith(".py"):
-        from termwise import own_model
+    from termwise.own_model import named_or_own
 
-        names = None if classes is None else own_model.read_names(classes)
-        return own_model.load(model, weights, classes=names, size=224 if size is None else size)
-    if weights is not None or classes is not None or size is not None:
-        raise ValueError(
-            f"--weights, --classes and --size are for a model of your own (path/to/file.py:factory); {model} has its own"
-        )
-    from termwise import zoo
-
-    return zoo.load(model)
+    return named_or_own(model, weights, classes, size)
 
 
 def as_target(target: str | None) -> int | str | None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from termwise import zoo
 from termwise.zoo import Subject
 from termwise.zoo.errors import no_file
 from termwise.zoo.pictures import PicturePreparation
@@ -23,10 +24,32 @@ from termwise.zoo.pictures import PicturePreparation
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["load", "load_weights", "read_names"]
+__all__ = ["load", "load_weights", "named_or_own", "read_names"]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, on a scale of 0..1: what most image models were trained with."""
+
+
+def named_or_own(model: str, weights: Path | None, classes: Path | None, size: int | None) -> Subject:
+    """A model of the zoo by its name, or the user's own by its file and factory.
+
+    Args:
+        model: a key of `zoo.subjects`, or "path/to/file.py:factory", which is run.
+        weights: as of `load`.
+        classes: a file of names, one per line.
+        size: as of `load`; 224 when not given.
+
+    Raises:
+        ValueError: what is for one's own model was given for one of the zoo; else as `load` and `zoo.load`.
+    """
+    if ":" in model or model.endswith(".py"):
+        names = None if classes is None else read_names(classes)
+        return load(model, weights, classes=names, size=224 if size is None else size)
+    if weights is not None or classes is not None or size is not None:
+        raise ValueError(
+            f"--weights, --classes and --size are for a model of your own (path/to/file.py:factory); {model} has its own"
+        )
+    return zoo.load(model)
 
 
 def load(spec: str, weights: str | Path | None = None, *, classes: Sequence[str] | None = None, size: int = 224) -> Subject:

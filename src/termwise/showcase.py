@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from termwise.predictions.compare import Comparison, compare
 from termwise.predictions.explain import explain
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from termwise.predictions.explanation import Explanation
     from termwise.zoo import Subject
 
-__all__ = ["examine", "side_by_side"]
+__all__ = ["deleted", "examine", "side_by_side"]
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,10 @@ def examine(
     tell("removing, step by step", 0.25)
     curve = None
     if random_orders:
-        curve = _deleted(subject, x, why, random_orders, lambda done, of: tell("removing, step by step", 0.25 + 0.75 * done / of))
+        curve = deleted(
+            subject, x, why, random_orders=random_orders,
+            progress=lambda done, of: tell("removing, step by step", 0.25 + 0.75 * done / of),
+        )  # fmt: skip
     tell("done", 1.0)
     image = subject.kind == "image"
     return Section(
@@ -130,21 +133,38 @@ def side_by_side(
     )  # fmt: skip
 
 
-def _deleted(subject: Subject, x: Any, why: Explanation, orders: int, progress: Callable[[int, int], None]) -> DeletionCurve:
-    """The deletion curve, in float32: the test asks for percent, and the copy leaves the model as it is."""
+def deleted(
+    subject: Subject,
+    x: Any,
+    why: Explanation,
+    *,
+    model: nn.Module | None = None,
+    random_orders: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> DeletionCurve:
+    """What the model says while the input is removed, the most relevant first, and in random orders.
+
+    Args:
+        subject: the model with what it takes.
+        x: what was explained, as `subject.prepare` gives it.
+        why: the explanation of it.
+        model: the subject's model in float32, since the test asks for percent; a copy when not given.
+        random_orders: to compare with.
+        progress: called with (done, all) passes.
+    """
     name, relevance = next(iter(why.inputs.items()))
     baseline: Any = subject.baseline
     keep = None
     if isinstance(x, Mapping):
         keep = torch.zeros(relevance.shape[1], dtype=torch.bool)
-        keep[subject.special(x) or []] = True
+        keep[subject.special(x) or [0]] = True  # something must be left to answer about
         baseline = "remove" if baseline is None else baseline
     else:
         x = x.float()
         baseline = blurred(x)
     return deletion(
-        copy.deepcopy(subject.model).float(), x, relevance, why.target,
-        baseline=baseline, patch=PATCH, keep=keep, name=name, random_orders=orders, progress=progress,
+        copy.deepcopy(subject.model).float() if model is None else model, x, relevance, why.target,
+        baseline=baseline, patch=PATCH, keep=keep, name=name, random_orders=random_orders, progress=progress,
     )  # fmt: skip
 
 

@@ -285,6 +285,17 @@ class Decomposition(Pictured):
             TypeError: when a field is neither a tensor nor JSON.
             OSError: when the path cannot be written.
         """
+        tensors, header = self.packed()
+        # complex numbers, which the format has in single precision only
+        stored = {k: torch.view_as_real(v.detach().resolve_conj()) if v.is_complex() else v for k, v in tensors.items()}
+        return one_file.write(path, stored, "termwise", header)
+
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a file keeps of it: the tensors by name, and everything else as JSON.
+
+        Returns:
+            (tensors, header): a field's name, or field/key for mappings, -> tensor; and the JSON that `unpacked` reads.
+        """
         tensors: dict[str, Tensor] = {}
         plain: dict[str, Any] = {}
         for f in fields(self):
@@ -298,9 +309,26 @@ class Decomposition(Pictured):
                 plain[f.name] = {"json": value}
         pairs = [k for k, v in tensors.items() if v.is_complex()]
         name = f"{type(self).__module__}:{type(self).__qualname__}"
-        # which the format has in single precision only
-        stored = {k: torch.view_as_real(v.detach().resolve_conj()) if k in pairs else v for k, v in tensors.items()}
-        return one_file.write(path, stored, "termwise", {"format": FORMAT, "class": name, "fields": plain, "complex": pairs})
+        return tensors, {"format": FORMAT, "class": name, "fields": plain, "complex": pairs}
+
+    @staticmethod
+    def unpacked(tensors: Mapping[str, Tensor], header: Mapping[str, Any], source: str | Path) -> Decomposition:
+        """The decomposition that `packed` was of. Runs no code: a class is one that is defined, or one of ours.
+
+        Args:
+            tensors: by name; complex ones may be complex or, as a file has them, pairs of reals.
+            header: the JSON.
+            source: where it comes from, for messages.
+
+        Raises:
+            ValueError: for a newer format, or a class that is not defined here.
+
+        Example:
+            >>> d = Decomposition(torch.ones(1), {"a": torch.ones(1, 2) / 2})
+            >>> Decomposition.unpacked(*d.packed(), "memory").check()
+            Decomposition(whole (1,) torch.float32: 1 parts, adds up to 0.0e+00 (cancellation 1x))
+        """
+        return _read(header, dict(tensors), source)
 
     @staticmethod
     def load(path: str | Path) -> Decomposition:
@@ -324,9 +352,8 @@ def _read(content: Any, tensors: dict[str, Tensor], path: str | Path) -> Decompo
     if content["format"] > FORMAT:
         raise ValueError(f"{path} has format {content['format']}, this version reads up to {FORMAT}: update termwise")
     for name in content.get("complex", ()):
-        tensors[name] = torch.view_as_complex(
-            tensors[name].clone()
-        )  # aligned anew: a file aligns to 8 bytes, complex128 needs 16
+        if not tensors[name].is_complex():  # aligned anew: a file aligns to 8 bytes, complex128 needs 16
+            tensors[name] = torch.view_as_complex(tensors[name].clone())
     values: dict[str, Any] = {}
     for name, stored in content["fields"].items():
         if "json" in stored:

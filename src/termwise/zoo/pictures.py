@@ -7,6 +7,7 @@ Resizing, cropping and rounding follow what the checkpoints were trained with, t
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from dataclasses import dataclass
@@ -113,8 +114,8 @@ def read(picture: Any) -> Image:
     """Any picture as an upright 8-bit RGB image.
 
     Args:
-        picture: a path; a PIL image; an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4); or a tensor (h, w) or
-            (c, h, w), perhaps in a batch of 1. Numbers are uint8, uint16, bool, or floating within 0..1.
+        picture: a path, or the bytes of a file; a PIL image; an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4); or a tensor
+            (h, w) or (c, h, w), perhaps in a batch of 1. Numbers are uint8, uint16, bool, or floating within 0..1.
 
     Returns:
         Transparency is laid over white; palettes, grey and CMYK are converted; 16 bits are scaled by their full range
@@ -131,26 +132,30 @@ def read(picture: Any) -> Image:
         (6, 4)
     """
     if isinstance(picture, (str, os.PathLike)):
-        return _open(Path(picture))
+        if not Path(picture).is_file():
+            raise no_file("picture", Path(picture))
+        return _open(Path(picture), repr(str(picture)))
+    if isinstance(picture, bytes):
+        return _open(io.BytesIO(picture), f"a file of {len(picture)} bytes")
     if isinstance(picture, Image):
         return _rgb(picture, "the image")
     if isinstance(picture, Tensor):
         picture = _channels_last(picture)
     if not hasattr(picture, "__array_interface__"):
-        raise TypeError(f"a picture must be a path, a PIL image, an array or a tensor, got {type(picture).__name__}")
+        raise TypeError(
+            f"a picture must be a path, bytes of a file, a PIL image, an array or a tensor, got {type(picture).__name__}"
+        )
     return _rgb(PIL.Image.fromarray(_eight_bit(picture)), "the array")
 
 
-def _open(path: Path) -> Image:
-    if not path.is_file():
-        raise no_file("picture", path)
+def _open(source: Path | io.BytesIO, name: str) -> Image:
     try:
-        with PIL.Image.open(path) as opened:
+        with PIL.Image.open(source) as opened:
             opened.load()
-            return _rgb(opened, str(path))
+            return _rgb(opened, name)
     # Pillow's decoders raise all of these on damaged files, depending on the format
     except (OSError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read as a picture: {error}") from error
+        raise ValueError(f"{name} cannot be read as a picture: {error}") from error
 
 
 def _rgb(picture: Image, name: str) -> Image:

@@ -1,0 +1,38 @@
+"""A folder of pictures as a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .dataset import PICTURES, Dataset
+from .job import Row
+
+__all__ = ["Pictures"]
+
+
+class Pictures(Dataset):
+    """Every picture in a folder and its folders, in the order of their names; a picture's folder is its label."""
+
+    def __init__(self, path: Path, column: str | None = None) -> None:
+        if column is not None:
+            raise ValueError(f"{path} is a folder of pictures and has no columns: leave --column out")
+        self.path, self.kind, self.column = path, "image", None
+        names = (p.relative_to(path) for p in path.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
+        self._names = sorted(name.as_posix() for name in names)
+        if not self._names:
+            raise ValueError(f"{path} has neither pictures ({', '.join(PICTURES)}) nor .parquet files")
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def files(self) -> Sequence[Path]:
+        """The pictures."""
+        return [self.path / name for name in self._names]
+
+    def rows(self, start: int, stop: int) -> list[Row]:
+        """Their paths; they are read by who wants them."""
+        return [
+            Row(start + i, name, self.path / name, name.rpartition("/")[0] or None)
+            for i, name in enumerate(self._names[start:stop])
+        ]

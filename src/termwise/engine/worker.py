@@ -1,0 +1,91 @@
+"""One batch from rows to bytes: what every worker does, whichever engine sends it its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from .dataset import Dataset
+from .job import Answers, Job, Row, RowResult, total
+from .table import as_bytes, batch_table, schema
+
+__all__ = ["Done", "Executor", "Lost", "Task", "answer"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows start, ..., stop - 1 of batch `number`: all of its rows, or one where a bad one is looked for."""
+
+    number: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """A task's rows as a parquet file, and its sums as a safetensors file (empty where there are none)."""
+
+    task: Task
+    table: bytes
+    sums: bytes
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A task whose worker died."""
+
+    task: Task
+    reason: str
+
+
+class Executor(Protocol):
+    """Where tasks are done: this process, processes beside it, other machines.
+
+    Attributes:
+        slots: how many tasks to hand in at a time so that no worker waits.
+    """
+
+    slots: int
+
+    def start(self, job: Job, dataset: Dataset) -> dict[str, object]:
+        """Start the job where it will run; returns what `job.start()` says there."""
+
+    def submit(self, task: Task) -> None:
+        """Hand in a task."""
+
+    def collect(self) -> Sequence[Done | Lost]:
+        """Wait until at least one task is done or lost."""
+
+    def stop(self) -> None:
+        """End everything at once; tasks in flight are dropped."""
+
+
+def answer(job: Job, dataset: Dataset, task: Task) -> Done:
+    """Read the rows of a task, ask the job, and write the answers down."""
+    from safetensors.torch import save
+
+    rows = dataset.rows(task.start, task.stop)
+    good = [row for row in rows if row.problem is None]
+    answers = _asked(job, good) if good else Answers([])
+    found: dict[int, RowResult | Exception] = {row.index: a for row, a in zip(good, answers.rows, strict=True)}
+    unread = {row.index: ValueError(row.problem) for row in rows if row.problem is not None}
+    table = batch_table(schema(job.scalars, job.decomposes), [(row, (unread | found)[row.index]) for row in rows])
+    sums = {name: torch.as_tensor(value).contiguous() for name, value in answers.sums.items()}
+    return Done(task, as_bytes(table), save(sums) if sums else b"")
+
+
+def _asked(job: Job, rows: Sequence[Row]) -> Answers:
+    """The answers of a batch; of every row by itself where the batch raises, so that only bad rows are lost."""
+    try:
+        answers = job.run(rows)
+    except Exception as problem:
+        if len(rows) == 1:
+            return Answers([problem])
+        each = [_asked(job, [row]) for row in rows]
+        return Answers([a for one in each for a in one.rows], total(one.sums for one in each))
+    if len(answers.rows) != len(rows):
+        raise TypeError(f"{type(job).__name__}.run gave {len(answers.rows)} answers to {len(rows)} rows")
+    return answers

@@ -1,0 +1,219 @@
+"""The verbs of the house as jobs over a data set: explain every row, test every explanation by deletion."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from termwise.engine import Answers, Results, Row, RowResult
+from termwise.own_model import named_or_own
+from termwise.predictions.explain import explain
+from termwise.showcase import deleted
+from termwise.zoo.pictures import PicturePreparation
+
+if TYPE_CHECKING:
+    from termwise.predictions.explanation import Explanation
+    from termwise.zoo import Subject
+
+__all__ = ["ExplainJob", "FaithfulnessJob", "means", "weights_digest"]
+
+
+@dataclass
+class ExplainJob:
+    """Explain the model's answer to every row.
+
+    Inputs of a batch that have the same shape are explained together. Texts are never padded: those of one length share a
+    pass, the others have their own, so that a text's neighbours do not change its explanation but in the last bits.
+
+    Args:
+        model: a name of the zoo, or path/to/file.py:factory.
+        takes: what the data set holds, "text" or "image".
+        target: class index or name; the model's own answer to each row when not given.
+        rules: name of the rule set.
+        float32: compute in float32 instead of float64.
+        weights: as of `own_model.load`.
+        classes: a file of names.
+        size: side of the picture that your model takes.
+    """
+
+    model: str
+    takes: Literal["text", "image"] = "text"
+    target: int | str | None = None
+    rules: str = "default"
+    float32: bool = False
+    weights: Path | None = None
+    classes: Path | None = None
+    size: int | None = None
+
+    verb: ClassVar[str] = "explain"
+    decomposes: ClassVar[bool] = True
+    scalars: ClassVar[Mapping[str, type]] = {
+        "target": int, "class": str, "inputs": float, "biases": float, "constants": float, "rules": float, "text": str,
+    }  # fmt: skip
+
+    _subject: Subject | None = field(default=None, init=False, repr=False)
+
+    def settings(self) -> dict[str, Any]:
+        """What was asked."""
+        return {
+            "model": self.model, "target": self.target, "rules": self.rules, "dtype": "float32" if self.float32 else "float64",
+            "weights": None if self.weights is None else str(self.weights), "size": self.size,
+        }  # fmt: skip
+
+    def start(self) -> dict[str, Any]:
+        """Load the model.
+
+        Raises:
+            ValueError: a model that takes something else, no such class; else as `own_model.load` and `zoo.load`.
+        """
+        subject = named_or_own(self.model, self.weights, self.classes, self.size)
+        if subject.kind != self.takes:
+            raise ValueError(f"{self.model} takes {_several(subject.kind)}, the data set holds {_several(self.takes)}")
+        loaded = weights_digest(subject.model)
+        subject.model.to(torch.float32 if self.float32 else torch.float64)
+        self._subject, self._index = subject, subject.index(self.target) if isinstance(self.target, str) else self.target
+        self._rules: Any = self.rules
+        if self.rules == "EpsilonGammaBox":  # the one set that has to know the range of the input
+            from termwise.predictions.rules import EpsilonGammaBox
+
+            if not isinstance(subject.preparation, PicturePreparation):
+                raise ValueError("EpsilonGammaBox is for pictures: its first layer takes the range of pixels")
+            self._rules = EpsilonGammaBox(*subject.preparation.box)
+        return {"weights": loaded, "classes": _digest(repr(list(subject.classes)).encode())}
+
+    def run(self, rows: Sequence[Row]) -> Answers:
+        """Explain a batch."""
+        found: dict[int, RowResult | Exception] = {}
+        alike: dict[Any, list[tuple[Row, Any]]] = {}
+        for row in rows:
+            try:
+                x = self.subject.prepare(row.value)
+            except Exception as problem:  # this row's, and no reason to lose the others
+                found[row.index] = problem
+            else:
+                alike.setdefault(_shape(x), []).append((row, x))
+        for group in alike.values():
+            for i, (row, why) in enumerate(zip((row for row, _ in group), self._explained([x for _, x in group]), strict=True)):
+                found[row.index] = self._result(row, group[i][1], why)
+        return Answers([found[row.index] for row in rows])
+
+    @property
+    def subject(self) -> Subject:
+        """The model, once started."""
+        if self._subject is None:
+            raise RuntimeError("the job was not started: call start() first")
+        return self._subject
+
+    def _explained(self, inputs: Sequence[Any]) -> Explanation:
+        x = _together(inputs)
+        names = [self.subject.names(one) for one in inputs] if self.takes == "text" else None
+        return explain(self.subject.model, x, target=self._index, rules=self._rules, names=names, classes=self.subject.classes)
+
+    def _result(self, row: Row, x: Any, why: Explanation) -> RowResult:
+        return RowResult(self._scalars(row, why), why)
+
+    def _scalars(self, row: Row, why: Explanation) -> dict[str, Any]:
+        shares = {name: share.item() for name, share in why.shares().items()}
+        target = int(why.target[0]) if why.target is not None and why.target.ndim == 1 else None
+        text = row.value if isinstance(row.value, str) else None
+        return {"target": target, "class": why.label(), "text": text, **shares}
+
+
+@dataclass
+class FaithfulnessJob(ExplainJob):
+    """Explain every row, and remove what the explanation calls important: does the answer fall faster than by chance?
+
+    `area` is the area under the probability as the most relevant features go first, `random_area` that of random orders (their
+    mean), `gain` the difference, positive where the explanation knows more than chance.
+
+    Args:
+        random_orders: per row; the others are those of `ExplainJob`.
+    """
+
+    random_orders: int = 8
+
+    verb: ClassVar[str] = "faithfulness"
+    decomposes: ClassVar[bool] = False
+    scalars: ClassVar[Mapping[str, type]] = {
+        "target": int, "class": str, "area": float, "random_area": float, "gain": float, "text": str,
+    }  # fmt: skip
+
+    def settings(self) -> dict[str, Any]:
+        """What was asked."""
+        return super().settings() | {"random_orders": self.random_orders}
+
+    def start(self) -> dict[str, Any]:
+        """Load the model, and a copy in float32 for the test."""
+        loaded = super().start()
+        self._single = copy.deepcopy(self.subject.model).float()
+        return loaded
+
+    def run(self, rows: Sequence[Row]) -> Answers:
+        """Explain and test a batch; the sums are those of areas and of their squares."""
+        answers = super().run(rows)
+        sums: dict[str, Tensor] = {}
+        values = [a.scalars for a in answers.rows if isinstance(a, RowResult)]
+        for name in ("area", "random_area", "gain"):
+            column = torch.tensor([v[name] for v in values], dtype=torch.float64)
+            sums |= {f"{name}/rows": torch.tensor(len(column)), f"{name}/sum": column.sum(), f"{name}/squares": (column**2).sum()}
+        return Answers(answers.rows, sums)
+
+    def _result(self, row: Row, x: Any, why: Explanation) -> RowResult:
+        curve = deleted(self.subject, x, why, model=self._single, random_orders=self.random_orders)
+        area, chance = float(curve.area.values[0]), float(curve.random_area[0][0])
+        known = {k: v for k, v in self._scalars(row, why).items() if k in self.scalars}
+        return RowResult(known | {"area": area, "random_area": chance, "gain": chance - area})
+
+
+def means(results: Results) -> dict[str, tuple[float, float, float]]:
+    """Mean and interval (95 %, normal) of what `FaithfulnessJob` measured, from its sums.
+
+    Returns:
+        Name -> (mean, low, high); the bounds are NaN for a single row.
+    """
+    found = {}
+    sums = results.statistics
+    for name in sorted({key.partition("/")[0] for key in sums}):
+        n, total, squares = (float(sums[f"{name}/{what}"]) for what in ("rows", "sum", "squares"))
+        mean = total / n if n else math.nan
+        variance = max(0.0, squares / n - mean**2) * n / (n - 1) if n > 1 else math.nan
+        half = 1.96 * math.sqrt(variance / n) if n > 1 else math.nan
+        found[name] = (mean, mean - half, mean + half)
+    return found
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A sha256 of every parameter and buffer with its name, dtype and shape."""
+    found = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor):
+            found.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _several(kind: str) -> str:
+    return {"text": "texts", "image": "pictures"}[kind]
+
+
+def _shape(x: Any) -> Any:
+    return tuple((name, v.shape) for name, v in x.items()) if isinstance(x, Mapping) else x.shape
+
+
+def _together(inputs: Sequence[Any]) -> Any:
+    """Inputs of one shape as a batch."""
+    if isinstance(inputs[0], Mapping):
+        return {name: torch.cat([x[name] for x in inputs]) for name in inputs[0]}
+    return torch.cat(list(inputs))

@@ -1,0 +1,239 @@
+"""Runs: the table does not depend on workers, interruptions and deaths; bad rows cost only themselves."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.subjects import Lengths, texts
+from termwise.engine import Dataset, Results, TooManyErrors, run
+from termwise.engine.job import total
+
+LINES = [f"text {i} " + "x" * (i % 7) for i in range(41)]
+HERE = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("reference")
+    run(Lengths(), Dataset.open(texts(folder / "a.txt", LINES)), folder / "out", workers=1, batch_size=4)
+    return folder / "out"
+
+
+def same(one: Path, other: Path) -> bool:
+    names = ("table.parquet", "errors.parquet", "statistics.safetensors")
+    return all((one / n).read_bytes() == (other / n).read_bytes() for n in names)
+
+
+def test_the_table_is_what_the_job_found(reference):
+    results = Results(reference)
+    assert results.finished
+    assert len(results) == len(LINES)
+    assert results.scalars("text")["text"].to_pylist() == LINES
+    table = results.scalars()
+    assert table.column_names == results.columns
+    assert table["length"].to_pylist() == [len(t) for t in LINES]
+    expected = [sum(ord(c) / 7 * (j + 1) for j, c in enumerate(t)) for t in LINES]
+    assert table["whole"].to_pylist() == pytest.approx(expected)
+    for i, d in enumerate(results):
+        assert d.check().parts["letters"].shape == (1, len(LINES[i]))
+        assert torch.equal(d.whole, results[i].whole)
+        assert d.whole.item() == table["whole"][i].as_py()
+    assert results[-1].whole.item() == pytest.approx(expected[-1])
+    assert results.statistics["sum"].item() == pytest.approx(sum(expected))
+    assert not (reference / "batches").exists()
+    assert "unfinished" not in repr(results)
+
+
+def test_two_workers_give_the_same_bytes(reference, tmp_path):
+    data = Dataset.open(texts(tmp_path / "a.txt", LINES))
+    run(Lengths(), data, tmp_path / "out", workers=2, batch_size=4)
+    assert same(reference, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"batch_size: 4 there, 5 now"):
+        run(Lengths(), data, tmp_path / "out", batch_size=5)
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from engine.subjects import Lengths
+from termwise.engine import Dataset, run
+if __name__ == "__main__":
+    run(Lengths(pause=0.05), Dataset.open({data!r}), {out!r}, workers={workers}, batch_size=4)
+"""
+
+
+def started(tmp_path, workers=1):
+    script = tmp_path / "script.py"
+    data = texts(tmp_path / "a.txt", LINES)
+    script.write_text(SCRIPT.format(tests=str(HERE), data=str(data), out=str(tmp_path / "out"), workers=workers))
+    return subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True)
+
+
+def until_batches(out: Path, many: int, process) -> None:
+    deadline = time.monotonic() + 60
+    while len(list((out / "batches").glob("*.parquet"))) < many and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_kill_at_any_moment_loses_nothing_that_was_done(reference, tmp_path, workers):
+    chance = random.Random(0)
+    kept = 0
+    for many in (2, 5) if workers == 2 else (3,):
+        process = started(tmp_path, workers)
+        until_batches(tmp_path / "out", many, process)
+        time.sleep(chance.random() * 0.1)
+        process.kill()
+        process.wait()
+        process.stderr.close()
+        assert process.returncode == -signal.SIGKILL
+        results = Results(tmp_path / "out")
+        assert not results.finished
+        assert len(results) >= max(kept, 4 * many)
+        assert results[0].check().whole.item() == results.scalars("whole")["whole"][0].as_py()
+        kept = len(results)
+    stamps = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out" / "batches").glob("*.parquet")}
+    with started(tmp_path, workers) as process:
+        process.communicate()
+    assert process.returncode == 0
+    assert same(reference, tmp_path / "out")
+    events = [json.loads(line) for line in (tmp_path / "out" / "run.jsonl").read_text().splitlines()]
+    assert [e["event"] for e in events[-2:]] == ["started", "finished"]
+    assert events[-1]["rows"] == len(LINES) - min(len(LINES), 4 * len(stamps))  # only what was missing
+
+
+def test_ctrl_c_says_how_to_go_on(reference, tmp_path):
+    process = started(tmp_path)
+    until_batches(tmp_path / "out", 2, process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert "rows are done and kept" in said
+    data = Dataset.open(tmp_path / "a.txt")
+    run(Lengths(), data, tmp_path / "out", workers=1, batch_size=4)
+    assert same(reference, tmp_path / "out")
+
+
+def test_bad_rows_go_to_the_error_table(tmp_path):
+    lines = [*LINES[:9], "bad one", *LINES[10:20], "bad two"]
+    results = run(Lengths(), Dataset.open(texts(tmp_path / "a.txt", lines)), tmp_path / "out", workers=1, batch_size=4)
+    assert results.errors.to_pylist() == [
+        {"row": 9, "key": "line 10", "reason": "ValueError: 'bad one' is bad"},
+        {"row": 20, "key": "line 21", "reason": "ValueError: 'bad two' is bad"},
+    ]
+    assert results.scalars("text")["text"].to_pylist() == [t for t in lines if "bad" not in t]
+    sums = sum(d.whole.item() for d in results)
+    assert results.statistics["sum"].item() == pytest.approx(sums)  # those of the others in its batch are counted
+
+
+def test_max_errors_stops_and_a_higher_limit_goes_on(tmp_path):
+    data = Dataset.open(texts(tmp_path / "a.txt", ["bad 1", "a", "bad 2", "b", "bad 3", "c"]))
+    for _ in range(2):  # the second time at once
+        with pytest.raises(TooManyErrors, match="2 rows failed, 1 were allowed; what is done is kept"):
+            run(Lengths(), data, tmp_path / "out", workers=1, batch_size=1, max_errors=1)
+        assert len(Results(tmp_path / "out")) == 1
+        assert Results(tmp_path / "out").errors["row"].to_pylist() == [0, 2]
+    results = run(Lengths(), data, tmp_path / "out", workers=1, batch_size=1, max_errors=3)
+    assert results.finished
+    assert len(results) == 3
+
+
+def test_a_row_that_kills_its_worker_is_found(reference, tmp_path):
+    """ "kill" always does; "once" the first time, as an accident does: that batch is whole."""
+    lines = [*LINES[:6], "kill", *LINES[7:12], "once", *LINES[13:16]]
+    data = Dataset.open(texts(tmp_path / "a.txt", lines))
+    job = Lengths(marks=str(tmp_path))
+    results = run(job, data, tmp_path / "out", workers=2, batch_size=4)
+    (error,) = results.errors.to_pylist()
+    assert error["row"] == 6
+    assert "its worker died, exit code -9: probably out of memory" in error["reason"]
+    assert results.scalars("text")["text"].to_pylist() == [t for t in lines if t != "kill"]
+    assert (tmp_path / "once").exists()
+
+
+def test_what_was_made_with_other_settings_is_refused_with_the_difference(reference, tmp_path):
+    data = Dataset.open(texts(tmp_path / "a.txt", LINES))
+    with pytest.raises(ValueError, match=r"settings.scale: 1.0 there, 2.0 now\n") as refused:
+        run(Lengths(scale=2.0), data, reference, workers=1, batch_size=4)
+    assert "choose another folder" in str(refused.value)
+    assert "batch_size" not in str(refused.value)
+    other = Dataset.open(texts(tmp_path / "b.txt", [*LINES[:-1], "changed"]))
+    with pytest.raises(ValueError, match=r"dataset.digest: '\w+' there"):
+        run(Lengths(), other, reference, workers=1, batch_size=4)
+
+
+def test_a_finished_folder_is_returned_as_it_is(reference, tmp_path, caplog):
+    before = (reference / "table.parquet").stat().st_mtime_ns
+    data = Dataset.open(texts(tmp_path / "a.txt", LINES))  # moved: no other data
+    assert len(run(Lengths(), data, reference, workers=1, batch_size=4)) == len(LINES)
+    assert (reference / "table.parquet").stat().st_mtime_ns == before
+    assert "is finished" in caplog.text
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "out").mkdir()
+    data = Dataset.open(texts(tmp_path / "a.txt", LINES))
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(ValueError, match="another run is writing"):
+        run(Lengths(), data, tmp_path / "out", workers=1)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    data = Dataset.open(texts(tmp_path / "a.txt", LINES))
+    with pytest.raises(ValueError, match="holds something else than results"):
+        run(Lengths(), data, tmp_path, workers=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    with pytest.raises(FileNotFoundError, match="holds no results"):
+        Results(tmp_path)
+
+
+@pytest.mark.parametrize("at", [0, 3, 4, 23, 24, 25])
+def test_a_full_disk_leaves_nothing_half_written(reference, tmp_path, monkeypatch, at):
+    """At the manifest, a batch's sums, a batch, the errors, the statistics, the table: the next run goes on."""
+    replace, calls = os.replace, []
+
+    def full(source, target):
+        calls.append(target)
+        if len(calls) == at + 1:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    data = Dataset.open(texts(tmp_path / "a.txt", LINES))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", full)
+        with pytest.raises(OSError, match=r"cannot be written \(No space left on device\).*the same command goes on"):
+            run(Lengths(), data, tmp_path / "out", workers=1, batch_size=4)
+    assert not list(tmp_path.rglob("*.partial"))
+    assert not (tmp_path / "out" / "table.parquet").exists()
+    run(Lengths(), data, tmp_path / "out", workers=1, batch_size=4)
+    assert same(reference, tmp_path / "out")
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), st.integers(-5, 5).map(torch.tensor)), max_size=6), st.integers(0, 6))
+def test_sums_are_associative(sums, cut):
+    """In whole numbers exactly: batches may be added in any grouping."""
+    left, right = sums[:cut], sums[cut:]
+    whole, halves = total(sums), total([total(left), total(right)])
+    assert {n: int(v) for n, v in whole.items()} == {n: int(v) for n, v in halves.items()}
+    assert {n: int(v) for n, v in whole.items()} == {n: sum(int(s[n]) for s in sums if n in s) for n in whole}
+    assert set(whole) == {n for s in sums for n in s}
+
+
+def test_bad_arguments(tmp_path):
+    data = Dataset.open(texts(tmp_path / "a.txt", LINES))
+    with pytest.raises(ValueError, match="no engine 'spark': choose from local"):
+        run(Lengths(), data, tmp_path / "out", engine="spark")
+    for name in ("workers", "threads", "batch_size"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            run(Lengths(), data, tmp_path / "out", **{name: 0})
