@@ -143,7 +143,7 @@ def read(picture: Any) -> Image:
         picture = _channels_last(picture)
     if not hasattr(picture, "__array_interface__"):
         raise TypeError(
-            f"a picture must be a path, bytes of a file, a PIL image, an array or a tensor, got {type(picture).__name__}"
+            f"a picture must be bytes, a path, a PIL image, an array or a tensor, got {type(picture).__name__}"
         )
     return _rgb(PIL.Image.fromarray(_eight_bit(picture)), "the array")
 
