@@ -42,7 +42,7 @@ from termwise.cli_subject import (
     check_source,
     chosen_subject,
 )
-from termwise.cli_words import COMPARED, listed
+from termwise.cli_words import COMPARED, RULE_SETS, listed
 
 if TYPE_CHECKING:
     from rich.console import Console

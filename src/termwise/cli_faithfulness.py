@@ -33,15 +33,15 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    lines = ("termwise faithfulness --model nanoguard --dataset prompts.jsonl --out results/",)
+    lines = ("termwise faithfulness --model nanoguard --dataset texts.csv --out results/",)
     app.command(rich_help_panel=CHECK, epilog=examples(*lines))(faithfulness)
 
 
 def faithfulness(
     ctx: typer.Context,
     model: ModelOption,
-    dataset: DatasetOption = None,
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Results, row by row.", rich_help_panel=OUTPUT)] = None,
+    dataset: DatasetOption,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Results, row by row.", rich_help_panel=OUTPUT)],
     target: TargetOption = None,
     rules: RulesOption = "default",
     random_orders: Annotated[
@@ -61,17 +61,16 @@ def faithfulness(
 ) -> None:
     """Test explanations over a data set: do they know more than chance?
 
-    Every row is explained, and what the explanation calls important is removed step by step: the answer should fall faster
-    than when features are removed at random. An interrupted run goes on where it was.
+    Every row is explained, and what the explanation calls important is removed step by step: the answer should fall faster than
+    when features are removed at random. An interrupted run goes on where it was.
     """
-    if dataset is None:
-        raise ValueError("give --dataset; to test one explanation, `termwise explain` draws its curve")
     from termwise.jobs import FaithfulnessJob, means
 
     job = FaithfulnessJob(
         model, target=as_target(target), rules=rules, float32=float32, weights=weights, classes=classes, size=size,
         random_orders=random_orders,
     )  # fmt: skip
+    assert dataset is not None  # it has no default
     results = over_dataset(job, dataset, out, Options(column, engine, workers, batch_size, max_errors), ctx.obj)
     for name, (mean, low, high) in means(results).items():
         typer.echo(f"{name:<12} {mean:+.4f}  [{low:+.4f}, {high:+.4f}]")

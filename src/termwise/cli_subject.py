@@ -11,8 +11,8 @@ from termwise.cli_map import HOW, OUTPUT, OWN_MODEL
 from termwise.cli_words import MODELS, RULE_SETS, any_of
 
 __all__ = [
-    "ClassesOption", "ImageOption", "JsonOption", "ModelOption", "RulesOption", "SizeOption", "TargetOption", "TextOption", "WeightsOption",
-    "as_target", "check_kind", "check_source", "chosen_subject",
+    "ClassesOption", "ImageOption", "JsonOption", "ModelOption", "RulesOption", "SizeOption", "TargetOption", "TextOption",
+    "WeightsOption", "as_target", "check_kind", "check_source", "chosen_subject",
 ]  # fmt: skip
 
 ModelOption = Annotated[

@@ -142,9 +142,7 @@ def read(picture: Any) -> Image:
     if isinstance(picture, Tensor):
         picture = _channels_last(picture)
     if not hasattr(picture, "__array_interface__"):
-        raise TypeError(
-            f"a picture must be bytes, a path, a PIL image, an array or a tensor, got {type(picture).__name__}"
-        )
+        raise TypeError(f"a picture must be bytes, a path, a PIL image, an array or a tensor, got {type(picture).__name__}")
     return _rgb(PIL.Image.fromarray(_eight_bit(picture)), "the array")
 
 
