@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import computation, core, engine, functions, layers, optimizers, predictions, report, testing, weights, zoo
     from .computation import Accelerated, DiagonalSSM, accelerate, toeplitz_to_ssm
-    from .core import Decomposition, DoesNotAddUp, capture
+    from .core import Decomposition, DoesNotAddUp, capture, cite
     from .functions import (
         Expansion,
         MultiStage,
@@ -45,7 +45,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Accelerated", "Compressed", "Decomposition", "DiagonalSSM", "DoesNotAddUp", "Expansion", "Explanation", "Factorization",
-    "MultiStage", "TangentModel", "__version__", "accelerate", "capture", "chefer", "compare", "compress", "computation",
+    "MultiStage", "TangentModel", "__version__", "accelerate", "capture", "chefer", "cite", "compare", "compress", "computation",
     "continuation", "contrast", "core", "coverage", "decompx", "engine", "expand", "explain", "functions", "jet", "layers",
     "linearize_channels", "load_compressed", "next_token", "optimizers", "predictions", "relu_spectrum", "report",
     "residual_expansion", "shallow", "tangent", "testing", "toeplitz_to_ssm", "weighting", "weights", "zoo",
@@ -66,7 +66,7 @@ _ROOMS = (
 )
 _VERBS = {
     "accelerate": "computation", "Accelerated": "computation",
-    "capture": "core", "Decomposition": "core", "DoesNotAddUp": "core", "explain": "predictions",
+    "capture": "core", "cite": "core", "Decomposition": "core", "DoesNotAddUp": "core", "explain": "predictions",
     "Explanation": "predictions", "compare": "predictions", "decompx": "predictions",
     "chefer": "predictions", "coverage": "predictions", "continuation": "predictions", "contrast": "predictions",
     "next_token": "predictions", "weighting": "predictions", "expand": "functions", "Expansion": "functions", "jet": "functions",

@@ -1,4 +1,4 @@
-"""`termwise papers` and `termwise verify`: the papers whose claims run, and what came out."""
+"""`termwise papers`, `termwise verify` and `termwise cite`: the papers whose claims run, what came out, and whom to cite."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ _COLOURS = {"holds": "green", "contradicted": "yellow", "failed": "bold red"}
 
 
 def register(app: typer.Typer) -> None:
-    """Add the two commands to the command line."""
+    """Add the commands to the command line."""
     lines = "termwise verify dynamiclrp curing", "termwise verify --room weights --slow", "termwise verify --all"
     app.command(rich_help_panel=CHECK, epilog=examples(*lines))(verify)
     app.command(rich_help_panel=LOOK, epilog=examples("termwise papers --room functions"))(papers)
+    lines = "termwise cite why.safetensors", "termwise cite curing welore --bibtex"
+    app.command(rich_help_panel=LOOK, epilog=examples(*lines))(cite)
 
 
 def papers(
@@ -100,6 +102,21 @@ def verify(
                 typer.echo(f"\n{r.name}\n{r.details}", err=True)
     if any(r.outcome == "failed" for r in results):
         raise typer.Exit(FOUND_WANTING)
+
+
+def cite(
+    used: Annotated[
+        list[str] | None,
+        typer.Argument(help="A paper's key, a function, a rule set, a method, or a saved result (why.safetensors)."),
+    ] = None,
+    bibtex: Annotated[bool, typer.Option("--bibtex", help="BibTeX instead of a list.")] = False,
+) -> None:
+    """Say which papers to cite for what was used; without arguments, Termwise itself."""
+    from termwise.core import Decomposition
+    from termwise.core import cite as cited
+
+    found = cited(*(Decomposition.load(name) if name.endswith(".safetensors") else name for name in used or []))
+    typer.echo(found.bibtex() if bibtex else str(found))
 
 
 def _chosen(keys: list[str], room: str | None, everything: bool) -> list[Any]:
