@@ -107,11 +107,11 @@ def verify(
 def cite(
     used: Annotated[
         list[str] | None,
-        typer.Argument(help="A paper's key, a function, a rule set, a method, or a saved result (why.safetensors)."),
+        typer.Argument(metavar="[NAME]...", help="Key of a paper, function, rule set, method or saved result (why.safetensors)."),
     ] = None,
     bibtex: Annotated[bool, typer.Option("--bibtex", help="BibTeX instead of a list.")] = False,
 ) -> None:
-    """Say which papers to cite for what was used; without arguments, Termwise itself."""
+    """Name the papers of what was used, as a list or as BibTeX."""
     from termwise.core import Decomposition
     from termwise.core import cite as cited
 
