@@ -105,17 +105,17 @@ def verify(
 
 
 def cite(
-    used: Annotated[
+    keys: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Key of a paper, function, rule set, method or saved result (why.safetensors)."),
+        typer.Argument(metavar="NAME", help="Key of a paper, function, rule set, method or saved result (why.safetensors)."),
     ] = None,
-    bibtex: Annotated[bool, typer.Option("--bibtex", help="BibTeX instead of a list.")] = False,
+    bibtex: Annotated[bool, typer.Option("--bibtex", metavar="", help="BibTeX instead of a list.")] = False,
 ) -> None:
     """Name the papers of what was used, as a list or as BibTeX."""
     from termwise.core import Decomposition
     from termwise.core import cite as cited
 
-    found = cited(*(Decomposition.load(name) if name.endswith(".safetensors") else name for name in used or []))
+    found = cited(*(Decomposition.load(name) if name.endswith(".safetensors") else name for name in keys or []))
     typer.echo(found.bibtex() if bibtex else str(found))
 
 
