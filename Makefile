@@ -20,7 +20,7 @@ WITH_PIP    := $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m ve
 THREADS     := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 WORKERS     ?= 2
 
-.PHONY: help demo test test-all docs bench lint lock clean
+.PHONY: help demo test test-all docs bench lint lock licenses sbom audit clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,6 +62,16 @@ lock:  ## requirements.lock, anew from constraints.txt: every pin, and the sha25
 	$(BIN)/python -m uv pip compile constraints.txt --no-config --default-index https://pypi.org/simple --no-deps \
 		--universal --python-version 3.11 --generate-hashes --no-emit-package torch --no-annotate \
 		--custom-compile-command "make lock" --quiet --output-file requirements.lock
+
+licenses: $(STAMP)  ## the licence of every dependency; GPL is refused
+	$(BIN)/python .ci/licenses.py
+
+sbom: $(STAMP)  ## what is installed, as CycloneDX, into dist/sbom.json
+	mkdir -p dist
+	$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --no-validate --output-reproducible --of JSON -o dist/sbom.json
+
+audit: $(STAMP)  ## known faults of what is locked; ends with 75 where nobody could be asked
+	$(BIN)/python .ci/audit.py
 
 clean:  ## remove everything made here
 	rm -rf $(VENV) build dist demo docs/_build docs/_generated docs/gallery docs/learn src/*.egg-info

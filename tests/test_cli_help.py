@@ -50,9 +50,9 @@ def test_every_command_stands_under_a_heading():
 
 
 def test_a_command_is_one_line_of_the_map():
-    rows = [line.strip("│ ") for line in shown(width=80).splitlines() if line.startswith("│ ") and not line.startswith("│ -")]
-    known = [r.split()[0] for r in rows if r.split()[0] in COMMANDS]
-    assert sorted(known) == sorted(COMMANDS)
+    page = shown(width=80)
+    rows = [line.strip("│ ") for line in page[page.index(HEADINGS[0]) :].splitlines() if line.startswith("│ ")]
+    assert sorted(row.split()[0] for row in rows) == sorted(COMMANDS), "shorten its first sentence"
 
 
 def test_no_command_prints_the_map():

@@ -300,7 +300,7 @@ def coverage(
     weights: WeightsOption = None,
     size: SizeOption = None,
 ) -> None:
-    """Count a model's operations, and name those that no rule covers."""
+    """Count operations, and name those that no rule covers."""
     from PIL import Image
 
     from termwise.predictions import coverage as count

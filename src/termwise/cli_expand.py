@@ -60,7 +60,7 @@ def expand(
     weights: WeightsOption = None,
     size: SizeOption = None,
 ) -> None:
-    """Take an answer apart by order: value, slope, curvature, and so on.
+    """Take an answer apart by order: value, slope, curvature, ...
 
     f(x + h) = f(x) + slope + curvature + ... + remainder, along a random direction of the input or towards another picture.
     Of a text the direction lies in its embedding.

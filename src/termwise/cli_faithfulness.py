@@ -59,7 +59,7 @@ def faithfulness(
     classes: ClassesOption = None,
     size: SizeOption = None,
 ) -> None:
-    """Test explanations over a data set: do they know more than chance?
+    """Test explanations of a data set against chance.
 
     Every row is explained, and what the explanation calls important is removed step by step: the answer should fall faster than
     when features are removed at random. An interrupted run goes on where it was.
