@@ -1,4 +1,4 @@
-"""Licences of everything that is installed here, as a table; GPL and AGPL are refused, and a package that names none.
+"""Licences of everything that constraints.txt pins, as a table; GPL and AGPL are refused, and a package that names none.
 
 A package of the GPL would bind whoever passes Termwise on together with it. The LGPL and the MPL do not bind those who only
 import a library. Where a package lets one choose ("MIT OR GPL-3.0"), the choice is not the GPL. Of a list of classifiers nobody
@@ -9,12 +9,15 @@ import re
 import sys
 from collections.abc import Iterable
 from importlib import metadata
+from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 REFUSED = re.compile(r"\bA?GPL|\bAffero\b|\bGeneral Public\b", re.IGNORECASE)
 HARMLESS = re.compile(r"\bLGPL[\w.+-]*|\bLesser General Public\b", re.IGNORECASE)
 
 JUDGED = {
     "axe-playwright-python": "MIT, by the file LICENSE in its wheel; its metadata say nothing",
+    "codespell": "GPL-2.0, a tool that reads the documentation in CI: nothing of it is imported, and none of it passed on",
     "docutils": "public domain and BSD; its one file of the GPL, a mode for Emacs, is not in the wheel",
 }
 """Packages that were looked at by hand, and what was found."""
@@ -40,9 +43,19 @@ def rows(packages: Iterable[metadata.Distribution]) -> list[tuple[str, str, str]
     return [found[name] for name in sorted(found)]
 
 
+def pinned() -> list[metadata.Distribution]:
+    """What of it is installed here; not what else somebody has installed."""
+    pins = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)
+    return [d for d in metadata.distributions() if _plain(d.metadata["Name"]) in set(map(_plain, pins))]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def main() -> int:
     """Print the table; 1 when something is refused."""
-    table = rows(metadata.distributions())
+    table = rows(pinned())
     width = max(len(name) + len(version) for name, version, _ in table) + 2
     for name, version, text in table:
         sys.stdout.write(f"{name + ' ' + version:<{width}} {text}\n")

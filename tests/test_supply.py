@@ -74,8 +74,11 @@ def test_where_a_licence_is_read(monkeypatch):
 def test_one_package_of_the_gpl_ends_with_1(monkeypatch, capsys):
     assert licenses.main() == 0
     assert "torch" in capsys.readouterr().out
-    here = list(metadata.distributions())
-    monkeypatch.setattr(metadata, "distributions", lambda: [*here, Package("viral", ("License-Expression", "GPL-3.0-only"))])
+    here, viral = list(metadata.distributions()), Package("viral", ("License-Expression", "GPL-3.0-only"))
+    monkeypatch.setattr(metadata, "distributions", lambda: [*here, viral])
+    assert licenses.main() == 0  # on this machine, and nothing that we ask for
+    monkeypatch.setattr(licenses, "pinned", lambda: [*here, viral])
+    capsys.readouterr()
     assert licenses.main() == 1
     told = capsys.readouterr()
     assert "refused: viral (GPL-3.0-only)." in told.err
@@ -83,8 +86,6 @@ def test_one_package_of_the_gpl_ends_with_1(monkeypatch, capsys):
 
 
 def test_what_was_judged_by_hand_is_still_there():
-    pins = (ROOT / "constraints.txt").read_text("utf-8").lower()
-    assert all(f"\n{name}==" in pins for name in licenses.JUDGED)
     docutils = metadata.distribution("docutils")
     assert not [f for f in docutils.files if f.suffix == ".el"]
     assert (docutils.locate_file("docutils") / "__init__.py").exists()
