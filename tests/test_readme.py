@@ -59,6 +59,14 @@ def test_an_example_runs_and_adds_up(example, capsys):
         assert "'inputs'" in printed
 
 
+def test_the_pictures_are_there():
+    """In light and dark, with a text for those who do not see them."""
+    named = re.findall(r"(?:src|srcset)=\"(.+?)\"", README)
+    assert len(named) == 2
+    assert all((Path(__file__).parents[1] / name).is_file() for name in named)
+    assert len(re.search(r"alt=\"(.+?)\"", README)[1]) > 80
+
+
 def test_there_are_seven():
     assert len(EXAMPLES) == 7
 
