@@ -20,7 +20,7 @@ WITH_PIP    := $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m ve
 THREADS     := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 WORKERS     ?= 2
 
-.PHONY: help demo test test-all docs bench lint lock licenses sbom audit clean
+.PHONY: help demo test test-all docs docs-check bench lint lock licenses sbom audit clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,10 @@ test-all: $(STAMP)  ## every test
 
 docs: $(STAMP)  ## the documentation, into docs/_build/html
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
+docs-check: docs  ## the documentation's links, spelling and examples
+	$(THREADS) $(BIN)/python -m sphinx -q -W -b doctest docs docs/_build/doctest
+	$(BIN)/python docs/check.py docs/_build/html
 
 bench: $(STAMP)  ## every benchmark, against its peers, interleaved
 	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done

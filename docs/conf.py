@@ -23,9 +23,11 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "sphinx.ext.doctest",
     "sphinx_gallery.gen_gallery",
     "docstrings",
+    "mathml",
     "tables",
 ]
 exclude_patterns = ["_build", "_ext", "examples", "tutorials", "Thumbs.db"]
@@ -35,10 +37,13 @@ html_title = f"Termwise {release}"
 html_static_path = ["_static"]
 html_css_files = ["termwise.css"]
 
-myst_enable_extensions = ["colon_fence"]  # no mathematics that a browser would fetch a script for
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+html_math_renderer = "mathml"  # mathematics without a script that a browser would fetch
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 88  # longer ones have an argument on each line
 autodoc_typehints = "none"  # the signature shows them; jaxtyping's strings are no references
 autodoc_default_options = {"members": True, "show-inheritance": False}
 napoleon_google_docstring = True

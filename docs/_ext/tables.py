@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import peers
+
 
 def setup(app: Any) -> dict[str, bool]:
     """Write the tables before the sources are read."""
@@ -39,6 +41,8 @@ def write(app: Any) -> None:
         "depth_decay": depth_decay(docs / "data" / "depth_decay.json"),
         "toeplitz_ssm": toeplitz_ssm(docs / "data" / "toeplitz_ssm.json"),
         "accelerate": accelerate(docs / "data" / "accelerate.json"),
+        "standing": peers.standing(docs / "data"), "compress": peers.compress(docs / "data"),
+        "clicks": peers.clicks(docs / "data"), "low_rank": peers.low_rank(docs / "data"), "tangent": peers.tangent(docs / "data"),
     }  # fmt: skip
     for name, lines in tables.items():
         text = "\n".join(lines) + "\n"
@@ -107,25 +111,63 @@ def shown(rule: Any) -> str:
 
 
 def reproduction(results: Path) -> Iterator[str]:
-    """Papers, and under each its claims: published beside measured."""
+    """Counts by room; then rooms, their papers, and of each its claims, published beside measured, to be opened."""
     from termwise.core.claims import load_claims, papers
 
     rows = json.loads(results.read_text("utf-8")) if results.exists() else []
     measured = {(row["paper"], row["statement"]): row for row in rows}
-    claims = load_claims()
-    for key, paper in papers().items():
-        where = f"https://arxiv.org/abs/{paper['arxiv']}" if "arxiv" in paper else f"https://doi.org/{paper.get('doi', '')}"
-        yield f"\n## {paper['title']}\n"
-        yield f"{', '.join(paper['authors'])}, {paper['year']}. [{where.partition('//')[2]}]({where}). `{key}`, in"
-        yield f"`termwise.{paper['room']}`. Here: {paper['scale']}.\n"
-        yield "| claim | published | measured | outcome |"
-        yield "|---|---|---|---|"
-        for claim in claims:
-            if claim.paper == key:
-                row = measured.get((key, claim.statement), {"measured": "not measured", "outcome": ""})
-                outcome = row["outcome"] + (" (exact)" if claim.exact and row["outcome"] == "holds" else "")
-                note = f" *{_cell('; '.join(n for n in (claim.note, claim.contradicted) if n))}*" if claim.note else ""
-                yield f"| {_cell(claim.statement)}.{note} | {_cell(claim.published)} | {_cell(row['measured'])} | {outcome} |"
+    claims = [(claim, measured.get((claim.paper, claim.statement), {})) for claim in load_claims()]
+    rooms = sorted({paper["room"] for paper in papers().values()})
+    yield f"| room | papers | claims | {' | '.join(OUTCOMES)} | of them exact |"
+    yield "|---" * (4 + len(OUTCOMES)) + "|"
+    for room in [*rooms, ""]:
+        inside = [key for key, paper in papers().items() if room in (paper["room"], "")]
+        found = [(claim, row) for claim, row in claims if claim.paper in inside]
+        counts = [str(sum(row.get("outcome", "not measured") == outcome for _, row in found)) for outcome in OUTCOMES]
+        exact = sum(claim.exact for claim, _ in found)
+        name = f"[{room}](#room-{room})" if room else "**all**"
+        yield f"| {name} | {len(inside)} | {len(found)} | {' | '.join(counts)} | {exact} |"
+    for room in rooms:
+        yield f"\n(room-{room})=\n## {room}\n"
+        for key, paper in papers().items():
+            if paper["room"] == room:
+                yield from _paper(key, paper, [(claim, row) for claim, row in claims if claim.paper == key])
+
+
+OUTCOMES = {"holds": "✓", "contradicted": "✗", "failed": "!", "not measured": "?"}
+"""What can come out of a claim, and its sign."""
+
+
+def _paper(key: str, paper: dict[str, Any], claims: list[tuple[Any, dict[str, Any]]]) -> Iterator[str]:
+    """Whose it is, what to call, what differs here, and its claims."""
+    where = f"https://arxiv.org/abs/{paper['arxiv']}" if "arxiv" in paper else f"https://doi.org/{paper.get('doi', '')}"
+    yield f"\n(paper-{key})=\n### {paper['title']}\n"
+    yield f"{', '.join(paper['authors'])}, {paper['year']}. [{where.partition('//')[2]}]({where})\n"
+    yield f"Call {', '.join(_called(name) for name in paper['api'])}. Here: {paper['scale']}.\n"
+    outcomes = [row.get("outcome", "not measured") for _, row in claims]
+    told = [f"{outcomes.count(outcome)} {outcome}" for outcome in OUTCOMES if outcome in outcomes]
+    yield f'<details class="claims"><summary>{len(claims)} claims: {", ".join(told)}</summary>\n'
+    yield f"`termwise verify {key}`{{l=console}} measures them.\n".replace("{l=console}", "")
+    yield "| | claim | published | measured |"
+    yield "|---|---|---|---|"
+    for claim, row in claims:
+        outcome = row.get("outcome", "not measured")
+        exact = " (exact)" if claim.exact else ""
+        notes = "; ".join(n for n in (claim.note, claim.contradicted) if n)
+        note = f" *{_cell(notes)}*" if notes else ""
+        sign = f"{OUTCOMES[outcome]} {outcome}{exact}"
+        yield f"| {sign} | {_cell(claim.statement)}.{note} | {_cell(claim.published)} | {_cell(row.get('measured', ''))} |"
+    yield "\n</details>\n"
+
+
+def _called(name: str) -> str:
+    """A name that leads to the reference; verbs are described in their room."""
+    import termwise
+
+    short = name.removeprefix("termwise.")
+    full = f"termwise.{termwise._VERBS[short]}.{short}" if termwise._VERBS.get(short, "core") != "core" else name
+    kind = "mod" if short == "functions.higher_order" else "class" if short.rpartition(".")[2][0].isupper() else "func"
+    return f"{{{kind}}}`tw.{short} <{full}>`"
 
 
 def methods(results: Path) -> Iterator[str]:
