@@ -165,7 +165,7 @@ def _called(name: str) -> str:
     import termwise
 
     short = name.removeprefix("termwise.")
-    full = f"termwise.{termwise._VERBS[short]}.{short}" if termwise._VERBS.get(short, "core") != "core" else name
+    full = f"termwise.{termwise._VERBS[short]}.{short}" if short in termwise._VERBS else name
     kind = "mod" if short == "functions.higher_order" else "class" if short.rpartition(".")[2][0].isupper() else "func"
     return f"{{{kind}}}`tw.{short} <{full}>`"
 
