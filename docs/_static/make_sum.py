@@ -2,7 +2,8 @@
 
     python docs/_static/make_sum.py        # writes sum-light.png and sum-dark.png beside itself
 
-Left what was asked, coloured by what spoke for (warm) and against (cool); right every term, from 0 to the answer, and what is left.
+Left what was asked, coloured by what spoke for it (warm) and against it (cool); right every term, from 0 to the answer, and
+what remains.
 """
 
 from pathlib import Path
