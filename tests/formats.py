@@ -7,7 +7,9 @@ again: it stands for what users have on their disks.
 """
 
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 import termwise as tw
 from termwise.core import decomposition
 from termwise.core.decomposition import Decomposition
+from termwise.engine import Dataset, Results, folder, run
 from termwise.functions import staged
 from termwise.layers import pldr
 from termwise.weights import saved
@@ -25,6 +28,7 @@ from termwise.weights import saved
 FOLDER = Path(__file__).parent / "data" / "formats"
 FORMATS = {
     "decomposition": decomposition.FORMAT, "multistage": staged.FORMAT, "pldr": pldr.FORMAT, "compressed": saved.FORMAT,
+    "results": folder.FORMAT,
 }  # fmt: skip
 
 
@@ -142,6 +146,18 @@ def write_compressed(folder: Path) -> None:
     tw.compress(net(), 0.6, data=rand(40, 6), progress=False).save(folder)
 
 
+def write_results(path: Path) -> None:
+    from engine.subjects import Lengths
+
+    with tempfile.TemporaryDirectory() as place:
+        data, out = Path(place, "lines.txt"), Path(place, "out")
+        data.write_text("one\nthree\nbad\nfour\n")
+        run(Lengths(), Dataset.open(data), out, workers=1, batch_size=2)
+        shutil.copytree(out, path, ignore=shutil.ignore_patterns("run.jsonl", ".lock"))
+    manifest = path / "manifest.json"  # without the folder of the data, which is one of this machine
+    manifest.write_text(manifest.read_text("utf-8").replace(str(data), data.name), "utf-8")
+
+
 def look(path: Path) -> dict[str, Any]:
     """What a file holds: of each tensor its shape and its first numbers as stored, and what is computed from them."""
     kind = path.parent.name.rpartition("-")[0]
@@ -151,6 +167,9 @@ def look(path: Path) -> dict[str, Any]:
         return {"class": type(d).__name__, "stored": {k: _numbers(v) for k, v in stored.items()}, "computed": _numbers(d.total())}
     if kind == "multistage":
         return {"computed": _numbers(tw.MultiStage.load(path).predict(torch.linspace(-1, 1, 5, dtype=torch.float64)))}
+    if kind == "results":
+        found = Results(path)
+        return {"stored": {f"row {i}": _numbers(d.whole) for i, d in enumerate(found)}, "computed": _numbers(found[1].total())}
     if kind == "pldr":
         return {"computed": _numbers(tw.layers.PLDRForCausalLM.load(path)(IDS).detach())}
     return {"computed": _numbers(tw.load_compressed(path, net())(rand(2, 6)).detach())}
@@ -169,6 +188,7 @@ def main() -> None:
         f"multistage-{FORMATS['multistage']}/stages.safetensors": write_stages,
         f"pldr-{FORMATS['pldr']}/model.safetensors": write_pldr,
         f"compressed-{FORMATS['compressed']}/net": write_compressed,
+        f"results-{FORMATS['results']}/lines": write_results,
     }  # fmt: skip
     for name, write in writers.items():
         path = FOLDER / name
