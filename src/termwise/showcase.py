@@ -76,7 +76,7 @@ def examine(
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"{subject.name} gives {shape} and no scores (1, classes): wrap it so that it does")
     tell("explaining", 0.05)
-    why = explain(model, x, target=index, rules=rules, names=subject.names(x), classes=subject.classes)
+    why = explain(model, x, target=index, rules=rules, layers="auto", names=subject.names(x), classes=subject.classes)
     tell("removing, step by step", 0.25)
     curve = None
     if random_orders:

@@ -16,6 +16,7 @@ from termwise.core.capture import capture, recorded
 from termwise.core.program import Program, info
 
 from .cuts import channel_axis, only_outlet
+from .layers import Layers, layer_nodes
 from .picked import picked
 from .propagate import Pass, Result, propagate
 from .refusals import one_sample_each
@@ -49,10 +50,11 @@ class PredictionCall:
         at: str | None = None,
         through: tuple[str, int | Tensor] | None = None,
         biases: str = "parts",
+        layers: Layers = (),
     ) -> None:
         """Take it; nothing is recorded yet. Arguments as of `explain`, read."""
         self.model, self.args, self.keywords, self.wanted = model, args, keywords, wanted
-        self.rules, self.biases, self.at, self.through = rules, biases, at, through
+        self.rules, self.biases, self.at, self.through, self.layers = rules, biases, at, through, layers
         self.tensors = [leaf for leaf in pytree.tree_leaves((args, keywords)) if isinstance(leaf, Tensor)]
         self.alone = wanted.starts[0].alone
         self.batch = 1 if self.alone or not self.tensors or not self.tensors[0].ndim else self.tensors[0].shape[0]
@@ -82,7 +84,8 @@ class PredictionCall:
     def passes(self, program: Program) -> list[Pass]:
         """One pass, or two: down to the module that relevance flows through, and on from there."""
         if self.through is None:
-            return [propagate(program, self.rules, biases=self.biases, at=self.at)]
+            layers = layer_nodes(program, self.layers) if self.layers else {}
+            return [propagate(program, self.rules, biases=self.biases, at=self.at, layers=layers)]
         path = self.through[0]
         ends = ({"at": path}, {"at": self.at, "to": path})
         return [propagate(program, self.rules, biases=self.biases, **end) for end in ends]

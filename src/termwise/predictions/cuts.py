@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from termwise.core.program import Info, Program, info, op_name
 
-__all__ = ["channel_axis", "only_outlet", "outlets", "section"]
+__all__ = ["channel_axis", "leaving", "only_outlet", "outlets", "section"]
 
 
 def outlets(program: Program, path: str) -> dict[str, str]:
@@ -122,6 +122,26 @@ def section(program: Program, leaves: Mapping[str, str] | Iterable[str], end: st
     result = copy.copy(program)
     result.graph, result.derived = graph, {}
     return result
+
+
+def leaving(program: Program, nodes: Iterable[str]) -> tuple[Program, dict[str, str]]:
+    """The same program with a node behind each of these, through which its value goes to all that use it.
+
+    Returns:
+        The program, and by name of a node the name of the one behind it.
+    """
+    nodes = set(nodes)
+    graph = fx.Graph()
+    seen: dict[fx.Node, fx.Node] = {}
+    behind: dict[str, str] = {}
+    for node in program.graph.nodes:
+        seen[node] = graph.node_copy(node, seen.__getitem__)
+        if node.name in nodes:
+            seen[node] = graph.create_node("call_function", handed_on, (seen[node],), name=f"{node.name}_leaving")
+            behind[node.name] = seen[node].name
+    result = copy.copy(program)
+    result.graph, result.derived = graph, {}
+    return result, behind
 
 
 def channel_axis(program: Program, name: str) -> int:

@@ -106,6 +106,7 @@ class _Running:
     count: int = 0
     whole: Tensor | None = None
     parts: Mapping[str, Tensor] | None = None
+    layers: Mapping[str, Tensor] | None = None
     target: Tensor | None = None
     last: Explanation | None = None  # one sample, for what is no number: rules, classes
 
@@ -113,26 +114,27 @@ class _Running:
     def of(cls, mean: MeanExplanation) -> _Running:
         """Go on from a mean."""
         n = mean.count
-        parts = {name: part[0].double() * n for name, part in mean.parts.items()}
-        return cls(n, mean.whole[0].double() * n, parts, None if mean.target is None else mean.target[0], mean)
+        parts, layers = ({name: v[0].double() * n for name, v in values.items()} for values in (mean.parts, mean.layers))
+        return cls(n, mean.whole[0].double() * n, parts, layers, None if mean.target is None else mean.target[0], mean)
 
     def with_samples(self, why: Explanation) -> _Running:
         """With the samples of one more explanation."""
         whole = why.whole.double().sum(0)
-        sums = {name: part.double().sum(0) for name, part in why.parts.items()}
+        sums, layers = ({name: v.double().sum(0) for name, v in values.items()} for values in (why.parts, why.layers))
         target = _common(why.target)
-        if self.whole is not None and self.parts is not None:
+        if self.whole is not None and self.parts is not None and self.layers is not None:
             if self.whole.shape != whole.shape:
                 raise ValueError(f"the mean so far is of {tuple(self.whole.shape)} targets, this batch has {tuple(whole.shape)}")
             whole = whole + self.whole
             parts = {n: _sum(self.parts.get(n), sums.get(n), whole.ndim) for n in {**self.parts, **sums}}
+            layers = {n: _sum(self.layers.get(n), layers.get(n), whole.ndim) for n in {**self.layers, **layers}}
             same = target is not None and self.target is not None and torch.equal(target, self.target)
-            return _Running(self.count + len(why), whole, parts, target if same else None, why[:1])
-        return _Running(len(why), whole, sums, target, why[:1])
+            return _Running(self.count + len(why), whole, parts, layers, target if same else None, why[:1])
+        return _Running(len(why), whole, sums, layers, target, why[:1])
 
     def result(self) -> MeanExplanation:
         """The mean."""
-        if self.last is None or self.whole is None or self.parts is None:
+        if self.last is None or self.whole is None or self.parts is None or self.layers is None:
             raise ValueError("there is no batch in the data: nothing was explained")
         dtype, n = self.last.whole.dtype, self.count
         return MeanExplanation(
@@ -143,6 +145,7 @@ class _Running:
             classes=self.last.classes,
             asked=self.last.asked,
             picture=self.last.picture,
+            layers={name: (value / n).to(dtype).unsqueeze(0) for name, value in self.layers.items()},
             count=n,
         )
 

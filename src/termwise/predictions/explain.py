@@ -16,10 +16,12 @@ from .call import PredictionCall
 from .explanation import Explanation
 from .groups import Mask
 from .labels import class_names, token_names
+from .layers import Layers
 from .memory import Meter, as_bytes, pieces, shown
 from .propagate import Result
 from .refusals import batched, finite_inputs, finite_result
 from .rules import Rules
+from .rules.sets import IN_ITS_FORM
 from .targets import Target, asked
 
 __all__ = ["explain"]
@@ -34,6 +36,7 @@ def explain(
     biases: str = "parts",
     at: str | None = None,
     through: tuple[str, int | Tensor] | None = None,
+    layers: Layers = (),
     names: Sequence[Any] | None = None,
     classes: Sequence[str] | None = None,
     feature_mask: Mask | None = None,
@@ -69,6 +72,9 @@ def explain(
         through: (path of a module, unit): only what flows through that unit of the module's output. The unit is an int, its
             channel or feature, or a tensor that weighs the output entry by entry, of its shape or one that broadcasts to it.
             The whole is the unit's relevance, the parts say how inputs and earlier biases make it. With `at`, from there.
+        layers: paths of modules, or globs as ``"encoder.layer.*"``, at whose outputs relevance is read as it passes, in the
+            same pass: `Explanation.layers`. "auto": the blocks that the model repeats, at most 24; none where there are none, and
+            under rules that carry relevance itself ("dynamiclrp"), which know no layers. Not together with `at` or `through`.
         names: the tokens, for pictures: one list per sample, or one list for one sample.
         classes: names of the classes.
         feature_mask: sums the entries of an input by group, see `Explanation.grouped`.
@@ -99,8 +105,9 @@ def explain(
     model, args, keywords = arguments(model, inputs, kwargs)
     finite_inputs(args, keywords)
     call = PredictionCall(
-        model, args, keywords, asked(target), rules=rules, at=at, through=_through(through), biases=_policy(biases)
-    )
+        model, args, keywords, asked(target), rules=rules, at=at, through=_through(through), biases=_policy(biases),
+        layers=_layers(layers, rules, inside=at is not None or through is not None),
+    )  # fmt: skip
     found = _Found(call)
     try:
         if max_memory is None:
@@ -123,6 +130,7 @@ def explain(
         classes=class_names(classes, found.target),
         asked=call.questions(),
         picture=call.picture() if at is not None else None,
+        layers=found.layers,
     )
     return why if feature_mask is None else why.grouped(feature_mask)
 
@@ -134,6 +142,7 @@ class _Found:
         self.call, self.targets = call, len(call.wanted.starts)
         self._whole: Tensor | None = None
         self._parts: dict[str, Tensor] = {}
+        self._layers: dict[str, Tensor] = {}
         self._index: list[Tensor | None] = [None] * self.targets
         self._reached: dict[str, bool] = {}
 
@@ -154,22 +163,28 @@ class _Found:
         self._whole[rows, t] = result.whole
         for name, part in result.parts.items():
             self._reached[name] = self._reached.get(name, False) or name not in result.unreached
-            if n == batch and self.targets == 1:  # all there is: no copy
-                self._parts[name] = part.unsqueeze(1)
-                continue
-            if name not in self._parts:
-                self._parts[name] = part.new_zeros(batch, self.targets, *part.shape[1:])
-            self._parts[name][rows, t] = part
+            self._put(self._parts, name, part, rows, t)
+        for name, value in result.layers.items():
+            self._put(self._layers, name, value, rows, t)
         if (index := self.call.index[t]) is not None:
             known = self._index[t]
             if known is None:
                 known = self._index[t] = index.new_zeros(batch, *index.shape[1:])
             known[rows] = index
 
+    def _put(self, into: dict[str, Tensor], name: str, value: Tensor, rows: slice, t: int) -> None:
+        """Keep a value of these samples and one target."""
+        if len(value) == self.call.batch and self.targets == 1:  # all there is: no copy
+            into[name] = value.unsqueeze(1)
+            return
+        if name not in into:
+            into[name] = value.new_zeros(self.call.batch, self.targets, *value.shape[1:])
+        into[name][rows, t] = value
+
     @property
     def size(self) -> int:
         """Bytes of the result."""
-        return sum(p.numel() * p.element_size() for p in self._parts.values())
+        return sum(p.numel() * p.element_size() for p in (*self._parts.values(), *self._layers.values()))
 
     @property
     def unreached(self) -> list[str]:
@@ -185,7 +200,15 @@ class _Found:
     @property
     def parts(self) -> dict[str, Tensor]:
         """Of the same first axes."""
-        return self._parts if self.call.wanted.several else {name: part[:, 0] for name, part in self._parts.items()}
+        return self._by_target(self._parts)
+
+    @property
+    def layers(self) -> dict[str, Tensor]:
+        """Of the same first axes, by module path."""
+        return self._by_target(self._layers)
+
+    def _by_target(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return values if self.call.wanted.several else {name: value[:, 0] for name, value in values.items()}
 
     @property
     def target(self) -> Tensor | None:
@@ -236,6 +259,17 @@ def _policy(biases: str) -> str:
         hint = f": did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"biases is one of {', '.join(map(repr, known))}, got {biases!r}{hint}")
     return biases
+
+
+def _layers(layers: Layers, rules: Rules, *, inside: bool) -> Layers:
+    """As given, in a form that can be kept with the recording."""
+    if layers and inside:
+        raise ValueError("layers= is read in the pass that explains everything: leave it out, or at= and through=")
+    if not isinstance(layers, str) and not all(isinstance(path, str) for path in layers):
+        raise TypeError(f"layers is 'auto', a path of a module or a list of them, got {layers!r}")
+    if layers == "auto" and isinstance(rules, str) and rules in IN_ITS_FORM:
+        return ()
+    return layers if isinstance(layers, str) else tuple(layers)
 
 
 def _through(through: Any) -> tuple[str, int | Tensor] | None:

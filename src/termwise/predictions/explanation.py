@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from termwise.core.decomposition import Decomposition
 from termwise.core.pictures import Picture, Pixels, Words
 
+from .by_layer import NOTE, carried_by_patches, carried_by_tokens, passing, short
 from .enlarge import enlarged
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ class Explanation(Decomposition):
         classes: names of the classes `target` indexes; None where unknown.
         asked: what each target asks, in words, "{}" standing for the class; None where it is that class and no more.
         picture: height and width of the image that was explained from an inner module on.
+        layers: relevance at the outputs of modules that it passed, by path, of their shapes; each is a cut of its own and no
+            part of the sum (`explain(layers=)`).
     """
 
     target: Tensor | None = None
@@ -53,11 +57,15 @@ class Explanation(Decomposition):
     classes: list[str] | None = None
     asked: list[str] | None = None
     picture: list[int] | None = None
+    layers: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, samples: int | slice | Tensor) -> Explanation:
         """Some of the samples (first axis). An int keeps the axis, with one sample."""
+        chosen = super().__getitem__(samples)
+        rows = slice(samples, samples + 1 or None) if isinstance(samples, int) else samples
+        layers = {name: value[rows] for name, value in self.layers.items()}
         # lists that do not count samples, whatever their length
-        return replace(super().__getitem__(samples), classes=self.classes, asked=self.asked, picture=self.picture)
+        return replace(chosen, classes=self.classes, asked=self.asked, picture=self.picture, layers=layers)
 
     def only(self, target: int) -> Explanation:
         """The explanation of one of several targets, `whole` of shape (batch,).
@@ -79,6 +87,7 @@ class Explanation(Decomposition):
             parts={name: part[:, target] for name, part in self.parts.items()},
             target=None if self.target is None else self.target[:, target],
             asked=None if self.asked is None else [self.asked[target]],
+            layers={name: value[:, target] for name, value in self.layers.items()},
         )
 
     def grouped(self, feature_mask: Mask) -> Explanation:
@@ -181,6 +190,19 @@ class Explanation(Decomposition):
         whole = torch.where(self.whole == 0, torch.full_like(self.whole, torch.nan), self.whole)
         return {group: value / whole for group, value in sums.items()}
 
+    def passing(self) -> dict[str, Tensor]:
+        """How much of the whole passes each of `layers`, of the whole's shape.
+
+        What is missing of the whole belongs to biases and constants behind the layer, was lost by rules there, or went past it.
+
+        Example:
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+            >>> why = tw.explain(model, torch.randn(2, 4), target=1, layers=["0"])
+            >>> torch.allclose(why.passing()["0"] + why.contribution("bias:2"), why.whole)
+            True
+        """
+        return {name: value.flatten(self.whole.ndim).sum(-1) for name, value in self.layers.items()}
+
     def by_module(self) -> dict[str, Float[Tensor, " batch"]]:
         """Contribution of every module: its biases, its constants and what was lost in it. Inputs stand under "input"."""
         modules: dict[str, Tensor] = {}
@@ -237,7 +259,9 @@ class Explanation(Decomposition):
         return f"adds up to {self.error():.1e} ({shares}, cancellation {self.cancellation():.3g}x)"
 
     def pictures(self, sample: int = 0) -> list[Picture]:
-        """The words or the image of one sample in colours, and the waterfall; of several targets one after the other.
+        """The words or the image of one sample in colours, the waterfall, and what passes the layers, where it is known.
+
+        Of several targets one after the other.
 
         Raises:
             ValueError: when there is no such sample.
@@ -245,11 +269,22 @@ class Explanation(Decomposition):
         if self.whole.ndim == 2:
             return [p for target in range(self.whole.shape[1]) for p in self.only(target).pictures(sample)]
         found = super().pictures(sample)
+        if self.layers:
+            found.append(passing(self.layers, self.whole, sample))
         if (words := self._words(sample)) is not None:
             return [words, *found]
         with contextlib.suppress(ValueError):  # no input is an image
-            found.insert(0, Pixels("", self.heatmap(sample=sample).detach().double().cpu().numpy()))
+            found.insert(0, self._pixels(sample))
         return found
+
+    def _pixels(self, sample: int) -> Pixels:
+        """The map of the image, and of each layer that has one."""
+        pixels = Pixels("", self.heatmap(sample=sample).detach().double().cpu().numpy())
+        carried = carried_by_patches(self.layers, pixels.values.shape, sample)
+        if not carried:
+            return pixels
+        grids = torch.stack(list(carried.values())).numpy()
+        return replace(pixels, layers=short(list(carried)), by_layer=grids, note=f"By layer: {NOTE}")
 
     def _words(self, sample: int) -> Words | None:
         """The tokens of the input that has one relevance per name."""
@@ -257,8 +292,19 @@ class Explanation(Decomposition):
         for name, part in self.parts.items():
             if names and name.startswith("input:") and part.ndim == 2 and part.shape[1] == max(map(len, names)):
                 tokens = names[sample]
-                return Words("", tokens, part[sample, : len(tokens)].tolist())  # grouped by words, samples differ in length
+                n = len(tokens)  # grouped by words, samples differ in length
+                shown = Words("", tokens, part[sample, :n].tolist())
+                carried = carried_by_tokens({} if self._two_texts(name) else self.layers, part.shape[1], sample)
+                if not carried:
+                    return shown
+                rows = [row[:n] for row in carried.values()]
+                return replace(shown, layers=short(list(carried)), by_layer=rows, note=f"By layer: {NOTE}")
         return None
+
+    def _two_texts(self, name: str) -> bool:
+        """Whether a layer with as many positions as this text may belong to the other text, of an encoder and a decoder."""
+        others = (n for n, p in self.parts.items() if n.startswith("input:") and p.shape == self.parts[name].shape)
+        return len({n.startswith("input:decoder_") for n in others}) > 1
 
     def heatmap(self, name: str | None = None, sample: int = 0) -> Float[Tensor, "height width"]:
         """Relevance of one image summed over its channels.

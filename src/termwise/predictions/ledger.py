@@ -42,10 +42,7 @@ class Leaf:
 
     def relevance(self, c: Tensor | None) -> Tensor:
         """Value * c, summed over the axes that the part does not keep."""
-        value = self.value.detach()
-        part = torch.zeros(value.shape, dtype=_real(value.dtype), device=value.device) if c is None else _times(value, c)
-        if c is not None and not value.isfinite().all():  # a mask of -inf hides, and has no relevance
-            part = part.masked_fill(c == 0, 0)
+        part = _entries(self.value.detach(), c)
         return self.part(part if self.given is None else part + self.given)
 
     def part(self, relevance: Tensor) -> Tensor:
@@ -112,6 +109,17 @@ class Ledger:
                 leaf.given = r if leaf.given is None else leaf.given + r
                 total += leaf.part(r).reshape(self.batch, -1).sum(1, dtype=torch.float64)
         return total
+
+    def keep(self, name: str, y: Tensor) -> Tensor:
+        """Book the relevance of every entry of `y` under a name, as it passes; it goes on through the value returned."""
+        value = y.detach()
+        shape, dtype, device = value.shape, _real(value.dtype), value.device
+        self.expect(name, lambda: torch.zeros(shape, dtype=dtype, device=device))
+        if not y.requires_grad:
+            return y
+        alias = y.view_as(y)
+        alias.register_hook(lambda c: self.book(name, _entries(value, c)))
+        return alias
 
     def watch(self, y: Tensor, hook: Callable[[Tensor], None]) -> None:
         """Call `hook` with the ratio that arrives at `y`."""
@@ -389,6 +397,15 @@ class _StandIn(torch.autograd.Function):
         if ctx.give(relevance):
             return torch.zeros_like(x), None, None
         return (relevance / x).masked_fill_(x == 0, 0), None, None
+
+
+def _entries(value: Tensor, c: Tensor | None) -> Tensor:
+    """The relevance of every entry, value * c."""
+    if c is None:
+        return torch.zeros(value.shape, dtype=_real(value.dtype), device=value.device)
+    found = _times(value, c)
+    # a mask of -inf hides, and has no relevance
+    return found if value.isfinite().all() else found.masked_fill(c == 0, 0)
 
 
 def _times(x: Tensor, c: Tensor) -> Tensor:

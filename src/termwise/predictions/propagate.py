@@ -23,7 +23,7 @@ from termwise.core.program import BAGS, Program, describe, info, is_one_hot, op_
 from termwise.core.rewrite import rewrite
 from termwise.core.samples import SampleAxis, per_sample
 
-from .cuts import only_outlet, outlets, section
+from .cuts import leaving, only_outlet, outlets, section
 from .experts import group_experts
 from .fold import fold_batch_norm, foldable
 from .ledger import Ledger, Site
@@ -54,6 +54,7 @@ class Pass:
         biases: str = "parts",
         at: str | None = None,
         to: str | None = None,
+        layers: Mapping[str, str] | None = None,
         measure_all: bool = False,
         lift: torch.dtype | None = None,
         otherwise: Rule | None = None,
@@ -66,6 +67,7 @@ class Pass:
             biases: who gets what biases own, as in `explain`.
             at: path of a module whose output is a leaf: relevance that arrives there goes no further.
             to: path of a module whose output is the program's, in place of its own.
+            layers: name -> node, the relevance of every entry of whose value is kept as it passes.
             measure_all: weigh every node, not only those that may lose: the debugging mode, twice as slow.
             lift: compute in this dtype where the program asks for a narrower one. Half precision has too few digits
                 for ratios, so float32 there; otherwise the program's own casts are kept, and their rounding is booked.
@@ -75,7 +77,8 @@ class Pass:
         given_away = biases in ("distribute", "zero")  # to the inputs of the same operation, where something may be lost
         self.leaves = {} if at is None else outlets(program, at)
         self.end = None if to is None else only_outlet(program, to)
-        program = group_experts(program, {*self.leaves, self.end})
+        self.layers = dict(layers or {})
+        program = group_experts(program, {*self.leaves, self.end, *self.layers.values()})
         chosen = rules_of(program, rules, otherwise)
         fold = foldable(program) & {name for name, rule in chosen.items() if given_away or rule in SPLITTING}
         fold -= {*self.leaves, self.end}  # folded, such a value would be gone
@@ -84,6 +87,8 @@ class Pass:
             chosen = rules_of(program, rules, otherwise)
         if self.leaves or self.end is not None:  # rules are chosen before: "the first convolution" is that of the whole
             program = section(program, self.leaves, self.end)
+        if lost := [name for name, node in self.layers.items() if node in fold]:
+            raise ValueError(f"{lost[0]!r} is one operation with the batch norm behind it under these rules: name the batch norm")
         self.program, self.rules = program, chosen
         dtypes = _dtypes(program)
         self.dtype = max(dtypes, key=lambda d: torch.finfo(d).bits, default=torch.float32)
@@ -112,7 +117,9 @@ class Pass:
             if program.placeholders[n.name].kind == "input" and info(n).active
         }
         self._where = {part: name for name, part in self.leaves.items()}
-        self.module = rewrite(program, self.sites, lift=self.lift)
+        passing, behind = leaving(program, self.layers.values()) if self.layers else (program, {})
+        kept = {new: _keeping(node) for node, new in behind.items()}
+        self.module = rewrite(passing, {**self.sites, **kept}, lift=self.lift)
 
     def _site(self, node: fx.Node, measured: bool) -> Site:
         known, arguments = info(node), _flat(node.args)
@@ -257,10 +264,12 @@ class Pass:
         explained = explained.detach().to(self.lift or self.dtype)
         # losses are summed in float64
         booked = {**parts, **ledger.parts()}
+        passed = {node: booked.pop(node).to(explained.dtype) for node in set(self.layers.values())}
+        layers = {n: self.by_sample(passed[node], node, ledger.batch, alone=alone) for n, node in self.layers.items()}
         if self.biases == "absorb":
             booked = {name: part for name, part in booked.items() if not name.startswith("bias:")}
         parts = {name: part.to(explained.dtype) for name, part in booked.items()}
-        return Result(output.detach(), explained, parts, [n for n, r in reached.items() if not r], found)
+        return Result(output.detach(), explained, parts, [n for n, r in reached.items() if not r], found, layers)
 
     def by_sample(self, value: Tensor, node: str, batch: int, *, alone: bool = False) -> Tensor:
         """A value that has the layout of a recorded node's, with its samples along the first axis."""
@@ -271,41 +280,64 @@ class Pass:
 
 
 class Result:
-    """What a pass found: output, whole, parts by name, the inputs no relevance reaches, and the ratios at inner leaves."""
+    """What a pass found.
+
+    Attributes:
+        output, whole: of the model, and what is explained of it.
+        parts: by name.
+        unreached: the inputs no relevance reaches.
+        ratios: at inner leaves.
+        layers: relevance that passed the values that were watched, by name.
+    """
 
     def __init__(
-        self, output: Tensor, whole: Tensor, parts: dict[str, Tensor], unreached: list[str], ratios: dict[str, Tensor]
+        self,
+        output: Tensor,
+        whole: Tensor,
+        parts: dict[str, Tensor],
+        unreached: list[str],
+        ratios: dict[str, Tensor],
+        layers: dict[str, Tensor] | None = None,
     ) -> None:
         """Hold them."""
         self.output, self.whole, self.parts, self.unreached, self.ratios = output, whole, parts, unreached, ratios
+        self.layers = layers or {}
 
 
 def propagate(
-    program: Program, rules: Rules = "default", *, biases: str = "parts", at: str | None = None, to: str | None = None
+    program: Program,
+    rules: Rules = "default",
+    *,
+    biases: str = "parts",
+    at: str | None = None,
+    to: str | None = None,
+    layers: Mapping[str, str] | None = None,
 ) -> Pass | Carried:
     """The pass of a program under a rule set, rewritten once and kept with the recording."""
-    key = ("pass", tuple(rules.items()) if isinstance(rules, Mapping) else rules, biases, at, to)
+    key = ("pass", tuple(rules.items()) if isinstance(rules, Mapping) else rules, biases, at, to, tuple((layers or {}).items()))
     try:
         known: Pass | Carried | None = program.derived.get(key)
     except TypeError:  # an unhashable rule
-        return Pass(program, rules, biases=biases, at=at, to=to)
+        return Pass(program, rules, biases=biases, at=at, to=to, layers=layers)
     if known is None:
-        known = program.derived[key] = _in_its_form(program, rules, biases, at, to).of(None)
+        known = program.derived[key] = _in_its_form(program, rules, biases, at, to, layers).of(None)
     return known.of(program.model)
 
 
-def _in_its_form(program: Program, rules: Rules, biases: str, at: str | None, to: str | None) -> Pass | Carried:
+def _in_its_form(
+    program: Program, rules: Rules, biases: str, at: str | None, to: str | None, layers: Mapping[str, str] | None
+) -> Pass | Carried:
     """Ratios travel, but for the rule sets that exist only for relevance itself."""
     if isinstance(rules, str) and rules in IN_ITS_FORM:
         from .dynamiclrp import dynamiclrp  # which builds on this module's Result
 
-        if biases != "parts" or at is not None or to is not None:
+        if biases != "parts" or at is not None or to is not None or layers:
             raise ValueError(
                 f"rules={rules!r} carries relevance itself: what biases get is its own rule, and there are no leaves in "
-                "the network. Leave biases, at and through out"
+                "the network. Leave biases, at, through and layers out"
             )
         return dynamiclrp(program)
-    return Pass(program, rules, biases=biases, at=at, to=to)
+    return Pass(program, rules, biases=biases, at=at, to=to, layers=layers)
 
 
 def begun_at_rows(program: Program, node: fx.Node) -> Callable[..., Any]:
@@ -332,6 +364,13 @@ def begun_at_rows(program: Program, node: fx.Node) -> Callable[..., Any]:
         return bag(at, table, numbers, *rest)
 
     return cut_bag if op_name(node) in BAGS else cut
+
+
+def _keeping(name: str) -> Callable[[Ledger, Tensor], Tensor]:
+    def keep(ledger: Ledger, value: Tensor) -> Tensor:
+        return ledger.keep(name, value)
+
+    return keep
 
 
 def _leaf(name: str) -> Callable[..., Tensor]:

@@ -15,7 +15,7 @@ from termwise.core.pictures import Bars, Line, Lines, Matrix, Picture, Points, W
 
 from .tokens import printable
 
-__all__ = ["height", "options"]
+__all__ = ["by_layer", "height", "options"]
 
 SERIES = [f"--s{i}" for i in range(6)]
 """Colours of curves and bars in order, told apart by all kinds of eyes (Okabe & Ito)."""
@@ -135,6 +135,16 @@ def _(picture: Bars) -> Options:
         **axes,
         series=series,
         legend=_legend(list(picture.values) if len(picture.values) > 1 else []),
+        tooltip={"trigger": "axis", "axisPointer": {"type": "shadow"}, "formatter": "@axis"},
+    )
+
+
+def by_layer(names: Sequence[str]) -> Options:
+    """Bars, one for each layer from the input on, whose values `page.js` fills in."""
+    return _framed(
+        xAxis=_categories([printable(n) for n in names]) | {"axisLabel": _label() | {"hideOverlap": True}},
+        yAxis=_values() | _named("relevance", 58),
+        series=[{"name": "relevance", "type": "bar", "barMaxWidth": 28, "itemStyle": {"borderRadius": 2}, "data": []}],
         tooltip={"trigger": "axis", "axisPointer": {"type": "shadow"}, "formatter": "@axis"},
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from termwise.core.pictures import Bars, Picture, Pixels, Steps, Table, Words
+from termwise.core.pictures import Picture, Pixels, Steps, Table, Words
 
 from . import charts
 from .colour import css, robust_scale
@@ -121,12 +121,11 @@ def _layers(picture: Words | Pixels, rows: list[list[float]], values: list[float
     """What each mark carries at each layer, and the chart that one of them is drawn in."""
     if not len(picture.layers):
         return None
-    empty = Bars("", list(picture.layers), {"relevance": [0.0] * len(picture.layers)}, y="relevance")
     return {
         "what": "patch" if isinstance(picture, Pixels) else "word",
-        "options": charts.options(empty),
+        "options": charts.by_layer(picture.layers),
         "height": 180,
-        "rows": rows,
+        "rows": [[float(f"{value:.5g}") for value in row] for row in rows],  # as many digits as are shown
         "values": values,
         "across": across,
         "first": int(np.abs(values).argmax()),

@@ -125,6 +125,8 @@
   const layers = (box, data, name, values) => {
     const chart = box.querySelector(".tw-layers > div"), title = box.querySelector(".tw-layers figcaption");
     title.textContent = `${data.what} ${name}: ${number(data.total(values))} at the input; what it carries at each layer:`;
+    const names = data.options.xAxis.data;
+    chart.setAttribute("aria-label", `relevance at each layer: ${values.map((v, i) => `${names[i]} ${number(v)}`).join(", ")}`);
     const drawn = { ...data.options, series: [{ ...data.options.series[0], data: values.map((v) => ({ value: v, itemStyle: { color: v > 0 ? "--up" : "--down" } })) }] };
     draw(chart, drawn).resize();
   };
