@@ -36,10 +36,12 @@ for room in tw._ROOMS:
 
 model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
 why = tw.explain(model, torch.randn(2, 4), target=1).check()
-page = tw.report.write("why.html", tw.report.page([tw.report.Section(why, heading="a wheel")]))
+tw.report.write("why.html", tw.report.page([tw.report.Section(why, heading="a wheel")]))
 text = Path("why.html").read_text("utf-8")
 assert "<style" in text
 assert "a wheel" in text
+assert "echarts" in text, "the page has its charts with it"
+why.to_html("how.html")
 why.save("why.safetensors")
 tw.Decomposition.load("why.safetensors").check()
 

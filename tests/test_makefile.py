@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-VERBS = ("demo", "test", "test-all", "docs", "bench", "lint")
+VERBS = ("demo", "test", "test-all", "docs", "bench", "lint", "licenses", "sbom", "audit")
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make: apt-get install make")
 
