@@ -237,3 +237,74 @@ def test_bad_arguments(tmp_path):
     for name in ("workers", "threads", "batch_size"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             run(Lengths(), data, tmp_path / "out", **{name: 0})
+
+
+def test_a_limit_of_the_file_system_leaves_nothing_half_written(reference, tmp_path):
+    """Batches fit, the table does not: arrow's own writer meets the limit."""
+    resource = pytest.importorskip("resource")
+    data = Dataset.open(texts(tmp_path / "a.txt", LINES))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"table.parquet cannot be written .*large.*the same command goes on"):
+            run(Lengths(), data, tmp_path / "out", workers=1, batch_size=4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.rglob("*.partial"))
+    assert len(Results(tmp_path / "out")) == len(LINES)
+    run(Lengths(), data, tmp_path / "out", workers=1, batch_size=4)
+    assert same(reference, tmp_path / "out")
+
+
+def test_a_clock_that_jumps_changes_nothing(reference, tmp_path, monkeypatch):
+    """Rates and durations are of a clock that nobody sets; times of day are only noted."""
+    chance = random.Random(0)
+    monkeypatch.setattr(time, "time", lambda: chance.uniform(-1e9, 1e9))
+    run(Lengths(), Dataset.open(texts(tmp_path / "a.txt", LINES)), tmp_path / "out", workers=1, batch_size=4)
+    assert same(reference, tmp_path / "out")
+    finished = json.loads((tmp_path / "out" / "run.jsonl").read_text().splitlines()[-1])
+    assert 0 <= finished["seconds"] < 60
+
+
+class Unwilling(Lengths):
+    """Cannot be started; with scale 0 the process ends."""
+
+    def start(self):
+        if self.scale == 0:
+            os._exit(7)
+        raise ValueError("no such model")
+
+
+@pytest.mark.slow
+def test_a_job_that_cannot_start_says_why(tmp_path):
+    data = Dataset.open(texts(tmp_path / "a.txt", LINES))
+    for workers in (1, 2):
+        with pytest.raises(ValueError, match="no such model"):
+            run(Unwilling(), data, tmp_path / "out", workers=workers)
+    with pytest.raises(ChildProcessError, match="died while it loaded the model, exit code 7"):
+        run(Unwilling(scale=0.0), data, tmp_path / "out", workers=2)
+
+
+PEAK = """
+import resource, sys
+sys.path.insert(0, {tests!r})
+from engine.subjects import Lengths
+from termwise.engine import Dataset, Results, run
+results = run(Lengths(), Dataset.open({data!r}), {out!r}, workers=1, batch_size=32)
+rows = sum(1 for d in results)
+print(rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_rows(tmp_path):
+    """Running and reading 20,000 rows of 100 numbers, 16 MB of results, against 2,000."""
+    peaks = []
+    for rows in (2_000, 20_000):
+        data = texts(tmp_path / f"{rows}.txt", [f"{i:06d}" + "y" * 94 for i in range(rows)])
+        code = PEAK.format(tests=str(HERE), data=str(data), out=str(tmp_path / f"out{rows}"))
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        seen, peak = map(int, done.stdout.split())
+        assert seen == rows
+        peaks.append(peak)
+    assert peaks[1] - peaks[0] < 40, peaks

@@ -10,9 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -30,9 +28,6 @@ __all__ = ["InProcess", "Processes", "cores"]
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Read by the libraries when they are first imported."""
-
-PATIENCE = 3.0
-"""Seconds that a worker is given to end."""
 
 MISTAKES = (ValueError, TypeError, ImportError, ArithmeticError, OSError)
 """Kinds of errors that keep their kind on the way from a worker."""
@@ -121,15 +116,12 @@ class Processes:
         return found
 
     def stop(self) -> None:
-        """End every worker: politely, so that it gives back what it holds of the system, and soon."""
+        """End every worker."""
         for worker in self._all:
-            worker.connection.close()
-            worker.process.terminate()
-        deadline = time.monotonic() + PATIENCE
-        for worker in self._all:
-            worker.process.join(max(0.0, deadline - time.monotonic()))
             worker.process.kill()
+        for worker in self._all:
             worker.process.join()
+            worker.connection.close()
         self._all = []
 
     def _new(self) -> _Worker:
@@ -214,7 +206,6 @@ def _threads_said(threads: int) -> Iterator[None]:
 def _serve(connection: Connection, job: Job, dataset: Dataset, threads: int) -> None:
     """The life of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process of a terminal: the first one decides
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # at the next line of Python, with what is done at an exit
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(
         ImportError

@@ -1,0 +1,154 @@
+"""explain and faithfulness over data sets: the same as one by one, from the command line, with what cannot be explained told."""
+
+import json
+import re
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import termwise as tw
+from engine.subjects import OWN
+from termwise import cli
+from termwise.engine import Dataset, Results, run
+from termwise.jobs import ExplainJob, FaithfulnessJob, means, weights_digest
+from termwise.own_model import load
+from termwise.predictions import deletion
+
+TEXTS = ["good film", "bad film!", "a film", "fine acts", "x" * 33, "a plot"]
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    return f"{tmp_path / 'own.py'}:bag"
+
+
+@pytest.fixture
+def films(tmp_path):
+    path = tmp_path / "films.jsonl"
+    path.write_text("".join(json.dumps({"text": t, "label": i % 2}) + "\n" for i, t in enumerate(TEXTS)))
+    return path
+
+
+def invoke(*arguments):
+    done = CliRunner().invoke(cli.app, [*map(str, arguments)])
+    return done.exit_code, done.output
+
+
+def test_every_row_is_explained_as_it_is_alone(own, films, tmp_path):
+    code, said = invoke(
+        "explain", "--model", own, "--dataset", films, "--out", tmp_path / "out", "--workers", 1, "--batch-size", 4
+    )
+    assert code == 0, said
+    assert "films.jsonl: 6 rows, column 'text' (text)" in said
+    assert "5 rows in" in said
+    assert "1 failed" in said
+    results = Results(tmp_path / "out")
+    table = results.scalars().to_pydict()
+    assert table["row"] == [0, 1, 2, 3, 5]
+    assert table["label"] == ["0", "1", "0", "1", "1"]
+    assert table["text"] == [t for t in TEXTS if len(t) <= 32]
+    subject = load(own)
+    subject.model.double()
+    for i, text in enumerate(table["text"]):
+        x = subject.prepare(text)
+        alone, found = tw.explain(subject.model, x, names=subject.names(x), classes=subject.classes), results[i].check()
+        assert type(found) is tw.Explanation
+        assert found.names == [list(text)]
+        assert found.classes == ["no", "yes"]
+        assert found.label() == alone.label() == table["class"][i] == ["no", "yes"][table["target"][i]]
+        assert list(found.parts) == list(alone.parts)
+        for name, part in alone.parts.items():
+            assert found.parts[name].dtype == torch.float64
+            torch.testing.assert_close(found.parts[name], part, rtol=1e-12, atol=1e-14)
+        for kind in ("inputs", "biases", "constants", "rules"):
+            assert table[kind][i] == pytest.approx(alone.shares()[kind].item(), abs=1e-12)
+        assert table["whole"][i] == pytest.approx(alone.whole.item())
+        assert table["error"][i] <= 1e-12
+        assert table["cancellation"][i] == pytest.approx(alone.cancellation())
+    (error,) = results.errors.to_pylist()
+    assert (error["row"], error["key"]) == (4, "line 5")
+    assert "has 33 tokens and the model takes 32" in error["reason"]
+    loaded = json.loads((tmp_path / "out" / "manifest.json").read_text())["loaded"]
+    assert loaded["weights"] == weights_digest(load(own).model)
+
+
+def test_a_named_target_other_rules_and_float32(own, films, tmp_path):
+    job = ExplainJob(own, "text", target="yes", rules="zero", float32=True)
+    results = run(job, Dataset.open(films), tmp_path / "out", workers=1)
+    assert {d.whole.dtype for d in results} == {torch.float32}
+    assert {(d.label(), d.rules) for d in results} == {("yes", "zero")}
+    again = run(
+        ExplainJob(own, "text", target="yes", rules="zero", float32=True), Dataset.open(films), tmp_path / "o2", workers=1
+    )
+    assert (results.path / "table.parquet").read_bytes() == (again.path / "table.parquet").read_bytes()
+
+
+def test_pictures_of_a_folder(own, tmp_path):
+    pictures = tmp_path / "pictures"
+    for i, name in enumerate(("a/0.png", "a/1.png", "b/2.png")):
+        (pictures / name).parent.mkdir(exist_ok=True, parents=True)
+        Image.effect_noise((40, 32), 50 + i).convert("RGB").save(pictures / name)
+    (pictures / "b" / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    options = ["--model", own.replace(":bag", ":pixels"), "--dataset", pictures, "--size", 32, "--workers", 1]
+    code, said = invoke("explain", *options, "--out", tmp_path / "out")
+    assert code == 0, said
+    results = Results(tmp_path / "out")
+    assert results.scalars("label")["label"].to_pylist() == ["a", "a", "b"]
+    assert [d.heatmap().shape for d in results] == [(32, 32)] * 3
+    assert all(d.check(1e-9).error() <= 1e-9 for d in results)
+    assert results.errors["key"].to_pylist() == ["b/broken.jpg"]
+    assert "cannot be read as a picture" in results.errors["reason"][0].as_py()
+    code, said = invoke("explain", *options, "--out", tmp_path / "o2", "--max-errors", 0)
+    assert code == 1
+    assert "1 rows failed, 0 were allowed" in said
+
+
+def test_faithfulness_and_its_sums(own, films, tmp_path):
+    options = ["--model", own, "--dataset", films, "--workers", 1, "--batch-size", 2, "--random-orders", 3]
+    code, said = invoke("faithfulness", *options, "--out", tmp_path / "out")
+    assert code == 0, said
+    results = Results(tmp_path / "out")
+    table = results.scalars().to_pydict()
+    subject = load(own)
+    x = subject.prepare(TEXTS[0])
+    relevance = tw.explain(subject.model.double(), x).inputs["input_ids"]
+    keep = torch.arange(len(TEXTS[0])) == 0
+    curve = deletion(subject.model.float(), x, relevance, table["target"][0], baseline="remove", keep=keep, random_orders=3)
+    assert table["area"][0] == pytest.approx(curve.area.mean, abs=1e-6)
+    assert table["gain"] == pytest.approx([r - a for r, a in zip(table["random_area"], table["area"], strict=True)])
+    gains = torch.tensor(table["gain"], dtype=torch.float64)
+    half = 1.96 * gains.std().item() / len(gains) ** 0.5
+    assert means(results)["gain"] == pytest.approx((gains.mean().item(), gains.mean().item() - half, gains.mean().item() + half))
+    assert f"gain         {gains.mean().item():+.4f}" in said
+    with pytest.raises(TypeError, match="holds scalars only"):
+        results[0]
+    one = run(FaithfulnessJob(own, "text", random_orders=3), Dataset.open(films), tmp_path / "o2", workers=1, batch_size=2)
+    assert (one.path / "statistics.safetensors").read_bytes() == (results.path / "statistics.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--text", "one"], "--dataset has its own pictures or texts: leave --image and --text out"),
+        (["--column", "label"], "column 'label' of .* holds neither texts nor pictures"),
+        (["--engine", "spark"], "no engine 'spark': choose from local"),
+        (["--target", "maybe"], "has no class 'maybe'"),
+        (["--rules", "EpsilonGammaBox"], "EpsilonGammaBox is for pictures"),
+    ],
+)
+def test_bad_options_end_with_2(own, films, tmp_path, options, says):
+    code, said = invoke("explain", "--model", own, "--dataset", films, "--out", tmp_path / "out", "--workers", 1, *options)
+    assert code == 2
+    assert re.search(says, said.replace("\n", " ")), said
+
+
+def test_what_is_missing_or_does_not_fit(own, films, tmp_path):
+    code, said = invoke("explain", "--model", own, "--dataset", films)
+    assert (code, "--dataset needs --out" in said) == (2, True)
+    pictures = own.replace(":bag", ":pixels")
+    with pytest.raises(ValueError, match="takes pictures, the data set holds texts"):
+        run(ExplainJob(pictures, "text", size=32), Dataset.open(films), tmp_path / "out", workers=1)
+    assert not Dataset.open(films).rows(7, 9)
