@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import computation, core, engine, functions, layers, optimizers, predictions, report, testing, weights, zoo
+    from . import computation, core, engine, functions, layers, optimizers, predictions, report, testing, view, weights, zoo
     from .computation import Accelerated, DiagonalSSM, accelerate, toeplitz_to_ssm
     from .core import Decomposition, DoesNotAddUp, capture, cite
     from .functions import (
@@ -48,7 +48,7 @@ __all__ = [
     "MultiStage", "TangentModel", "__version__", "accelerate", "capture", "chefer", "cite", "compare", "compress", "computation",
     "continuation", "contrast", "core", "coverage", "decompx", "engine", "expand", "explain", "functions", "jet", "layers",
     "linearize_channels", "load_compressed", "next_token", "optimizers", "predictions", "relu_spectrum", "report",
-    "residual_expansion", "shallow", "tangent", "testing", "toeplitz_to_ssm", "weighting", "weights", "zoo",
+    "residual_expansion", "shallow", "tangent", "testing", "toeplitz_to_ssm", "view", "weighting", "weights", "zoo",
 ]  # fmt: skip
 
 _ROOMS = (
@@ -61,6 +61,7 @@ _ROOMS = (
     "predictions",
     "report",
     "testing",
+    "view",
     "weights",
     "zoo",
 )

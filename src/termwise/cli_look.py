@@ -1,4 +1,4 @@
-"""`termwise demo`, `models` and `info`: what there is to see, and where it runs."""
+"""`termwise view`, `demo`, `models` and `info`: what there is to see, and where it runs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,31 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
+    app.command(rich_help_panel=LOOK, epilog=examples("termwise view results/", "termwise view results/ --port 8000"))(view)
     app.command(rich_help_panel=LOOK, epilog=examples("termwise demo --out demo"))(demo)
     app.command(rich_help_panel=LOOK, epilog=examples("termwise models"))(models)
     app.command(rich_help_panel=LOOK, epilog=examples("termwise info"))(info)
+
+
+def view(
+    results: Annotated[Path, typer.Argument(metavar="FOLDER", help="What --out of a run over a data set named.")],
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="N", help="Where this machine listens.", show_default="any that is free")
+    ] = 0,
+    browser: Annotated[
+        bool, typer.Option(" /--no-browser", metavar="", help="Print the address, and open no browser.", show_default=False)
+    ] = True,
+) -> None:
+    """Browse the results of a run over a data set: sort, filter, open one.
+
+    The page is for this machine alone, and changes nothing. A run that goes on may be looked at too. Ctrl-C ends it.
+    """
+    from termwise.view import serve
+
+    def told(address: str) -> None:
+        typer.echo(f"{results} is at {address} (Ctrl-C ends it)")
+
+    serve(results, port=port, browser=browser, told=told)
 
 
 def demo(

@@ -67,9 +67,14 @@ def page(sections: Sequence[Section], title: str = "Why?", lead: str = "", foote
     """
     if not sections:
         raise ValueError("a page needs at least one section")
-    cards = [_context(one, static=False) for section in sections for one in _one_question_each(section)]
-    coloured = any(p["kind"] in ("words", "pixels") for card in cards for p in card["first"])
-    return rendered("page.html", title=title, lead=lead, cards=cards, footer=footer, coloured=coloured, static=False)
+    found = cards(sections)
+    coloured = any(p["kind"] in ("words", "pixels") for card in found for p in card["first"])
+    return rendered("page.html", title=title, lead=lead, cards=found, footer=footer, coloured=coloured, static=False)
+
+
+def cards(sections: Sequence[Section]) -> list[dict[str, Any]]:
+    """What the template `card.html` prints of each section."""
+    return [_context(one, static=False) for section in sections for one in _one_question_each(section)]
 
 
 def fragment(result: Pictured, sample: int = 0) -> str:
@@ -81,7 +86,7 @@ def fragment(result: Pictured, sample: int = 0) -> str:
 
 def rendered(template: str, *, interactive: bool = True, **context: Any) -> str:
     """A page of the house, with its scripts where there is something to touch."""
-    return templates().get_template(template).render(scripts=_scripts() if interactive else [], **context)
+    return templates().get_template(template).render(scripts=scripts() if interactive else [], **context)
 
 
 def _one_question_each(section: Section) -> list[Section]:
@@ -103,7 +108,7 @@ def templates() -> Environment:
 
 
 @cache
-def _scripts() -> list[dict[str, Any]]:
+def scripts() -> list[dict[str, Any]]:
     """The charting library and what the page does with it, with the hashes by which the page's policy lets them run."""
     from markupsafe import Markup
 
