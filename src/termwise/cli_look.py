@@ -27,9 +27,7 @@ def view(
     port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="N", help="Where this machine listens.", show_default="any that is free")
     ] = 0,
-    browser: Annotated[
-        bool, typer.Option(" /--no-browser", metavar="", help="Print the address, and open no browser.", show_default=False)
-    ] = True,
+    no_browser: Annotated[bool, typer.Option("--no-browser", metavar="", help="Print the address, and open no browser.")] = False,
 ) -> None:
     """Browse the results of a run over a data set: sort, filter, open one.
 
@@ -40,7 +38,7 @@ def view(
     def told(address: str) -> None:
         typer.echo(f"{results} is at {address} (Ctrl-C ends it)")
 
-    serve(results, port=port, browser=browser, told=told)
+    serve(results, port=port, browser=not no_browser, told=told)
 
 
 def demo(

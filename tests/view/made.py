@@ -50,17 +50,19 @@ def made(
     finished=True,
     bad=(),
     keys=None,
-    label=None,
+    labels=None,
+    count="count",
     reason="ValueError: it is bad",
     **manifest,
 ):
     """Write the results of `rows` rows into a folder.
 
-    `bad` are the numbers of rows that failed; `keys` and `label` what rows are called; with `finished` False every second batch is there.
+    `bad` are the numbers of rows that failed; `keys` and `labels` what rows are called, `count` what the column of whole numbers is; with `finished` False every second batch is there.
     """
-    folder, columns = Folder(path), schema(SCALARS, decomposes)
+    scalars = {count if name == "count" else name: kind for name, kind in SCALARS.items()}
+    folder, columns = Folder(path), schema(scalars, decomposes)
     g = np.random.default_rng(0)
-    kinds = {name: kind.__name__ for name, kind in SCALARS.items()}
+    kinds = {name: kind.__name__ for name, kind in scalars.items()}
     dataset = {"path": "/data/films.jsonl", "kind": "text", "column": "text", "rows": rows, "digest": "0"}
     said = {
         "format": FORMAT,
@@ -82,13 +84,13 @@ def made(
         new = {
             "row": wanted,
             "key": [f"line {i + 1}" if keys is None else keys(i) for i in wanted],
-            "label": [("yes", "no", None)[i % 3] if label is None else label for i in wanted],
+            "label": [("yes", "no", None)[i % 3] if labels is None else labels(i) for i in wanted],
             "score": g.standard_normal(len(wanted)),
             "class": [("spam", "ham")[i % 2] for i in wanted],
             "text": [" ".join(g.choice(WORDS, 12)) for _ in wanted]
             if rows <= 5000
             else [" ".join(WORDS[i % 9 :]) for i in wanted],
-            "count": g.integers(0, 1000, len(wanted)),
+            count: g.integers(0, 1000, len(wanted)),
             "good": g.random(len(wanted)) < 0.5,
         }
         table = empty.take(wanted - start)

@@ -190,7 +190,12 @@ def _head(name: str, kind: str, query: Query) -> dict[str, str]:
     by_this = query.sort == name
     descending = not query.descending if by_this else kind != "str"
     sorted_ = "" if not by_this else "descending" if query.descending else "ascending"
-    return {"name": name, "sorted": sorted_, "query": query.encoded(sort=name, descending=descending, page=1)}
+    return {
+        "name": name,
+        "title": printable(name),
+        "sorted": sorted_,
+        "query": query.encoded(sort=name, descending=descending, page=1),
+    }
 
 
 def _here(at: int, pages: int, count: int) -> str:

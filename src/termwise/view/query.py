@@ -153,7 +153,7 @@ def kept(table: Any, query: Query) -> Order:
         texts = [table[field.name] for field in table.schema if pa.types.is_string(field.type)]
         found = [pc.match_substring(column, query.text, ignore_case=True).fill_null(False) for column in texts]
         masks.append(_all(found, pc.or_) if found else pa.array([False] * len(table)))
-    if not masks:
+    if not masks or not len(table):  # a table without rows has columns without a type
         return np.arange(len(table), dtype=np.uint32)
     places: Order = pc.indices_nonzero(_all(masks, pc.and_)).to_numpy()
     return places.astype(np.uint32)
@@ -232,7 +232,9 @@ def _holds(table: Any, condition: Condition) -> Any:
         wanted = _number(condition)
         if wanted != wanted:
             return _no_number(column, condition)
-        if isinstance(wanted, float) and pa.types.is_integer(kind):
+        if pa.types.is_floating(kind):
+            wanted = float(wanted)
+        elif isinstance(wanted, float):
             column = column.cast(pa.float64(), safe=False)
     return pc.call_function(function, [column, pa.scalar(wanted)]).fill_null(condition.operator == "other")
 
