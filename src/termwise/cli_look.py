@@ -29,7 +29,7 @@ def view(
     ] = 0,
     no_browser: Annotated[bool, typer.Option("--no-browser", metavar="", help="Print the address, and open no browser.")] = False,
 ) -> None:
-    """Browse the results of a run over a data set: sort, filter, open one.
+    """Browse the results of a data set: sort, filter, open one.
 
     The page is for this machine alone, and changes nothing. A run that goes on may be looked at too. Ctrl-C ends it.
     """
