@@ -12,12 +12,16 @@ and "agreement": {composite: {case: largest relative difference}}.
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import peers
+
+import termwise
 
 
 def setup(app: Any) -> dict[str, bool]:
@@ -44,11 +48,33 @@ def write(app: Any) -> None:
         "standing": peers.standing(docs / "data"), "compress": peers.compress(docs / "data"),
         "clicks": peers.clicks(docs / "data"), "low_rank": peers.low_rank(docs / "data"), "tangent": peers.tangent(docs / "data"),
     }  # fmt: skip
+    tables |= {f"names_{room}": names(room) for room in termwise._ROOMS}
     for name, lines in tables.items():
         text = "\n".join(lines) + "\n"
         file = folder / f"{name}.txt"  # not .md: included by a page, and no page itself
         if not file.exists() or file.read_text("utf-8") != text:
             file.write_text(text, "utf-8")
+
+
+def names(room: str) -> Iterator[str]:
+    """Every public name of a room, and what it is in a line."""
+    face = importlib.import_module(f"termwise.{room}")
+    yield "| name | |"
+    yield "|---|---|"
+    for name in sorted(face.__all__, key=str.lower):
+        value = getattr(face, name)
+        kind = (
+            "class"
+            if inspect.isclass(value)
+            else "func"
+            if inspect.isfunction(value)
+            else "mod"
+            if inspect.ismodule(value)
+            else "data"
+        )
+        kind = "exc" if kind == "class" and issubclass(value, Exception) else kind
+        about = _first_line(value) if kind != "data" else ""
+        yield f"| {{py:{kind}}}`{name} <termwise.{room}.{name}>` | {about} |"
 
 
 def rules() -> Iterator[str]:
@@ -162,8 +188,6 @@ def _paper(key: str, paper: dict[str, Any], claims: list[tuple[Any, dict[str, An
 
 def _called(name: str) -> str:
     """A name that leads to the reference; verbs are described in their room."""
-    import termwise
-
     short = name.removeprefix("termwise.")
     full = f"termwise.{termwise._VERBS[short]}.{short}" if short in termwise._VERBS else name
     kind = "mod" if short == "functions.higher_order" else "class" if short.rpartition(".")[2][0].isupper() else "func"
