@@ -79,6 +79,13 @@ def test_the_reference_has_every_public_name(room):
     assert not missing, f"docs/reference/{room}.md has nothing of {', '.join(missing)}"
 
 
+def test_every_room_has_a_page_of_the_reference():
+    """A name that is added belongs into the page of its room; docs/api.md lists the rooms."""
+    pages = re.findall(r"^reference/(\w+)$", (DOCS / "api.md").read_text("utf-8"), re.M)
+    assert sorted(pages) == sorted(tw._ROOMS) == sorted(page.stem for page in (DOCS / "reference").glob("*.md"))
+    assert "eval-rst" not in (DOCS / "api.md").read_text("utf-8")
+
+
 def test_the_reference_names_nothing_that_is_gone():
     text = "\n".join(page.read_text("utf-8") for page in (DOCS / "reference").glob("*.md"))
     for name in re.findall(r"^\.\. (?:auto\w+|py:data|data):: (termwise\.[\w.]+)$", text, re.M):
