@@ -435,9 +435,12 @@ def test_the_report_says_all():
     assert "expected" in small.summary()
     assert len(small.to_frame()) == 2
     assert "Compressed(auto" in repr(small)
-    kept, errors = small.plot().axes
-    assert [bar.get_width() for bar in kept.patches][::-1] == [row.params / row.dense for row in small.layers]
-    assert sum(bar.get_width() for bar in errors.patches) == pytest.approx(1)
+    bars, table, left = small.pictures()
+    assert bars.values["numbers kept"] == [row.params / row.dense for row in small.layers]
+    assert sum(bars.values["of the expected error"]) == pytest.approx(1)
+    assert [row[0] for row in table.rows] == [row.layer for row in sorted(small.layers, key=lambda row: -row.error)]
+    assert left.rows == [["4", "kept on request"]]
+    assert len(small.plot().axes) == 3
 
 
 @pytest.mark.parametrize(

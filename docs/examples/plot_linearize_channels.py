@@ -68,4 +68,5 @@ axes[1].legend()
 plt.show()
 
 # %%
-# `sparse.plot()` draws the left one. A stretch that is linear altogether can be merged into one matrix by `collapse`.
+# `sparse.plot()` draws both, and `sparse.to_html("core.html")` makes a page of them. A stretch that is linear altogether can be
+# merged into one matrix by `collapse`.

@@ -291,10 +291,17 @@ def test_modules_may_move_different_parameters():
 def test_pairs_are_drawn():
     model, x = net(), double(5, 4)
     found = quadratic(model, F.cross_entropy, x, torch.arange(5) % 3, modules(model, 3))
-    axes = found.plot_pairs().axes[0]
-    shown = torch.as_tensor(axes.images[0].get_array().data)
+    steps, pairs, alone = found.pictures()
+    shown = torch.tensor(pairs.values, dtype=torch.float64)
     assert torch.equal(shown[:, :3], found.parts["order_2"])
     assert torch.equal(shown[:, 3], found.parts["order_1"])
+    assert steps.bars[-1].value == float(found.whole)
+    named = {bar.label: bar.value for bar in steps.bars}
+    assert named["remainder"] == pytest.approx(float(found.remainder))
+    assert named["slope of module 1"] == float(found.parts["order_1"][1])
+    assert named["pairs"] == pytest.approx(float(found.parts["order_2"].sum() - found.parts["order_2"].trace()))
+    assert alone.values["loss"] == [*found.losses.tolist(), float(found.weights @ found.losses), float(found.whole)]
+    assert len(found.plot().axes) == 4
 
 
 def test_a_loss_without_third_order_adds_up(tmp_path):

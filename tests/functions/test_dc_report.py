@@ -199,7 +199,11 @@ def test_it_is_kept_in_files_and_drawn(tmp_path):
     assert again.table() == r.table()
     assert len(r.table().splitlines()) == 3
     assert "2 activation layers, 2 with a positive DC" in r.summary()
-    assert len(r.plot().axes) == 2
+    shares, means, channels = r.pictures()
+    assert shares.values["energy at frequency 0"] == r.share.tolist()
+    assert [line.y for line in means.lines] == [r.measured.tolist(), r.predicted.tolist()]
+    assert [line.y for line in channels.lines[:2]] == [r.channels[n][:, 3].tolist() for n in r.layers]
+    assert len(r.plot().axes) == 3
     assert r[1].layers == ["4 hardtanh"]
 
 

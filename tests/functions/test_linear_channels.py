@@ -519,11 +519,14 @@ def test_batches_of_a_loader():
 
 def test_the_picture_shows_the_core():
     found = linearize_channels(small(), RING, omega=10.0, keep=0.25, epochs=4, progress=False)
-    axis = found.plot().axes[0]
-    heights = [bar.get_height() for bar in axis.patches]
-    assert heights[:2] == [12, 12]
-    assert heights[2:] == [int(on.sum()) for on in found.model.active.values()]
-    assert "25%" in axis.get_title()
+    core, share, losses = found.pictures()
+    assert core.values["active"] == [int(on.sum()) for on in found.model.active.values()]
+    assert [a + b for a, b in zip(*core.values.values(), strict=True)] == [12, 12]
+    assert "25%" in core.note
+    assert share.lines[0].y == found.history["share"]
+    assert [line.y for line in losses.lines] == [found.history["loss"], found.history["penalty"]]
+    axis = found.plot().axes[0]  # one on top of the other
+    assert {bar.get_y() + bar.get_height() for bar in axis.patches[2:]} == {12}
 
 
 def test_what_is_refused():

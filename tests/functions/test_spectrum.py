@@ -200,8 +200,18 @@ def test_it_is_kept_in_files_and_drawn(tmp_path):
     assert isinstance(again, Spectrum)
     assert (again.tones, again.fs) == (s.tones, 1024.0)
     torch.testing.assert_close(again.parts["harmonic_2"], s.parts["harmonic_2"])
-    (axis,) = s.plot(1).axes
-    assert [t.get_text() for t in axis.get_legend().get_texts()] == list(s.parts)
+    lines, over_time, sizes = s.pictures(1)
+    named = {line.name: line for line in lines.lines}
+    at = int((s.frequencies == 40).nonzero())
+    assert dict(zip(named["linear"].x, named["linear"].y, strict=True))[40.0] == pytest.approx(
+        float(s.amplitudes("linear")[1, at])
+    )
+    made = sum(
+        torch.tensor(line.y, dtype=torch.float64) for line in over_time.lines[1:]
+    )  # the parts, the rest of them and the remainder
+    torch.testing.assert_close(made, torch.tensor(over_time.lines[0].y, dtype=torch.float64))
+    assert set(sizes.names) == {*s.parts, "remainder", "whole"}
+    assert len(s.plot(1).axes) == 3
     relu_spectrum(torch.zeros(8), 8).plot()
 
 

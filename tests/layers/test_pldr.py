@@ -471,11 +471,15 @@ def test_invariance_by_hand():
 
 
 def test_invariance_has_a_picture():
-    import matplotlib.pyplot as plt
-
-    figure = invariance(language_model(), [tokens(3, 5)]).plot()
-    assert len(figure.axes) == 2 * 4
-    plt.close(figure)
+    found = invariance(language_model(), [tokens(3, 5)])
+    deviation, mean, rest = found.pictures(1)
+    assert deviation.values == found.relative_std().tolist()
+    assert mean.names == rest.names == [f"layer {i}, head {j}" for i in range(2) for j in range(3)]
+    assert torch.equal(torch.tensor(mean.pictures[4].values, dtype=torch.float64), found.parts["mean_G"][0, 1, 1])
+    assert torch.equal(torch.tensor(rest.pictures[4].values, dtype=torch.float64), found.remainder[1, 1, 1])
+    assert len(found.plot().axes) == 2 * (1 + 6 + 6)  # each with its scale
+    with pytest.raises(ValueError, match="sample 3 is out of range: there are 3 texts"):
+        found.plot(3)
 
 
 def test_invariance_needs_texts_and_a_g_of_theirs():

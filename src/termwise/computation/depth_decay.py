@@ -22,7 +22,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
+import torch
 from torch import Tensor, nn
+
+from termwise.core.mosaic import mosaic
+from termwise.core.pictures import Line, Lines, Picture, Pictured
 
 from .decoder_layers import cache_lengths, find_decoder
 
@@ -148,7 +152,7 @@ class DepthDecay:
 
 
 @dataclass
-class DepthReport:
+class DepthReport(Pictured):
     """Of one run.
 
     Attributes:
@@ -187,6 +191,19 @@ class DepthReport:
         )
 
     __str__ = summary
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """How many layers every generated token went through, and which."""
+        counts = Line("layers run", list(range(len(self.layers))), [len(run) for run in self.layers])
+        found: list[Picture] = [
+            Lines("Layers by token", [counts], x="generated token", y="layers run", note=f"{self.summary()}.")
+        ]
+        if self.layers:
+            ran = torch.zeros(self.num_layers, len(self.layers))
+            for token, run in enumerate(self.layers):
+                ran[run, token] = 1.0
+            found.append(mosaic("Which layers", ran, value="run", x="generated token", y="layer", top=1.0, signed=False))
+        return found
 
 
 class SkippedLayers:

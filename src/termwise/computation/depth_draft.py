@@ -21,6 +21,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from termwise.core.pictures import Bars, Line, Lines, Picture, Pictured
+
 from .decoder_layers import crop_cache, find_decoder
 from .depth_decay import Depths
 
@@ -28,7 +30,7 @@ __all__ = ["Drafted", "draft_decode"]
 
 
 @dataclass(frozen=True, eq=False)
-class Drafted:
+class Drafted(Pictured):
     """What was generated, and what it took.
 
     Attributes:
@@ -63,6 +65,19 @@ class Drafted:
         )
 
     __str__ = summary
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """What was drafted and what was accepted, round by round; and the layer calls that it took."""
+        at = list(range(1, len(self.drafted) + 1))
+        lines = [
+            Line("drafted", at, list(self.drafted), role="chance", stems=True),
+            Line("accepted", at, list(self.accepted), stems=True),
+        ]
+        calls = {"layer calls": [self.full_calls, self.layer_calls]}
+        return [
+            Lines("Drafts by round", lines, x="round", y="tokens", note=f"{self.acceptance:.0%} of the drafts were accepted."),
+            Bars("Layer calls", ["plain", "with drafts"], calls, y="calls of a layer", note=f"{self.speedup:.2f} times fewer."),
+        ]
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from termwise.core.decomposition import Decomposition
+from termwise.core.pictures import Line, Lines, Picture
+from termwise.core.series import series
 
 from .decoder_layers import DecoderLayers, find_decoder
 from .depth_decay import Depths
@@ -58,6 +60,24 @@ class DepthTerms(Decomposition):
             f"{len(self.parts) - 1} layers, {self.depth.double().mean():.1f} per token: adds up to {self.error():.1e} (left out "
             f"{left:.2g}, changed downstream {changed:.2g} of the whole), KL {self.kl.mean():.2g} per token"
         )
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """What every layer adds, what is left of the hidden state after it, and what skipping changed by token.
+
+        Raises:
+            ValueError: when there is no such sample.
+        """
+        terms = series(self, sample, title="Layer by layer", x="layer", places=list(self.parts))
+        left, changed = (float(t[sample].norm()) for t in (self.skipped, self.downstream))
+        note = f"What is left after the last is what skipping changed: left out {left:.3g}, changed downstream {changed:.3g}."
+        at = list(range(self.depth.shape[1]))
+        kl = Line("full model against skipping", at, self.kl[sample].tolist(), role="remainder")
+        depth = Line("layers run", at, self.depth[sample].tolist(), stems=True)
+        return [
+            replace(terms, note=note),
+            Lines("What it does to the next token", [kl], x="token", y="KL divergence (nats)"),
+            Lines("Depth of every token", [depth], x="token", y="layers"),
+        ]
 
 
 def depth_terms(

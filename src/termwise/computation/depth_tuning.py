@@ -18,6 +18,8 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional
 
+from termwise.core.pictures import MANY, Bars, Picture, Pictured
+
 from .decoder_layers import find_decoder
 from .depth_decay import DepthDecay, Depths
 from .depth_terms import one_pass
@@ -29,7 +31,7 @@ FLOORS = 4
 
 
 @dataclass(frozen=True)
-class TunedDepth:
+class TunedDepth(Pictured):
     """What was tried.
 
     Attributes:
@@ -41,6 +43,15 @@ class TunedDepth:
     method: DepthDecay
     kl: float
     tried: list[tuple[DepthDecay, float]]
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """How much every schedule that was tried changes the model, the best first."""
+        shown = self.tried[:MANY]
+        names = [f"decay {m.decay:.3g} from layer {m.start}, at least {m.min_layers}" for m, _ in shown]
+        more = f" The best {len(shown)} of {len(self.tried)} are shown." if len(shown) < len(self.tried) else ""
+        note = f"All skip as many layers; the best changes {self.kl:.3g} nats per token.{more}"
+        divergence = {"KL divergence": [kl for _, kl in shown]}
+        return [Bars("Schedules that were tried", names, divergence, y="nats per generated token", note=note)]
 
 
 def tune_depth(

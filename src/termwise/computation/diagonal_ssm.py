@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from termwise.core.decomposition import Decomposition
+from termwise.core.pictures import Picture
 
 __all__ = ["DiagonalSSM", "State", "powers"]
 
@@ -287,6 +288,20 @@ class DiagonalSSM(Decomposition):
         return state
 
     # -- as every decomposition ---------------------------------------------------------------------------------------
+
+    @property
+    def by_sample(self) -> bool:
+        """False: the first axis counts taps."""
+        return False
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """The kernel and what so many modes make of it, the error by their number, the poles: of the loudest channel.
+
+        Cost: O(n k) of one channel, or less: of a long kernel some taps are looked at.
+        """
+        from .ssm_pictures import pictures
+
+        return pictures(self)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """The kernel and its parts moved; modes move to its device, and stay complex128."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from termwise.core import Decomposition
+from termwise.core.pictures import Line, Lines, Picture, Pictured
 
 __all__ = ["FORMS", "Forecast", "forecast", "forecast_terms"]
 
@@ -85,7 +86,7 @@ def _hermite(i: int, x: float) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class Forecast:
+class Forecast(Pictured):
     """What is known of a feature before it is computed: terms by order, and the size of the last one.
 
     Attributes:
@@ -119,6 +120,18 @@ class Forecast:
     def measured(self, truth: Tensor) -> Decomposition:
         """With what came out when it was computed: whole = truth, remainder = the error of the forecast."""
         return Decomposition(truth, self.parts)
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """The sizes of the terms, and the weights of the computed values. What is left is known once the truth is: `measured`."""
+        sizes = [float(part.detach().double().norm()) for part in self.parts.values()]
+        terms = Line("size of the term", list(range(len(sizes))), sizes)
+        weights = Line("weight", self.nodes, self.weights, stems=True)
+        note = f"The last is {self.estimate:.2g} of the forecast: an estimate of what an order less leaves over."
+        gain = f"Noise in the computed values is amplified {self.gain:.3g} times at most."
+        return [
+            Lines("Terms by order", [terms], x="order", y="Euclidean norm", log_y=True, note=note),
+            Lines("Weights of the computed values", [weights], x="where it was computed", y="weight", note=gain),
+        ]
 
 
 def forecast(

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from termwise.core.pictures import Line, Lines, Picture, Pictured
+
 __all__ = ["Plan", "plan"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Pictured):
     """Steps to compute, and the errors of the others.
 
     Attributes:
@@ -32,6 +34,15 @@ class Plan:
     def total(self) -> float:
         """Sum of the errors."""
         return math.fsum(self.errors)
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """The error of every step that is forecast, and the steps that are computed."""
+        lines = [
+            Line("forecast", list(range(len(self.errors))), list(self.errors), role="remainder", stems=True),
+            Line("computed", list(self.anchors), [0.0] * len(self.anchors), markers=True),
+        ]
+        note = f"{len(self.anchors)} of {len(self.errors)} are computed; the errors of the others add up to {self.total:.3g}."
+        return [Lines("The plan", lines, x="step", y="relative error that it adds", note=note)]
 
 
 def plan(

@@ -6,9 +6,10 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
+from termwise.core.pictures import Line, Lines, Picture, Pictured
+
 if TYPE_CHECKING:
     import pandas
-    from matplotlib.figure import Figure
 
 __all__ = ["Report", "Step"]
 
@@ -45,7 +46,7 @@ class Step:
 
 
 @dataclass
-class Report:
+class Report(Pictured):
     """Of one run, step by step.
 
     Attributes:
@@ -103,32 +104,32 @@ class Report:
             )
         return "\n".join([self.summary(), *rows])
 
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """The error along the run, measured where computed and estimated where forecast; and what was computed."""
+        text = self.summary()
+        note = f"{text[:1].upper()}{text[1:]}."
+        measured = [(s.index, s.error) for s in self.steps if s.computed and s.error]
+        estimated = [(s.index, s.estimate) for s in self.steps if not s.computed and s.estimate]
+        lines = [
+            Line(name, [i for i, _ in rows], [v for _, v in rows], role=role, markers=True)
+            for name, rows, role in (
+                ("of the forecast, measured where computed", measured, "remainder"),
+                ("of the output, estimated where forecast", estimated, "term"),
+            )
+            if rows
+        ]
+        if self.tolerance is not None and self.steps:
+            ends = [self.steps[0].index, self.steps[-1].index]
+            lines.append(Line("tolerated of the output, all forecasts together", ends, [self.tolerance] * 2, role="chance"))
+        blocks = Line("blocks run", [s.index for s in self.steps], [s.blocks for s in self.steps], stems=True)
+        work = Lines("What was computed", [blocks], x="step", y="share of the model's blocks", note="" if lines else note)
+        found: list[Picture] = [work]
+        if lines:
+            found.insert(0, Lines("Error along the run", lines, x="step", y="relative error", log_y=True, note=note))
+        return found
+
     def to_frame(self) -> pandas.DataFrame:
         """One row per step."""
         import pandas
 
         return pandas.DataFrame([asdict(step) for step in self.steps])
-
-    def plot(self) -> Figure:
-        """Draw the error along the run: measured where computed, estimated where forecast."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(8, 3), layout="constrained")
-        axes = figure.subplots()
-        full = [s for s in self.steps if s.computed]
-        axes.vlines([s.index for s in full], 0, 1, transform=axes.get_xaxis_transform(), color="0.9", zorder=0)
-        for rows, name, style in (
-            ([(s.index, s.error) for s in full if s.error], "of the forecast, measured where computed", "o"),
-            (
-                [(s.index, s.estimate) for s in self.steps if not s.computed and s.estimate],
-                "of the output, estimated where forecast",
-                "x",
-            ),
-        ):
-            if rows:
-                axes.semilogy(*zip(*rows, strict=True), style, label=name)
-        axes.set(xlabel="step (grey: computed)", ylabel="relative error")
-        axes.set_title(self.summary(), fontsize="small")  # a long line
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend()
-        return figure

@@ -267,7 +267,7 @@ class Decomposition(Pictured):
         Raises:
             ValueError: when there is no such sample.
         """
-        one_number = self.whole.ndim <= 1 and not self.whole.is_complex()
+        one_number = self.whole.ndim == self.by_sample and not self.whole.is_complex()
         return [waterfall(self, sample) if one_number else sizes(self, sample)]
 
     # -- files --------------------------------------------------------------------------------------------------------

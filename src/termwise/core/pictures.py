@@ -26,8 +26,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "Bar", "Bars", "Line", "Lines", "Matrix", "Picture", "Pictured", "Pixels", "Points", "Steps", "Table", "Waterfall", "Words",
+    "MANY", "Bar", "Bars", "Line", "Lines", "Matrix", "Picture", "Pictured", "Pixels", "Points", "Steps", "Table", "Waterfall",
+    "Words",
 ]  # fmt: skip
+
+MANY = 40
+"""Bars that can be read in one chart: who has more shows some, and says so."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Line:
         role: "term" (drawn in the colours of the house, in order), "remainder" (what is left over), "chance" (what to
             compare with, grey) or "whole".
         markers: points alone, without a line.
+        stems: each number as a line of its own, up from the axis: what is at some places and nothing between them.
     """
 
     name: str
@@ -86,6 +91,7 @@ class Line:
     high: Sequence[float] = ()
     role: str = "term"
     markers: bool = False
+    stems: bool = False
 
     def __post_init__(self) -> None:
         lengths = {len(values) for values in (self.x, self.y, self.low or self.y, self.high or self.y)}
@@ -122,10 +128,11 @@ class Bars(Picture):
     """Sizes side by side.
 
     Attributes:
-        names: of the bars.
+        names: of the bars; those called "remainder" and "whole" have the colours of these.
         values: by series, one number per bar.
         y: what the numbers are.
         signed: whether the sign is the message: what is below 0 is drawn cool, above it warm.
+        stacked: the series on top of one another, as shares of one thing.
         log: a logarithmic axis.
     """
 
@@ -133,6 +140,7 @@ class Bars(Picture):
     values: dict[str, Sequence[float]]
     y: str = ""
     signed: bool = False
+    stacked: bool = False
     log: bool = False
 
     def __post_init__(self) -> None:
@@ -150,6 +158,8 @@ class Matrix(Picture):
         rows, columns: names.
         value: what a number is.
         x, y: what columns and rows are.
+        top: the number in full colour, where pictures are to be compared; the largest of all when 0.
+        signed: whether numbers lie on both sides of 0, warm and cool; where they are sizes there is one colour.
     """
 
     values: Sequence[Sequence[float]]
@@ -158,6 +168,8 @@ class Matrix(Picture):
     value: str = ""
     x: str = ""
     y: str = ""
+    top: float = 0.0
+    signed: bool = True
 
     def __post_init__(self) -> None:
         if len(self.values) != len(self.rows) or any(len(row) != len(self.columns) for row in self.values):

@@ -43,11 +43,10 @@ def sizes(decomposition: Decomposition, sample: int = 0, k: int = 24) -> Bars:
     Raises:
         ValueError: when there is no such sample.
     """
-    has_samples = decomposition.whole.ndim > 0
     check_sample(decomposition, sample)
 
     def size(value: torch.Tensor) -> float:
-        return float((value[sample] if has_samples else value).detach().abs().norm())
+        return float((value[sample] if decomposition.by_sample else value).detach().abs().norm())
 
     norms = {name: size(value) for name, value in decomposition.contributions().items()}
     largest = set(sorted(norms, key=lambda name: -norms[name])[:k])
@@ -114,5 +113,5 @@ def numbers(decomposition: Decomposition, sample: int) -> tuple[float, dict[str,
 def check_sample(decomposition: Decomposition, sample: int) -> None:
     """Refuse a sample that is not there."""
     whole = decomposition.whole
-    if whole.ndim and not -len(whole) <= sample < len(whole):
+    if decomposition.by_sample and not -len(whole) <= sample < len(whole):
         raise ValueError(f"sample {sample} is out of range: there are {len(whole)}")

@@ -16,19 +16,20 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from termwise.core.decomposition import Decomposition
+from termwise.core.pictures import Line, Lines, Picture
+from termwise.core.waterfall import check_sample
 
 from .line_taylor import taylor_lines
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 __all__ = ["Spectrum", "activation_spectrum", "relu_spectrum"]
+
+LINES = 200
+"""Of a part in a picture, at most."""
 
 TONES = 8
 """With more lines than these a signal has no harmonics worth a name."""
@@ -76,21 +77,49 @@ class Spectrum(Decomposition):
         series = f" by a series of order {self.taylor_order}" if self.taylor_order >= 0 else ""
         return f"gain {self.gain.mean():.4g}; energy{series}: {shares or 'none'}; adds up to {self.error():.1e}"
 
-    def plot(self, sample: int = 0) -> Figure:
-        """Draw the lines of one signal's output, a colour for each part, on a logarithmic axis."""
-        from matplotlib.figure import Figure
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """The lines of one signal's output by the part that they belong to, the parts over time, and their sizes.
 
+        Raises:
+            ValueError: when there is no such sample.
+        """
+        check_sample(self, sample)
         one = self[sample]
-        figure = Figure(figsize=(7, 3.4), layout="constrained")
-        axis = figure.subplots()
-        floor = max(one.amplitudes().max().item(), 1e-300) * 1e-6
-        for i, name in enumerate(one.parts):
-            heights = one.amplitudes(name)[0].detach()
-            seen = heights > floor
-            axis.vlines(one.frequencies[seen].cpu(), floor, heights[seen].cpu(), color=f"C{i % 10}", linewidth=1.6, label=name)
-        axis.set(yscale="log", xlabel="frequency (Hz)", ylabel="amplitude", ylim=(floor, None))
-        axis.legend(fontsize="small", ncols=2)
-        return figure
+        shown = self._loudest(one)
+        highest = max(one.amplitudes().max().item(), 1e-300)
+        found = []
+        for name, values in shown.items():
+            heights = Spectrum(values.unsqueeze(0), {}, one.fs, one.gain, one.tones).amplitudes()[0]
+            seen = (heights > 1e-6 * highest).nonzero().flatten()
+            seen = seen[heights[seen].argsort(descending=True)[:LINES]].sort().values
+            if len(seen):
+                x, y = one.frequencies[seen].tolist(), heights[seen].tolist()
+                found.append(Line(name, x, y, role="remainder" if name == "remainder" else "term", stems=True))
+        found.sort(key=lambda line: line.role != "remainder")  # which the others are drawn on
+        note = f"The {LINES} largest lines of each, above a millionth of the highest." if found else "The output is 0."
+        lines = Lines("Lines of the output", found, x="frequency (Hz)", y="amplitude", log_y=True, note=note)
+        return [lines, self._in_time(one, shown), *super().pictures(sample)]
+
+    @staticmethod
+    def _loudest(one: Spectrum) -> dict[str, Tensor]:
+        """The parts with the most energy, the others together, and the remainder, (N,)."""
+        parts = {n: v[0].detach() for n, v in one.contributions().items()}
+        loud = sorted(parts, key=lambda n: -float(parts[n].square().sum()))[:5]
+        shown = {n.replace("_", " "): parts[n] for n in parts if n in loud}
+        if rest := [v for n, v in parts.items() if n not in loud]:
+            shown["all others"] = torch.stack(rest).sum(0)
+        return {**shown, "remainder": one.remainder[0].detach()}
+
+    def _in_time(self, one: Spectrum, shown: dict[str, Tensor]) -> Lines:
+        """The beginning of the output and of its parts: three periods of the slowest tone."""
+        tones = one.tones[0] if one.tones else []
+        count = min(one.whole.shape[-1], max(64, min(512, int(3 * self.fs / min(tones)) if tones else 256)))
+        t = (torch.arange(count) / self.fs).tolist()
+        roles = {"output": "whole", "remainder": "remainder"}
+        every = {"output": one.whole[0].detach(), **shown}
+        curves = [Line(n, t, v[:count].tolist(), role=roles.get(n, "term")) for n, v in every.items()]
+        note = "The beginning of the signal; the parts make the output."
+        return Lines("Over time", curves, x="time (s)", y="output", note=note)
 
 
 def activation_spectrum(

@@ -16,8 +16,7 @@ Source: papers.toml "second-order-composition", theorems 1 and 2.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +24,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from termwise.core.capture import explained
 from termwise.core.decomposition import Decomposition
+from termwise.core.pictures import Bars, Matrix, Picture
 from termwise.core.trace import slow_transformer_path
+from termwise.core.waterfall import waterfall
 
 from .composition import TaskVector, checked_modules, checked_weights
 from .fisher import diagonal_fisher
 from .tangent import parameter_groups
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["CompositionalLoss", "quadratic"]
 
@@ -69,19 +67,23 @@ class CompositionalLoss(Decomposition):
         apart = own.unsqueeze(0) + own.unsqueeze(1) - self.curvature - self.curvature.T
         return torch.outer(self.weights, self.weights).mul(apart).triu(1).sum() / 2
 
-    def plot_pairs(self) -> Figure:
-        """Draw what each pair of modules does to the loss, order_2, and beside it what each does by itself, order_1."""
-        from matplotlib.figure import Figure
-
-        rows = torch.cat([self.parts["order_2"], self.parts["order_1"].unsqueeze(1)], 1).detach().cpu().numpy()
-        n, high = len(rows), float(abs(rows).max()) or 1.0
-        figure = Figure(figsize=(1.2 + 0.6 * (n + 1), 0.8 + 0.6 * n), layout="constrained")
-        axes = figure.subplots()
-        image = axes.imshow(rows, cmap="RdBu_r", vmin=-high, vmax=high)
-        axes.set_xticks(range(n + 1), [*map(str, range(n)), "alone"])
-        axes.set(yticks=range(n), xlabel="with module", ylabel="module")
-        figure.colorbar(image, ax=axes, label="share of the loss")
-        return figure
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """From the loss before to the composed one, module by module; what every pair does; and the losses of each alone."""
+        first, second = self.parts["order_1"].detach(), self.parts["order_2"].detach()
+        n = len(first)
+        own = second.diagonal()
+        parts = {"loss before": self.parts["order_0"], **{f"slope of module {t}": first[t] for t in range(n)}}
+        parts |= {f"curvature of module {t}": own[t] for t in range(n)} | {"pairs": second.sum() - own.sum()}
+        steps = replace(waterfall(Decomposition(self.whole, parts)), title="The loss of the composition")
+        pairs = Matrix(
+            "Pairs of modules", torch.cat([second, first.unsqueeze(1)], 1).tolist(), [str(t) for t in range(n)],
+            [*map(str, range(n)), "slope"], value="share of the loss", x="with module", y="module",
+            note="What two modules do to the loss together, to second order; in the last column what each does by its slope.",
+        )  # fmt: skip
+        names = [*(f"module {t}" for t in range(n)), "their mean", "composed"]
+        losses = [*self.losses.tolist(), float(self.weights @ self.losses), float(self.whole)]
+        note = f"Composed it is lower than the mean by {float(self.gap):.3g}; to second order that is {float(self.omega):.3g}."
+        return [steps, pairs, Bars("Each by itself", names, {"loss": losses}, y="loss", note=note)]
 
     def alone(self) -> Decomposition:
         """The loss of each module by itself, (T,), to second order: its remainders and this one make up gap - omega."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,19 +22,20 @@ from torch import Tensor, fx, nn
 from termwise.core.capture import arguments, capture
 from termwise.core.decomposition import Decomposition
 from termwise.core.interpret import interpret
+from termwise.core.pictures import Bars, Line, Lines, Picture
 from termwise.core.program import info, op_name
 
 from .activations import ACTIVATIONS
 from .dc_component import dc_component
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["DCReport", "dc_report"]
 
 CLOSED: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {
     "relu": nn.ReLU, "relu6": nn.ReLU6, "leaky_relu": nn.LeakyReLU, "hardtanh": nn.Hardtanh,
 }  # fmt: skip
+CHANNELS, CLOUDS = 80, 6
+"""Channels of a layer, and layers told apart, in a picture."""
+
 CONVOLUTIONS, PRODUCTS = {"conv1d", "conv2d", "conv3d", "convolution"}, {"linear", "addmm", "mm", "matmul", "bmm"}
 
 
@@ -81,21 +82,34 @@ class DCReport(Decomposition):
             f"{self.off.median():.0%} (median); adds up to {self.error():.1e}"
         )
 
-    def plot(self) -> Figure:
-        """Draw the share of the energy and the DC, measured and predicted, layer by layer."""
-        from matplotlib.figure import Figure
+    @property
+    def by_sample(self) -> bool:
+        """False: the first axis counts layers."""
+        return False
 
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        order = range(1, len(self.layers) + 1)
-        left.bar(order, self.share.tolist(), color="C0")
-        left.set(xlabel="activation layer", ylabel="share of the energy at frequency 0", ylim=(0, 1))
-        right.plot(order, self.measured.tolist(), "o-", label="measured")
-        right.plot(order, self.predicted.tolist(), "x--", label="Gaussian")
-        right.axhline(0, color="0.7", linewidth=0.8)
-        right.set(xlabel="activation layer", ylabel="DC")
-        right.legend()
-        return figure
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """The share of the energy at frequency 0 and the DC, measured and predicted, by layer; and the channels."""
+        note = f"Where the mean of a signal is. Both parts together leave over {self.error():.1g} of the energy."
+        share = {"energy at frequency 0": self.share.tolist()}
+        shares = Bars("Energy at frequency 0, by activation", self.layers, share, y="share of the energy", note=note)
+        lines = [
+            Line("measured", self.layers, self.measured.tolist()),
+            Line("of Gaussians with the same mean and deviation", self.layers, self.predicted.tolist(), role="chance"),
+        ]
+        means = Lines("DC of every activation", lines, x="activation", y="mean output over channels")
+        return [shares, means, self._channels()]
+
+    def _channels(self) -> Lines:
+        """Predicted against measured, a cloud for each layer, or one of all where there are many."""
+        some = {n: v[:: -(-len(v) // CHANNELS), 2:] for n, v in self.channels.items()}
+        if len(some) > CLOUDS:
+            every = torch.cat(list(self.channels.values()))[:, 2:]
+            some = {"channels of all layers": every[:: -(-len(every) // (CHANNELS * CLOUDS))]}
+        ends = torch.cat(list(some.values()))
+        ends = [float(ends.min()), float(ends.max())]
+        clouds = [Line(n, v[:, 0].tolist(), v[:, 1].tolist(), markers=True) for n, v in some.items()]
+        right = Line("where the prediction is right", ends, ends, role="chance")
+        return Lines("Channels", [*clouds, right], x="measured DC", y="DC predicted for a Gaussian")
 
 
 def dc_report(model: nn.Module | Callable[..., Any], data: Any, *, select: Callable[[Any], Tensor] | None = None) -> DCReport:

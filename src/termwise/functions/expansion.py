@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,15 +16,14 @@ from torch import Tensor, fx, nn
 from termwise.core.capture import arguments, capture
 from termwise.core.decomposition import Decomposition
 from termwise.core.interpret import interpret
+from termwise.core.pictures import Line, Lines, Picture, Steps
 from termwise.core.program import Program, info
+from termwise.core.series import series
 
 from .jet import Run
 from .jet_rules import Jet
 from .radius import Radius, radius
 from .taylor import Taylor
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["Expansion", "expand"]
 
@@ -108,23 +107,49 @@ class Expansion(Decomposition):
         text += f", radius {self.radius}"
         return (f"{text}: BEYOND IT, the partial sum is no approximation" if self.diverges() else text) + blind
 
-    def plot(self, sample: int = 0) -> Figure:
-        """Draw the sizes of the terms by order, and of the remainder, on a logarithmic axis."""
-        from matplotlib.figure import Figure
+    _along = "t"
 
-        def size(value: Tensor) -> float:
-            return value[sample].norm().item() if value.ndim else abs(value.item())
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """The sizes of the terms and what each order leaves over; and the polynomial of every order along the line.
 
-        sizes, left = [size(self.parts[f"order_{k}"]) for k in range(self.order + 1)], size(self.remainder)
-        figure = Figure(figsize=(6, 3.2), layout="constrained")
-        axis = figure.subplots()
-        axis.semilogy(range(self.order + 1), [max(s, 1e-300) for s in sizes], "o-", label="terms")
-        axis.axhline(max(left, 1e-300), color="tab:red", linestyle="--", label="remainder")
-        low = min(s for s in [*sizes, left] if s > 0) if any([*sizes, left]) else 1e-16
-        axis.set_ylim(bottom=max(low / 10, 1e-20))
-        axis.set(xlabel="order", ylabel="|f_k at^k|", title=f"at {self.at:g}")
-        axis.legend()
-        return figure
+        Raises:
+            ValueError: when there is no such sample.
+        """
+        terms = series(self, sample, title="Terms by order", x="order")
+        one = self[sample] if self.by_sample else self
+        return [replace(terms, note=one._reach()), one._polynomials()]
+
+    def _reach(self) -> str:
+        """How far the series reaches, in words."""
+        if abs(self.at) > self.kink_radius:
+            return (
+                f"A unit changes its branch at |{self._along}| = {self.kink_radius:.3g} ({self.kink}), before {abs(self.at):g}: "
+                "no order makes the sum better."
+            )
+        if self.order < 2 or math.isnan(self.radius.value):
+            return "Too few orders to say how far the series reaches."
+        if self.radius.value == math.inf:
+            return "As far as these orders tell, the series reaches everywhere."
+        beyond = " That is nearer than what was asked: more orders make it no better." if self.diverges() else ""
+        return f"The series reaches to about |{self._along}| = {self.radius}, estimated from its coefficients.{beyond}"
+
+    def _polynomials(self) -> Steps:
+        """Of the largest output, from 0 to a little beyond `at`; the model itself is known at both of these."""
+        whole = self.whole.detach().flatten()
+        j = int(whole.abs().argmax())
+        which = f"output {j}, the largest of {len(whole)}" if len(whole) > 1 else "the output"
+        t = torch.linspace(0, 1.25 * self.at, 41, dtype=torch.float64)
+        f = self.coefficients.detach().reshape(self.order + 1, -1)[:, j].cpu()
+        f, value = ((v.real if v.is_complex() else v).double() for v in (f, whole[j].cpu()))
+        known = Line("the model", [0.0, self.at], [float(f[0]), float(value)], role="whole", markers=True)
+        y = f"{which}, its real part" if self.whole.is_complex() else which
+        found: list[Picture] = []
+        for k in range(self.order + 1):
+            curve = (t.unsqueeze(1) ** torch.arange(k + 1) * f[: k + 1]).sum(1)
+            left = float(value - (self.at ** torch.arange(k + 1) * f[: k + 1]).sum())
+            note = f"At {self._along} = {self.at:g} the model is {float(value):.4g}, and this polynomial is {abs(left):.2g} off."
+            found.append(Lines("", [Line(f"order {k}", t.tolist(), curve.tolist()), known], x=self._along, y=y, note=note))
+        return Steps("The polynomial along the line", "order", [str(k) for k in range(self.order + 1)], found)
 
 
 def expand(

@@ -18,17 +18,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from termwise.core.pictures import Bars, Line, Lines, Picture, Pictured
+
 from .channel_slopes import PartlyLinear, attach_slopes
 from .progress import progress_bar
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["LinearizedChannels", "linearize_channels"]
 
@@ -36,7 +35,7 @@ Batch = tuple[Any, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class LinearizedChannels:
+class LinearizedChannels(Pictured):
     """A network whose channels were made linear under a price. `torch.save` keeps it, or the `state_dict` of its `model` alone.
 
     Attributes:
@@ -70,24 +69,23 @@ class LinearizedChannels:
         """The class and that line."""
         return f"{type(self).__name__}({self.summary()})"
 
-    def plot(self) -> Figure:
-        """Draw the core network: by layer, the channels that are active within those that there are."""
-        from matplotlib.figure import Figure
-
-        total = [a.channels for a in self.model.layers]
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """The core network: by layer the channels that are active, and those that were made linear; and how it came to be."""
         left = [int(on.sum()) for on in self.model.active.values()]
-        figure = Figure(figsize=(max(4.0, 0.5 * len(total) + 2), 3.2), layout="constrained")
-        axis, places = figure.subplots(), range(len(total))
-        axis.bar(places, total, bottom=[-n / 2 for n in total], width=0.8, color="0.88", label="linear")
-        axis.bar(places, left, bottom=[-n / 2 for n in left], width=0.8, color="tab:blue", label="active")
-        for place, (some, full) in enumerate(zip(left, total, strict=True)):
-            axis.annotate(f"{some}/{full}", (place, full / 2), ha="center", va="bottom", fontsize=8)
-        axis.set_xticks(places, [a.name for a in self.model.layers], rotation=45, ha="right", fontsize=8)
-        axis.set_yticks([])
-        axis.margins(y=0.1)
-        axis.set(ylabel="channels", title=f"core network: {self.share:.0%} of the units")
-        axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-        return figure
+        linear = [a.channels - n for a, n in zip(self.model.layers, left, strict=True)]
+        names = [a.name for a in self.model.layers]
+        note = f"{self.share:.0%} of the units are active; in a layer without any, its neighbours are one matrix."
+        counts = {"active": left, "made linear": linear}
+        found: list[Picture] = [Bars("Core network", names, counts, y="channels", stacked=True, note=note)]
+        epochs = list(range(1, len(self.history["share"]) + 1))
+        if epochs:
+            share = [Line("units active", epochs, self.history["share"])]
+            losses = [Line("of the task", epochs, self.history["loss"]), Line("the price paid", epochs, self.history["penalty"])]
+            found += [
+                Lines("Units active over the training", share, x="epoch", y="share of all units"),
+                Lines("Loss over the training", losses, x="epoch", y="loss, mean over batches"),
+            ]
+        return found
 
 
 def linearize_channels(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from termwise.core.decomposition import Decomposition
+from termwise.core.pictures import Line, Lines, Picture, Points
 
 from .channel_slopes import Activation, PartlyLinear, attach_slopes
 
@@ -41,6 +42,23 @@ class LinearityScores(Decomposition):
         low, mid, high = (self.score.quantile(q).item() for q in (0.0, 0.5, 1.0))
         lines = f"lines through {len(self.score)} channels, R^2 {low:.2f} to {high:.2f}, median {mid:.2f}"
         return f"{lines}: adds up to {self.error():.1e}"
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """How linear the channels are, from the most bent; their slopes; and what the lines leave of one sample.
+
+        Raises:
+            ValueError: when there is no such sample.
+        """
+        score, slope = self.score.detach().double(), self.slope.detach().double()
+        order = score.argsort()
+        bent = Line(
+            "share that a line explains (R²)", list(range(1, len(score) + 1)), score[order].tolist(), markers=len(score) < 9
+        )
+        note = "1: the channel is a line on these data, and can be made one as it stands."
+        ranked = Lines("Channels, from the most bent", [bent], x="rank of the channel", y="R²", note=note)
+        names = [f"channel {c}" for c in range(len(score))]
+        cloud = Points("Slopes", names, slope.tolist(), score.tolist(), "slope of the line", "R²", front=False)
+        return [ranked, cloud, *super().pictures(sample)]
 
 
 def linearity_scores(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = None) -> dict[str, LinearityScores]:

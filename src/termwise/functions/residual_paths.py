@@ -78,6 +78,12 @@ class ResidualExpansion(Expansion):
             return f"{text}: THE SERIES DIVERGES there, {why}; {NO_APPROXIMATION}: {left}"
         return f"{text}: {left}, radius {self.radius}"
 
+    _along = "strength"
+
+    def _reach(self) -> str:
+        """How far the series reaches, in words."""
+        return f"The network is a polynomial of degree {self.degree} in the strength." if self.degree >= 0 else super()._reach()
+
     def paths(self, k: int = 1) -> Decomposition:
         """The terms of order 1, one for each branch, or of order 2, one for each pair.
 

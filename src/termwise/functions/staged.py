@@ -21,6 +21,7 @@ from torch import Tensor
 
 from termwise.core import one_file
 from termwise.core.decomposition import Decomposition
+from termwise.core.pictures import Line, Lines, Picture, Pictured
 
 from .dominant_frequency import resolved
 from .progress import progress_bar
@@ -29,8 +30,6 @@ from .stage import Stage, StageRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from matplotlib.figure import Figure
 
 __all__ = ["Staged", "box", "factor", "magnitude", "points", "whole"]
 
@@ -45,7 +44,7 @@ class Report(Protocol):
         """So many iterations more."""
 
 
-class Staged:
+class Staged(Pictured):
     """A sum of fitted stages.
 
     Attributes:
@@ -111,20 +110,28 @@ class Staged:
             raise ValueError(f"y is ({len(parts['stage_0'])},), one value per point; got {tuple(whole.shape)}")
         return Decomposition(whole, parts)
 
-    def plot(self) -> Figure:
-        """Draw what is left after each stage, and the frequency of what each was given."""
-        from matplotlib.figure import Figure
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """What is left after each stage, and the frequency of what each was given.
 
+        Raises:
+            RuntimeError: before `fit`.
+        """
         self._check_fitted()
         left = [self.history[0].eps, *(r.left for r in self.history)]
-        figure = Figure(figsize=(8, 3.2), layout="constrained")
-        first, second = figure.subplots(1, 2)
-        first.semilogy(range(len(left)), [max(v, 1e-18) for v in left], "o-")
-        first.set(xlabel="stages", ylabel="root mean square left", xticks=range(len(left)))
-        later = [r for r in self.history if r.f_d]
-        second.loglog([max(r.f_d) for r in later], [max(r.eps, 1e-18) for r in later], "o")
-        second.set(xlabel="dominant frequency of what a stage was given", ylabel="its magnitude eps")
-        return figure
+        curve = Line("left over", list(range(len(left))), left, role="remainder")
+        note = f"At 0 the values themselves. After {len(self.history)} stages {left[-1] / (left[0] or 1.0):.1e} of them are left."
+        found: list[Picture] = [
+            Lines("What is left after each stage", [curve], x="stages", y="root mean square", log_y=True, note=note)
+        ]
+        if later := [r for r in self.history if r.f_d]:
+            given = Line("what a stage was given", [max(r.f_d) for r in later], [r.eps for r in later], markers=True)
+            x, y = "dominant frequency (periods per unit of length)", "its root mean square"
+            found.append(Lines("Smaller and faster", [given], x=x, y=y, log_x=True, log_y=True))
+        return found
+
+    def _repr_html_(self) -> str | None:  # type: ignore[override]
+        """The pictures; nothing before `fit`, where a notebook prints the class instead."""
+        return super()._repr_html_() if self.fitted else None
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file: weights as tensors, the rest as JSON in its header. No pickle.

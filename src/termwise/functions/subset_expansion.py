@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from termwise.core.decomposition import Decomposition
+from termwise.core.pictures import Matrix, Picture
+from termwise.core.series import series
+from termwise.core.waterfall import sizes, waterfall
 
 from .residual_blocks import Tower
 
@@ -84,6 +87,43 @@ class SubsetExpansion(Decomposition):
         n = len(self.blocks)
         how = f"{self.orders} sampled orders of {n} branches" if self.orders else f"{2**n} subsets of {n} branches"
         return f"{how}, adds up to {self.error():.1e} (cancellation {self.cancellation():.3g}x)"
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """What every branch adds; what branches make alone, in pairs, in threes, ...; and every pair.
+
+        Raises:
+            ValueError: when there is no such sample.
+        """
+        none = self.parts["none"] if self.orders else self.parts["size_0"][..., 0]
+        shares = Decomposition(self.whole, {"no branch": none, **self.by_branch()})
+        if self.whole[0].numel() == 1 and not self.whole.is_complex():
+            one = Decomposition(self.whole.flatten(), {n: p.flatten() for n, p in shares.parts.items()})
+            drawn: Picture = waterfall(one, sample)
+        else:
+            drawn = sizes(shares, sample)
+        how = "The mean over all orders of switching the branches on of what each then adds (its Shapley value)."
+        if self.orders:
+            off = float(self.deviation[sample].abs().max())
+            return [replace(drawn, title="By branch", note=f"{how} From {self.orders} sampled orders: off by about {off:.2g}.")]
+        note = "What so many branches make together and no fewer of them make. Large terms that cancel say little one by one."
+        by_size = series(self, sample, title="By number of branches", x="branches together", note=note)
+        return [replace(drawn, title="By branch", note=how), by_size, *self._pairs(sample)]
+
+    def _pairs(self, sample: int) -> list[Picture]:
+        """What two branches make together and neither makes alone; on the diagonal what each makes alone."""
+        n = len(self.blocks)
+        if n < 2:
+            return []
+        shown = self.whole.new_zeros(n, n, *self.whole.shape[1:])
+        for k in (1, 2):
+            for subset, term in zip(self.subsets(k), self.parts[f"size_{k}"][sample].unbind(-1), strict=True):
+                shown[subset[0], subset[-1]] = shown[subset[-1], subset[0]] = term.detach()
+        flat = shown.flatten(2) if shown.ndim > 2 else shown.unsqueeze(2)
+        one = flat.shape[2] == 1 and not flat.is_complex()
+        values = flat[..., 0] if one else flat.abs().norm(dim=2)
+        note = "Off the diagonal: what two branches make together and neither makes alone. On it: each by itself."
+        kind = "term" if one else "Euclidean norm of the term"
+        return [Matrix("Pairs of branches", values.tolist(), self.blocks, self.blocks, value=kind, note=note)]
 
 
 def subset_expansion(

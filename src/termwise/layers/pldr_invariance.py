@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from termwise.core import Decomposition
+from termwise.core.mosaic import mosaic
+from termwise.core.pictures import Matrix, Picture, Steps
 
 from .pldr import PLDRForCausalLM
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 __all__ = ["Invariance", "invariance"]
+
+HEADS = 16
+"""Whose matrices a picture has, at most."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,24 +43,33 @@ class Invariance(Decomposition):
         s = self.relative_std()
         return f"G of {len(self)} texts adds up to its mean but for {s.min():.1e} to {s.max():.1e}, median {s.median():.1e}"
 
-    def plot(self) -> Figure:
-        """Relative deviation of G, layer by head; the mean of G in every one of them below."""
-        import matplotlib.pyplot as plt
+    @property
+    def by_sample(self) -> bool:
+        """False: texts are looked at together."""
+        return False
 
-        s, mean = self.relative_std(), self.parts["mean_G"][0]
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """How much G depends on the text, layer by head; the mean of G in every head; and what one text adds to it.
+
+        Raises:
+            ValueError: when there is no such sample.
+        """
+        if not -len(self) <= sample < len(self):
+            raise ValueError(f"sample {sample} is out of range: there are {len(self)} texts")
+        s, mean, rest = self.relative_std(), self.parts["mean_G"][0], self.remainder[sample]
         layers, heads = s.shape
-        figure, axes = plt.subplots(
-            layers, heads + 1, figsize=(1.6 * (heads + 1), 1.7 * layers), layout="constrained", squeeze=False
-        )
-        for i in range(layers):
-            axes[i, 0].barh(range(heads), s[i].tolist(), color="tab:red")
-            axes[i, 0].set(xlim=(0, 1.1 * float(s.max())), yticks=range(heads), ylabel=f"layer {i}", title="deviation / mean")
-            axes[i, 0].invert_yaxis()
-            for j in range(heads):
-                top = float(mean[i, j].abs().max())
-                axes[i, j + 1].imshow(mean[i, j].numpy(), cmap="RdBu_r", vmin=-top, vmax=top)
-                axes[i, j + 1].set(title=f"head {j}: {s[i, j]:.0%}", xticks=[], yticks=[])
-        return figure
+        rows, columns = [f"layer {i}" for i in range(layers)], [f"head {j}" for j in range(heads)]
+        note = "Standard deviation over texts, relative to the mean. Where it is 0, the network that makes G can be deleted."
+        title = "How much G depends on the text"
+        found: list[Picture] = [Matrix(title, s.tolist(), rows, columns, value="deviation", signed=False, note=note)]
+        places = [divmod(int(p), heads) for p in s.flatten().argsort(descending=True)[:HEADS].sort().values]
+        more = f" The {HEADS} heads that depend most are shown." if len(places) < s.numel() else ""
+        for title, value, what in (("The mean of G", mean, "mean of G"), ("What this text adds", rest, "remainder")):
+            drawn = [
+                mosaic("", value[i, j], value=what, most=32, note=f"Deviation {s[i, j]:.1%} of the mean.") for i, j in places
+            ]
+            found.append(Steps(title, "head", [f"{rows[i]}, {columns[j]}" for i, j in places], drawn, note=more.strip()))
+        return found
 
 
 def invariance(model: PLDRForCausalLM, loader: Iterable[Tensor | tuple[Tensor, Tensor]]) -> Invariance:

@@ -10,11 +10,15 @@ Source: papers.toml "taylor-shift".
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from termwise.core.pictures import Line, Lines, Picture, Pictured
 
 from .taylor_sums import taylor_sums, taylor_weights
 
@@ -23,11 +27,34 @@ __all__ = ["Crossover", "crossover", "taylor_shift_attention"]
 IMPLEMENTATIONS = ("auto", "direct", "efficient")
 
 
-class Crossover(NamedTuple):
-    """Sequence lengths from which on the efficient form is less work (`time`) and holds less (`memory`)."""
+@dataclass(frozen=True)
+class Crossover(Pictured):
+    """Sequence lengths from which on the efficient form is less work (`time`) and holds less (`memory`), for heads of `d`."""
 
     time: float
     memory: float
+    d: int
+
+    def __iter__(self) -> Iterator[float]:
+        """The two lengths."""
+        return iter((self.time, self.memory))
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """Operations and entries held of both forms, by the length of the sequence."""
+        d, far = self.d, math.log2(8 * max(self))
+        n = [2 ** (far * i / 48) for i in range(49)]
+        work = [(4 * d + 6) * k**2 for k in n], [(4 * d**3 + 10 * d**2 + 9 * d + 4) * k for k in n]
+        held = [2 * k**2 + d * k for k in n], [(d**2 + 3 * d + 1) * k + d**2 * (d + 1) for k in n]
+        return [
+            _counts("Work", "operations", n, work, self.time),
+            _counts("Memory", "entries held at once", n, held, self.memory),
+        ]
+
+
+def _counts(title: str, unit: str, n: list[float], counts: tuple[list[float], list[float]], meet: float) -> Lines:
+    lines = [Line(form, n, values) for form, values in zip(("direct", "efficient"), counts, strict=True)]
+    note = f"They meet at {meet:.0f} tokens; in longer sequences the efficient form has less."
+    return Lines(title, lines, x="length of the sequence", y=unit, log_x=True, log_y=True, note=note)
 
 
 def crossover(d: int) -> Crossover:
@@ -54,7 +81,7 @@ def crossover(d: int) -> Crossover:
     if not isinstance(d, int) or d < 1:
         raise ValueError(f"d is the dimension of one head, a whole number of 1 or more; got {d!r}")
     time = (4 * d**3 + 10 * d**2 + 9 * d + 4) / (4 * d + 6)
-    return Crossover(time, (d**2 + 2 * d + 1 + (d**4 + 12 * d**3 + 14 * d**2 + 4 * d + 1) ** 0.5) / 4)
+    return Crossover(time, (d**2 + 2 * d + 1 + (d**4 + 12 * d**3 + 14 * d**2 + 4 * d + 1) ** 0.5) / 4, d)
 
 
 def taylor_shift_attention(

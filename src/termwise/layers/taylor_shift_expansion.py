@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from termwise.core.decomposition import Decomposition
+from termwise.core.pictures import Line, Lines, Picture
+from termwise.core.series import series
 
 from .taylor_shift import check_call, counted, per_head, unit, without_masked
 
@@ -40,6 +42,28 @@ class TaylorShiftExpansion(Decomposition):
     def bound(self) -> Tensor:
         """Of the remainder's norm over the last axis, shape of `whole` without it."""
         return self.row_bound
+
+    @property
+    def by_sample(self) -> bool:
+        """False for one head alone, (L, c): its first axis counts rows."""
+        return self.whole.ndim > 2
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """The three terms and what they leave over; and what is left of every row, beside its bound.
+
+        Raises:
+            ValueError: when there is no such sample.
+        """
+        worst = (
+            f"The largest weight is off by {float(self.weight_error.max()):.2g}, at most {float(self.weight_bound.max()):.2g}."
+        )
+        terms = series(self, sample, title="Terms by order of the score", x="term", places=list(self.parts), note=worst)
+        left, bound = ((v[sample] if self.by_sample else v) for v in (self.remainder.norm(dim=-1), self.row_bound))
+        left, bound = (v.reshape(-1, v.shape[-1]).amax(0).tolist() for v in (left, bound))
+        rows = list(range(len(left)))
+        lines = [Line("remainder", rows, left, role="remainder"), Line("what it cannot exceed", rows, bound, role="chance")]
+        note = "Of the worst head." if self.whole.ndim > 3 else ""
+        return [terms, Lines("What is left of every row", lines, x="row (query)", y="Euclidean norm", log_y=True, note=note)]
 
 
 @torch.no_grad()

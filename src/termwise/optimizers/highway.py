@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from termwise.core.capture import arguments, capture
 from termwise.core.decomposition import Decomposition
 from termwise.core.interpret import interpret
+from termwise.core.pictures import Line, Lines, Picture
 from termwise.core.program import Program
+from termwise.core.series import series
 
 from .path_gradients import PathGradients
 from .residual_stack import Stack, call, stack_of
@@ -83,6 +85,14 @@ class HighwayGradients(Decomposition):
             f"paths through up to {k} of {self.layers} layers: cosine {self.cosines()[-1]:.4f}, norm {self.norms()[-1]:.3g}, "
             f"adds up to {self.error():.1e}; {self.rounds} sequential rounds"
         )
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """What paths through so many blocks carry and leave over; and direction and length of their sum beside the gradient."""
+        note = f"{self.layers} layers; as many iterations make the gradient. What is left are paths through more blocks."
+        terms = series(self, sample, title="Paths by number of blocks", x="blocks on the path", note=note)
+        at = list(range(len(self.parts)))
+        lines = [Line("cosine to the gradient", at, self.cosines()), Line("length over the gradient's", at, self.norms())]
+        return [terms, Lines("The sum of paths up to so many blocks", lines, x="blocks", y="1 is the gradient itself")]
 
     def _sum(self, order: int | None) -> Tensor:
         last = len(self.parts) - 1 if order is None else order

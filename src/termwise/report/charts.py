@@ -20,6 +20,9 @@ __all__ = ["by_layer", "height", "options"]
 SERIES = [f"--s{i}" for i in range(6)]
 """Colours of curves and bars in order, told apart by all kinds of eyes (Okabe & Ito)."""
 
+NAMED = {"remainder": "--remainder", "whole": "--accent"}
+"""Bars that are no terms."""
+
 ROW, FRAME = 26, 96
 """Height of a row and of what stands around them, in pixels."""
 
@@ -44,7 +47,7 @@ def _(picture: Waterfall) -> Options:
         {
             "name": printable(b.label) + (f" ({b.kind})" if b.kind not in (b.label, "part", "whole") else ""),
             "value": [b.start, b.end, row, b.value],
-            "itemStyle": {"color": "--accent" if b.kind == "whole" else "--up" if b.value > 0 else "--down"},
+            "itemStyle": {"color": NAMED.get(b.kind, "--up" if b.value > 0 else "--down")},
         }
         for row, b in enumerate(picture.bars)
     ]
@@ -68,9 +71,12 @@ def _(picture: Lines) -> Options:
     words = any(isinstance(x, str) for line in picture.lines for x in line.x)
     places = list(dict.fromkeys(printable(str(x)) for line in picture.lines for x in line.x)) if words else []
     series = [s for i, line in enumerate(picture.lines) for s in _curve(line, i, picture)]
+    counts = {"minInterval": 1} if all(float(x).is_integer() for line in picture.lines for x in line.x if not words) else {}
+    known = [y for line in picture.lines for y in (*line.y, *line.low, *line.high) if math.isfinite(y)]
+    stems = any(line.stems for line in picture.lines)
     return _framed(
-        xAxis=(_categories(places) if words else _values(log=picture.log_x) | {"scale": True}) | _named(picture.x, 30),
-        yAxis=_values(log=picture.log_y) | _named(picture.y, 58),
+        xAxis=(_categories(places) if words else _values(log=picture.log_x) | {"scale": True} | counts) | _named(picture.x, 30),
+        yAxis=_values(log=picture.log_y) | _from(known, log=picture.log_y, bars=stems) | _named(picture.y, 58),
         series=series,
         legend=_legend([line.name for line in picture.lines]),
         tooltip={"trigger": "axis", "formatter": "@axis"},
@@ -85,13 +91,15 @@ def _curve(line: Line, index: int, picture: Lines) -> list[Options]:
     found: list[Options] = [
         {
             "name": name,
-            "type": "scatter" if line.markers else "line",
+            "type": "bar" if line.stems else "scatter" if line.markers else "line",
             "data": points,
             "itemStyle": {"color": colour},
             "lineStyle": {"color": colour, "width": 2.5, "type": "dashed" if line.role in ("remainder", "chance") else "solid"},
             "symbolSize": 9 if line.markers else 5,
             "showSymbol": len(points) <= 40,
+            "z": 2 if line.role == "chance" else 3,
         }
+        | ({"barWidth": 2.5, "barGap": "-100%"} if line.stems else {})
     ]
     if line.low:
         edges = [
@@ -121,12 +129,15 @@ def _(picture: Bars) -> Options:
             "name": printable(name),
             "type": "bar",
             "barMaxWidth": 28,
+            "stack": "one" if picture.stacked else None,
             "itemStyle": {"color": SERIES[i % len(SERIES)], "borderRadius": 2},
-            "data": [_bar(v, picture) for v in values],
+            "data": [_bar(n, v, picture) for n, v in zip(picture.names, values, strict=True)],
         }
         for i, (name, values) in enumerate(picture.values.items())
     ]
-    values, places = _values(log=picture.log) | _named(picture.y, 30 if across else 58), _categories(names)
+    known = [v for values in picture.values.values() for v in values if math.isfinite(v)]
+    values = _values(log=picture.log) | _from(known, log=picture.log, bars=True) | _named(picture.y, 30 if across else 58)
+    places = _categories(names)
     if across:
         axes = {"xAxis": values, "yAxis": places | {"inverse": True, "axisLabel": _label(width=200)}}
     else:
@@ -149,10 +160,11 @@ def by_layer(names: Sequence[str]) -> Options:
     )
 
 
-def _bar(value: float, picture: Bars) -> Any:
+def _bar(name: str, value: float, picture: Bars) -> Any:
     if not math.isfinite(value) or (picture.log and value <= 0):
         return None
-    return {"value": value, "itemStyle": {"color": "--up" if value > 0 else "--down"}} if picture.signed else value
+    colour = NAMED.get(name, ("--up" if value > 0 else "--down") if picture.signed else None)
+    return {"value": value, "itemStyle": {"color": colour}} if colour else value
 
 
 @height.register
@@ -164,9 +176,9 @@ def _(picture: Bars) -> int:
 @options.register
 def _(picture: Matrix) -> Options:
     cells = [(j, i, v) for i, row in enumerate(picture.values) for j, v in enumerate(row) if math.isfinite(v)]
-    top = max((abs(v) for *_, v in cells), default=0.0) or 1.0
+    top = picture.top or max((abs(v) for *_, v in cells), default=0.0) or 1.0
     signed = any(v < 0 for *_, v in cells)
-    colours = ["--down", "--paper", "--up"] if signed else ["--paper", "--up"]
+    colours = ["--down", "--paper", "--up"] if signed else ["--paper", "--up" if picture.signed else "--accent"]
     return _framed(
         xAxis=_categories([printable(str(c)) for c in picture.columns]) | _named(picture.x, 30),
         yAxis=_categories([printable(str(r)) for r in picture.rows]) | {"inverse": True} | _named(picture.y, 58),
@@ -176,13 +188,13 @@ def _(picture: Matrix) -> Options:
         },
         series=[{"type": "heatmap", "name": printable(picture.value), "data": [list(c) for c in cells]}],
         tooltip={"trigger": "item", "formatter": "@cell"},
-        grid={"left": 8, "right": 16, "top": 12, "bottom": 56} | _WITHIN,
+        grid={"left": 8, "right": 16, "top": 12, "bottom": 70} | _WITHIN,
     )  # fmt: skip
 
 
 @height.register
 def _(picture: Matrix) -> int:
-    return FRAME + 24 + min(max(18 * len(picture.rows), 120), 560)
+    return FRAME + 38 + min(max(18 * len(picture.rows), 120), 560)
 
 
 @options.register
@@ -195,7 +207,8 @@ def _(picture: Points) -> Options:
         "data": [
             {"name": printable(str(n)), "value": [x, y]} for n, x, y in zip(picture.names, picture.x, picture.y, strict=True)
         ],
-        "label": {"show": len(picture.names) <= 24, "formatter": "{b}", "position": "top", "color": "--soft"},
+        "label": {"show": picture.front and len(picture.names) <= 24, "formatter": "{b}", "position": "top", "color": "--soft"},
+        "labelLayout": {"hideOverlap": True},
     }
     found = [cloud]
     if picture.front:
@@ -208,6 +221,7 @@ def _(picture: Points) -> Options:
         yAxis=_values(log=picture.log_y) | {"scale": True} | _named(picture.y_name, 58),
         series=found,
         tooltip={"trigger": "item", "formatter": "@point"},
+        grid={"left": 8, "right": 24, "top": 28, "bottom": 8} | _WITHIN,  # names stand above their points
     )
 
 
@@ -234,6 +248,17 @@ def _values(*, log: bool = False) -> Options:
         "splitLine": line,
         "axisLabel": _label() | {"formatter": "@number", "hideOverlap": True},
     }
+
+
+def _from(known: Sequence[float], *, log: bool, bars: bool) -> Options:
+    """Where an axis begins: bars at 0, or a decade below the least where 0 has no place; curves at 0 where it is near."""
+    if log:
+        least = min((v for v in known if v > 0), default=1.0)
+        begin = 10.0 ** (math.ceil(math.log10(least)) - 1)
+        return {"min": begin, "startValue": begin} if bars else {}
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    near = bars or high - low > 0.3 * max(abs(low), abs(high))
+    return {} if near else {"scale": True}
 
 
 def _categories(names: Iterable[str]) -> Options:

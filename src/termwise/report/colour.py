@@ -50,7 +50,9 @@ def css(value: float, scale: float, most: float = 0.82) -> str:
     return f"rgba({r},{g},{b},{most * opacity(value, scale):.3f})"
 
 
-def blended(values: Any, scale: float, under: Any = 255.0, gamma: float = 0.8) -> NDArray[np.uint8]:
+def blended(
+    values: Any, scale: float, under: Any = 255.0, gamma: float = 0.8, warm: tuple[int, int, int] = WARM
+) -> NDArray[np.uint8]:
     """The colours of an array laid over `under`: (...,) -> (..., 3), 0 to 255.
 
     Args:
@@ -58,9 +60,10 @@ def blended(values: Any, scale: float, under: Any = 255.0, gamma: float = 0.8) -
         scale: what is coloured fully.
         under: grey level or colours below, broadcasting to the result.
         gamma: below 1 makes small values easier to see.
+        warm: the colour of what is above 0.
     """
     t = np.clip(np.asarray(values, dtype=np.float64) / scale, -1, 1)[..., None]
     strength = np.abs(t) ** gamma
-    colour = np.where(t > 0, np.array(WARM, dtype=np.float64), np.array(COOL, dtype=np.float64))
+    colour = np.where(t > 0, np.array(warm, dtype=np.float64), np.array(COOL, dtype=np.float64))
     mixed = strength * colour + (1 - strength) * np.asarray(under, dtype=np.float64)
     return np.rint(mixed).clip(0, 255).astype(np.uint8)

@@ -36,6 +36,7 @@ MOST = 6
 """Of a slider's pictures so many are printed, evenly chosen, with the first and the last."""
 
 FAINT = "#c3c9d1"
+NAMED = {"remainder": REMAINDER, "whole": ACCENT}
 ROLES = {"remainder": REMAINDER, "chance": NEUTRAL, "whole": INK}
 
 
@@ -106,7 +107,7 @@ def _(picture: Waterfall, place: SubFigure) -> None:
     low, high = min(min(b.start, b.end) for b in steps), max(max(b.start, b.end) for b in steps)
     room = (high - low or 1.0) * 0.02
     for row, bar in enumerate(steps):
-        colour = ACCENT if bar.kind == "whole" else WARM if bar.value > 0 else COOL
+        colour = NAMED.get(bar.kind, WARM if bar.value > 0 else COOL)
         axis.barh(row, bar.end - bar.start, left=bar.start, height=0.62, color=_rgb(colour))
         axis.text(max(bar.start, bar.end) + room, row, number(bar.value), va="center", fontsize=8, color=_rgb(SOFT))
         if row + 1 < len(steps) and steps[row + 1].kind != "whole":
@@ -128,15 +129,28 @@ def _(picture: Lines, place: SubFigure) -> None:
         axis.set_xscale("log")
     if picture.log_y:
         axis.set_yscale("log")
+    if not (words or picture.log_x) and all(float(x).is_integer() for line in picture.lines for x in line.x):
+        axis.xaxis.get_major_locator().set_params(integer=True)
     for i, line in enumerate(picture.lines):
         colour = _rgb(ROLES.get(line.role, SERIES[i % len(SERIES)]))
         x: Any = [words.index(str(p)) for p in line.x] if words else list(line.x)
         shown = [y if _drawable(y, picture.log_y) else math.nan for y in line.y]
         if line.low:
             axis.fill_between(x, line.low, line.high, color=colour, alpha=0.2, linewidth=0)
+        if line.stems:
+            floor = min((y for y in shown if y > 0), default=1.0) / 3 if picture.log_y else 0.0
+            axis.vlines(x, floor, shown, color=colour, linewidth=1.6, label=_plain(line.name))
+            continue
         style = "none" if line.markers else "--" if line.role in ("remainder", "chance") else "-"
         marker = "o" if line.markers or len(x) <= 40 else None
-        axis.plot(x, shown, linestyle=style, marker=marker, markersize=3.5, linewidth=2, color=colour, label=_plain(line.name))
+        look = {
+            "color": colour,
+            "linewidth": 2,
+            "marker": marker,
+            "markersize": 3.5,
+            "zorder": 1.9 if line.role == "chance" else 2,
+        }
+        axis.plot(x, shown, linestyle=style, label=_plain(line.name), **look)
     if words:
         slant: dict[str, Any] = {"rotation": 45, "ha": "right"} if sum(map(len, words)) > 60 else {}
         axis.set_xticks(range(len(words)), [_short(w) for w in words], **slant)
@@ -155,12 +169,16 @@ def _(picture: Bars) -> float:
 def _(picture: Bars, place: SubFigure) -> None:
     axis = _axis(picture, place)
     lies, count = _lies(picture), max(1, len(picture.values))
-    thick = 0.8 / count
+    thick = 0.8 / (1 if picture.stacked else count)
+    below = np.zeros(len(picture.names))
     for i, (name, values) in enumerate(picture.values.items()):
-        at = [row + (i - (count - 1) / 2) * thick for row in range(len(values))]
-        colours = [_rgb((WARM if v > 0 else COOL) if picture.signed else SERIES[i % len(SERIES)]) for v in values]
+        at = [row + (0.0 if picture.stacked else (i - (count - 1) / 2) * thick) for row in range(len(values))]
+        usual = [(WARM if v > 0 else COOL) if picture.signed else SERIES[i % len(SERIES)] for v in values]
+        colours = [_rgb(NAMED.get(n, colour)) for n, colour in zip(picture.names, usual, strict=True)]
         sizes = [v if _drawable(v, picture.log) else 0.0 for v in values]
-        (axis.barh if lies else axis.bar)(at, sizes, thick, color=colours, label=_plain(name))
+        base: dict[str, Any] = {"left" if lies else "bottom": below.copy()} if picture.stacked else {}
+        (axis.barh if lies else axis.bar)(at, sizes, thick, color=colours, label=_plain(name), **base)
+        below += sizes
     names, places = [_short(n) for n in picture.names], range(len(picture.names))
     if lies:
         axis.set_yticks(places, names)
@@ -190,8 +208,9 @@ def _(picture: Matrix, place: SubFigure) -> None:
     axis = _axis(picture, place)
     values = np.asarray(picture.values, dtype=np.float64).reshape(len(picture.rows), len(picture.columns))
     known = np.where(np.isfinite(values), values, 0.0)
-    top = float(np.abs(known).max(initial=0)) or 1.0
-    axis.imshow(blended(known, top, gamma=1.0), aspect="auto", interpolation="nearest")
+    top = picture.top or float(np.abs(known).max(initial=0)) or 1.0
+    warm = WARM if picture.signed else ACCENT
+    axis.imshow(blended(known, top, gamma=1.0, warm=warm), aspect="auto", interpolation="nearest")
     for names, set_ticks in ((picture.columns, axis.set_xticks), (picture.rows, axis.set_yticks)):
         every = max(1, len(names) // 24)
         set_ticks(range(0, len(names), every), [_short(str(n), 18) for n in list(names)[::every]])
@@ -200,7 +219,7 @@ def _(picture: Matrix, place: SubFigure) -> None:
     axis.set_xlabel(_plain(picture.x))
     axis.set_ylabel(_plain(picture.y))
     axis.spines[:].set_color(FAINT)
-    _scale(place, axis, -top if (known < 0).any() else 0.0, top, picture.value)
+    _scale(place, axis, -top if (known < 0).any() else 0.0, top, picture.value, warm)
 
 
 @_height.register
@@ -221,7 +240,7 @@ def _(picture: Points, place: SubFigure) -> None:
         ends = [[values[i] for i in best] for values in (picture.x, picture.y)]
         axis.step(*ends, where="post", color=_rgb(ACCENT), linewidth=1.6, label="Pareto front")
         axis.legend(frameon=False, fontsize=8, labelcolor=_rgb(SOFT))
-    if len(picture.names) <= 24:
+    if picture.front and len(picture.names) <= 24:
         for name, x, y in zip(picture.names, picture.x, picture.y, strict=True):
             axis.annotate(
                 _short(str(name)), (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=7.5, color=_rgb(SOFT)
@@ -273,12 +292,12 @@ def _(picture: Pixels, place: SubFigure) -> None:
     bar.set_ticks([-scale, 0, scale], labels=["lowers", "0", "raises"])
 
 
-def _scale(place: SubFigure, axes: Any, low: float, high: float, label: str) -> Any:
+def _scale(place: SubFigure, axes: Any, low: float, high: float, label: str, warm: tuple[int, int, int] = WARM) -> Any:
     """The colour scale beside a picture; 0 is white."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 
-    shades = ListedColormap(blended(np.linspace(low, high, 255), high, gamma=1.0) / 255)
+    shades = ListedColormap(blended(np.linspace(low, high, 255), high, gamma=1.0, warm=warm) / 255)
     bar = place.colorbar(ScalarMappable(Normalize(low, high), shades), ax=axes, fraction=0.03, pad=0.02)
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.ax.tick_params(size=0, labelsize=7.5, labelcolor=_rgb(SOFT))

@@ -147,7 +147,7 @@ def _numbers(result: Decomposition, sample: int) -> dict[str, Any]:
     """What a decomposition can say of itself."""
     whole = result.whole
     one = result[sample] if result.by_sample else result
-    scalar = whole.ndim <= 1 and not whole.is_complex()
+    scalar = whole.ndim == result.by_sample and not whole.is_complex()
     label = getattr(one, "label", None)
     return {
         "label": printable(label(0)) if callable(label) and whole.ndim else "",

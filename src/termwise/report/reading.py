@@ -18,9 +18,11 @@ ROWS = 500
 
 
 def number(value: Any) -> str:
-    """Four digits, a true minus sign, and words for what is no number."""
+    """Four digits of what is no count, a true minus sign, and words for what is no number."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return printable(str(value))
+    if isinstance(value, int):
+        return str(value).replace("-", "\N{MINUS SIGN}")
     if math.isnan(value):
         return "–"
     text = f"{value:.4g}"

@@ -48,9 +48,11 @@ def rendered(decomposition: Decomposition, sample: int = 0, k: int = 10) -> Rend
     if sentence := words(decomposition, sample):
         blocks.append(Padding(rich_text(sentence), (1, 2)))
     blocks.append(
-        _waterfall(decomposition, sample, k) if whole.ndim <= 1 and not whole.is_complex() else _norms(decomposition, k)
+        _waterfall(decomposition, sample, k)
+        if whole.ndim == decomposition.by_sample and not whole.is_complex()
+        else _norms(decomposition, k)
     )
-    one = decomposition[sample] if whole.ndim else decomposition
+    one = decomposition[sample] if decomposition.by_sample else decomposition
     blocks.append(Text(one.summary(), style="bold green" if one.error() < 1e-4 else "bold yellow"))
     return Group(*blocks)
 
@@ -70,11 +72,11 @@ def _title(decomposition: Decomposition, sample: int) -> Text:
     label = getattr(decomposition, "label", None)
     name = label(sample) if callable(label) and whole.ndim else type(decomposition).__name__
     line = Text(printable(name), style="bold")
-    if whole.numel() == 1 or whole.ndim == 1:
+    if whole.numel() == 1 or (whole.ndim == 1 and decomposition.by_sample):
         line.append(f" = {float((whole[sample] if whole.ndim else whole).real):.6g}")
     else:
         line.append(f"  whole {tuple(whole.shape)}")
-    if whole.ndim and len(whole) > 1:
+    if decomposition.by_sample and len(whole) > 1:
         line.append(f"   (sample {sample % len(whole) + 1} of {len(whole)})", style="dim")
     return line
 

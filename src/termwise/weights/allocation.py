@@ -17,6 +17,8 @@ from typing import Literal
 
 import numpy as np
 
+from termwise.core.pictures import MANY, Bars, Picture, Pictured
+
 from .ladder import Curve
 
 __all__ = ["Allocation", "allocate", "least_worst"]
@@ -28,7 +30,7 @@ Method = Literal["dp", "lagrange", "uniform"]
 
 
 @dataclass(frozen=True)
-class Allocation:
+class Allocation(Pictured):
     """What was chosen.
 
     Attributes:
@@ -49,6 +51,17 @@ class Allocation:
     def gap(self) -> float:
         """`error - bound`: how far from optimal it can be at most."""
         return max(self.error - self.bound, 0.0)
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """What was chosen for every layer, and how far from the best that can be."""
+        note = (
+            f"Cost {self.cost:.4g}, expected error {self.error:.4g}; no choice within the budget is below {self.bound:.4g}. "
+            f"A unit more of cost would save about {self.price:.3g}."
+        )
+        names = list(self.choice)[:MANY]
+        more = f" {len(names)} of {len(self.choice)} layers are shown." if len(names) < len(self.choice) else ""
+        chosen = {"choice": [self.choice[n] for n in names]}
+        return [Bars("Choices", names, chosen, y="number of the choice, from cheap to dense", note=note + more)]
 
 
 def allocate(

@@ -22,18 +22,23 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from termwise.core.pictures import MANY, Bars, Line, Lines, Picture, Pictured, Steps, Table
+
 from .batches import call, evaluating
 from .gathered import Gathered
 from .layers import Layer
 
 __all__ = ["CalibrationStats", "LayerStats", "kept_tokens", "rows_read", "shrink"]
 
+SPECTRA = 512
+"""Inputs up to which a picture has their spectrum."""
+
 PATCHES = 256
 """Rows of a picture that a convolution reads, at most."""
 
 
 @dataclass(frozen=True, eq=False)
-class LayerStats:
+class LayerStats(Pictured):
     """Statistics of N rows x of size n.
 
     Attributes:
@@ -78,9 +83,34 @@ class LayerStats:
         """Root mean square of each entry, shape (n,): WANDA's column norms over sqrt(N)."""
         return (self.covariance.diagonal() + self.mean.square()).sqrt()
 
+    @property
+    def directions(self) -> float:
+        """(trace G)^2 / |G|^2: in how many directions the inputs spread, from 1 to n. Cost: O(n^2)."""
+        gram = self.gram
+        return float(gram.trace().square() / gram.square().sum().clamp_min(torch.finfo(gram.dtype).tiny))
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """The spectrum of what the layer reads, where it is small enough, and the sizes of its inputs."""
+        n = len(self.mean)
+        sizes = self.norms.sort(descending=True).values.tolist()
+        step = -(-n // 512)
+        line = Line("inputs", list(range(1, n + 1, step)), sizes[::step])
+        note = f"Of {self.count} rows. They spread in about {self.directions:.1f} directions of {n}."
+        found: list[Picture] = [
+            Lines("Inputs, the largest first", [line], x="rank of the input", y="root mean square", log_y=True, note=note)
+        ]
+        if n <= SPECTRA:
+            energies = torch.linalg.eigvalsh(self.gram.double()).flip(0).clamp_min(0)
+            spectrum = Line("energy", list(range(1, n + 1)), energies.tolist())
+            left = Line(
+                "left over by so many directions", list(range(n)), energies.flip(0).cumsum(0).flip(0).tolist(), role="remainder"
+            )
+            found.insert(0, Lines("Spectrum of the inputs", [spectrum, left], x="direction", y="energy E (v·x)²", log_y=True))
+        return found
+
 
 @dataclass(frozen=True)
-class CalibrationStats(Mapping[str, LayerStats]):
+class CalibrationStats(Mapping[str, LayerStats], Pictured):
     """Statistics by path of a layer. Layers that read the same tensor share one object.
 
     Attributes:
@@ -97,6 +127,19 @@ class CalibrationStats(Mapping[str, LayerStats]):
 
     def __len__(self) -> int:
         return len(self.layers)
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """In how many directions spreads what each layer reads, and the statistics of some layers one by one."""
+        names = list(self.layers)
+        shown = [names[round(i * (len(names) - 1) / max(min(MANY, len(names)) - 1, 1))] for i in range(min(MANY, len(names)))]
+        if not names:
+            return [Table("Nothing was read", ["layer"], [])]
+        share = {"directions, as a share of the inputs": [self[n].directions / len(self[n].mean) for n in shown]}
+        note = "(trace G)² / |G|² over the number of inputs: where it is small, few directions carry the layer."
+        more = f" {len(shown)} of {len(names)} layers are shown, evenly chosen." if len(shown) < len(names) else ""
+        bars = Bars("Directions that layers read", shown, share, y="share", note=note + more)
+        some = shown[:: -(-len(shown) // 8)]
+        return [bars, Steps("What a layer reads", "layer", some, [self[n].pictures()[0] for n in some])]
 
     @classmethod
     def collect(

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from termwise.core.pictures import MANY, Bars, Picture, Pictured, Table
+
 from .factorization import Factorization
 
 if TYPE_CHECKING:
     import pandas
-    from matplotlib.figure import Figure
 
 __all__ = ["Compressed", "LayerRow"]
 
@@ -42,7 +43,7 @@ class LayerRow:
 
 
 @dataclass(frozen=True, eq=False)
-class Compressed:
+class Compressed(Pictured):
     """A smaller model and its account.
 
     Attributes:
@@ -151,21 +152,28 @@ class Compressed:
         """Print the report."""
         print(self.report())
 
-    def plot(self) -> Figure:
-        """Draw how much of each layer was kept, and its share of the expected error."""
-        from matplotlib.figure import Figure
-
-        rows = self.layers[::-1]
-        total = sum(row.error for row in rows if math.isfinite(row.error)) or 1.0
-        figure = Figure(figsize=(8, max(2.0, 0.22 * len(rows) + 1)), layout="constrained")
-        left, right = figure.subplots(1, 2, sharey=True)
-        names = [row.layer for row in rows]
-        left.barh(names, [row.params / row.dense for row in rows], color="tab:blue")
-        left.set(xlabel="share of its numbers kept", xlim=(0, 1))
-        right.barh(names, [row.error / total if math.isfinite(row.error) else 0.0 for row in rows], color="tab:red")
-        right.set(xlabel="share of the expected error")
-        figure.suptitle(self.summary().splitlines()[-1], fontsize=10)
-        return figure
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """How much of each layer was kept and its share of the expected error, as a chart and as a table."""
+        total = sum(row.error for row in self.layers if math.isfinite(row.error)) or 1.0
+        ranked = sorted(self.layers, key=lambda row: -row.error if math.isfinite(row.error) else 0.0)
+        names = {row.layer for row in ranked[:MANY]}
+        rows = [row for row in self.layers if row.layer in names]  # in the order of the model
+        more = "" if len(rows) == len(self.layers) else f" The {len(rows)} of {len(self.layers)} that spoil most are shown."
+        shares = {
+            "numbers kept": [row.params / row.dense for row in rows],
+            "of the expected error": [row.error / total if math.isfinite(row.error) else math.nan for row in rows],
+        }
+        note = self.summary().splitlines()[-1]
+        heads = ["layer", "outputs", "inputs", "choice", "kept", "weights off by", "expected error"]
+        cells = [[row.layer, *row.shape, row.choice, row.params / row.dense, row.weight_error, row.error] for row in ranked]
+        note = f"{note[:1].upper()}{note[1:]}.{more}"
+        found: list[Picture] = [
+            Bars("What became of the layers", [row.layer for row in rows], shares, y="share", note=note),
+            Table("Layers, the most spoiling first", heads, cells, note="Errors are squared, in the unit of the method."),
+        ]
+        if self.left:
+            found.append(Table("Left alone", ["module", "why"], [[name, why] for name, why in self.left.items()]))
+        return found
 
     def __repr__(self) -> str:
         return f"Compressed({self.summary()})"

@@ -24,6 +24,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from termwise.core.pictures import Line, Lines, Picture
+
 from .factorization import Factorization
 
 __all__ = ["CPDecomposition", "balance", "cp", "khatri_rao", "sensitivity_of", "three_axes", "unfold"]
@@ -63,6 +65,14 @@ class CPDecomposition(Factorization):
         """One line: the rank, what it adds up to, and how large its terms are."""
         largest = (self.intensities.max() / self.whole.norm().clamp_min(torch.finfo(self.whole.dtype).tiny)).item()
         return f"{super().summary()}, its largest term {largest:.2g} times the weight"
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """As of every factorization, and how the sweeps went."""
+        found = super().pictures()
+        if len(self.history) > 1:
+            line = Line("after the sweep", list(range(1, len(self.history) + 1)), list(self.history))
+            found.append(Lines("Sweeps", [line], x="sweep", y="what the sweeps lower", log_y=True))
+        return found
 
 
 def cp(

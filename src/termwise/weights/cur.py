@@ -32,8 +32,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from termwise.core.pictures import Picture
+
 from .evidence import Evidence
 from .factorization import Factorization
+from .factorization_pictures import chosen
 from .ladder import Fitted, Ladder, Replacement, ranks_below, with_dense
 from .layers import Layer
 from .products import interchanged, triple, triple_size
@@ -73,6 +76,13 @@ class CURDecomposition(Factorization):
         smallest = [float(torch.linalg.svdvals(base[chosen])[-1]) for base, chosen in ((p, self.rows), (q, self.columns))]
         left = [float(torch.linalg.matrix_norm(e, 2)) for e in (w - p @ (p.T @ w), w - (w @ q) @ q.T)]
         return math.inf if min(smallest) == 0 else left[0] / smallest[0] + left[1] / smallest[1]
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """As of every factorization, and which columns and rows were chosen."""
+        found = super().pictures()
+        if len(self.columns):
+            found += [chosen("Columns", self.whole, self.columns, 1), chosen("Rows", self.whole, self.rows, 0)]
+        return found
 
 
 def cur(

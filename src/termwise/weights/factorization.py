@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from termwise.core.decomposition import Decomposition
+from termwise.core.pictures import Picture
 
 __all__ = ["Factorization"]
 
@@ -149,6 +150,20 @@ class Factorization(Decomposition):
         if self.form == "masked":
             return f"{self.rank} of {self.whole.numel()} weights kept, adds up to {self.error():.1e} of the weight"
         return f"{self.form} of rank {self.rank}, adds up to {self.error():.1e} of the weight"
+
+    @property
+    def by_sample(self) -> bool:
+        """False: a weight is one thing to look at."""
+        return False
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """Sizes of the terms and what they leave over, the matrix that so many of them make, and where the remainder is.
+
+        Cost: O(m n r) and a copy of the weight; terms are not made.
+        """
+        from .factorization_pictures import pictures
+
+        return pictures(self)
 
     def save(self, path):  # type: ignore[no-untyped-def,override]
         """As `Decomposition.save`; the factors are written, and not the terms they make."""

@@ -16,6 +16,7 @@ weights ends a network that has no way around it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,6 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from termwise.core.decomposition import Decomposition
+from termwise.core.mosaic import mosaic
+from termwise.core.pictures import MANY, Bars, Picture, Pictured, Steps
 
 from .allocation import allocate
 from .batches import read_batches
@@ -50,7 +53,7 @@ AMOUNTS = 24
 
 
 @dataclass(frozen=True, eq=False)
-class Masks(Mapping[str, Tensor]):
+class Masks(Mapping[str, Tensor], Pictured):
     """What is kept of each layer.
 
     Attributes:
@@ -74,6 +77,18 @@ class Masks(Mapping[str, Tensor]):
     def sparsity(self) -> float:
         """Share of zeros, over all masked layers together."""
         return 1 - sum(int(mask.sum()) for mask in self.kept.values()) / sum(mask.numel() for mask in self.kept.values())
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """How much of each layer is kept, and where."""
+        names = list(self.kept)[:MANY]
+        more = f" {len(names)} of {len(self)} layers are shown." if len(names) < len(self) else ""
+        kept = {"kept": [float(self.kept[n].double().mean()) for n in names]}
+        expected = "" if math.isnan(self.expected) else f" The output is expected to be off by {self.expected:.3g}."
+        note = f"{self.sparsity:.1%} of the weights are zeros.{expected}{more}"
+        some = names[:: -(-len(names) // 8)]
+        axes = {"value": "share kept", "x": "input", "y": "output"}
+        where = [mosaic("", self.kept[n].double(), most=32, top=1.0, signed=False, **axes) for n in some]  # type: ignore[arg-type]
+        return [Bars("What is kept of each layer", names, kept, y="share", note=note), Steps("Where", "layer", some, where)]
 
     def apply(self, model: nn.Module) -> nn.Module:
         """A copy of the model with zeros in its layers: as large and as fast as it was.

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
+from termwise.core.pictures import Line, Lines, Picture, Pictured
+
 from .factorization import Factorization
 from .layers import Layer
 
@@ -24,7 +26,7 @@ STEPS = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class Curve(Pictured):
     """Costs and errors of the choices of one layer. The last choice is the layer as it is.
 
     Attributes:
@@ -43,6 +45,12 @@ class Curve:
         if not np.isfinite(self.costs).all() or not np.isfinite(self.errors).all() or (self.errors < 0).any():
             raise ValueError("costs and errors are finite, and errors not negative")
 
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """What each choice costs, and what it spoils."""
+        line = Line("choices", self.costs.tolist(), self.errors.tolist())
+        note = "The last choice is the layer as it is, whose error of 0 has no place here."
+        return [Lines("What a layer may become", [line], x="cost", y="expected error, squared", log_y=True, note=note)]
+
 
 @dataclass(frozen=True, eq=False)
 class Replacement:
@@ -58,7 +66,7 @@ class Replacement:
 
 
 @dataclass(frozen=True, eq=False)
-class Ladder:
+class Ladder(Pictured):
     """The choices of one layer.
 
     Attributes:
@@ -83,6 +91,20 @@ class Ladder:
     def curve(self, costs: np.ndarray | None = None) -> Curve:
         """Costs (`params` when not given) against errors."""
         return Curve(np.asarray(self.params if costs is None else costs, dtype=float), self.errors)
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """What each choice stores, and what it spoils; a curve for each family of choices."""
+        kinds = list(dict.fromkeys(self.families[:-1])) if self.families else [None]
+        of = [self.families[i] if self.families else None for i in range(len(self) - 1)]
+        lines = []
+        for kind in kinds:
+            rows = [i for i, family in enumerate(of) if family == kind]
+            share = [self.params[i] / self.layer.size for i in rows]
+            lines.append(Line("choices" if kind is None else str(kind), share, [float(self.errors[i]) for i in rows]))
+        ends = f"from {self.labels[0]} to {self.labels[-2]}" if len(self) > 1 else "none but the layer as it is"
+        note = f"{len(self) - 1} choices, {ends}; dense, at 1, spoils nothing."
+        title = "What the layer may become"
+        return [Lines(title, lines, x="share of its numbers kept", y="expected error, squared", log_y=True, note=note)]
 
     def only(self, chosen: Sequence[int]) -> Ladder:
         """Some of its choices."""

@@ -16,11 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from termwise.core.pictures import Line, Lines, Picture, Pictured
+
 __all__ = ["Projection", "project"]
 
 
 @dataclass(frozen=True, eq=False)
-class Projection:
+class Projection(Pictured):
     """W = left @ right, its k rank-one terms in the order of what they are worth.
 
     Attributes:
@@ -37,6 +39,15 @@ class Projection:
         """The error of every rank 0 ... k: the sum of the energies left out, shape (k + 1,)."""
         zero = self.energies.new_zeros(1)
         return torch.cat([self.energies.flip(0).cumsum(0).flip(0), zero])
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """What each term is worth, and the error of every rank."""
+        k = len(self.energies)
+        lines = [
+            Line("what a term is worth", list(range(1, k + 1)), self.energies.tolist()),
+            Line("error of that rank", list(range(k + 1)), self.tail().tolist(), role="remainder"),
+        ]
+        return [Lines("Ranks", lines, x="rank", y="energy of the outputs", log_y=True)]
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """Of the best matrix of a rank: shapes (m, rank) and (rank, n)."""

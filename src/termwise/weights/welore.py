@@ -15,6 +15,7 @@ Source: Jaiswal et al. 2024 (WeLore), section 4.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from termwise.core.pictures import MANY, Bars, Line, Lines, Picture, Pictured
 
 from .allocation import Allocation, allocate
 from .batches import evaluating
@@ -72,7 +75,7 @@ def _normalised(s: Tensor, weight: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LowRankSplit:
+class LowRankSplit(Pictured):
     """Which matrices of a model are of low rank.
 
     Attributes:
@@ -91,6 +94,19 @@ class LowRankSplit:
     def rank_reduction(self) -> float:
         """Share of all singular values that theta removes, those of matrices that stay dense among them."""
         return 1 - sum(self.ranks.values()) / sum(self.sizes.values())
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """The rank of each layer as a share of what it could be, the lowest first."""
+        names = sorted(self.ranks, key=lambda n: self.ranks[n] / self.sizes[n])[:MANY]
+        low = [n in self.low_rank for n in names]
+        share = [self.ranks[n] / self.sizes[n] for n in names]
+        values = {
+            "of low rank": [s if is_low else math.nan for s, is_low in zip(share, low, strict=True)],
+            "stays dense": [math.nan if is_low else s for s, is_low in zip(share, low, strict=True)],
+        }
+        more = f" The {len(names)} lowest of {len(self.ranks)} are shown." if len(names) < len(self.ranks) else ""
+        note = f"{len(self.low_rank)} of {len(self.ranks)} layers are of low rank below the threshold {self.threshold:.3g}.{more}"
+        return [Bars("Ranks of the layers", names, values, y="rank over its largest", note=note)]
 
 
 def low_rank_split(
@@ -284,7 +300,7 @@ def fine_tune(small: Compressed, loss: Loss, batches: Iterable[Any], *, rate: fl
 
 
 @dataclass(frozen=True, eq=False)
-class GradientRank:
+class GradientRank(Pictured):
     """How low the rank of a layer's gradients is.
 
     Attributes:
@@ -294,6 +310,17 @@ class GradientRank:
 
     stable: Tensor
     spectrum: Tensor
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """The spectrum of the gradients, in the mean over batches and from the least to the largest; and their stable rank."""
+        mean, low, high = (v.tolist() for v in (self.spectrum.mean(0), self.spectrum.amin(0), self.spectrum.amax(0)))
+        line = Line("mean, least to largest of the batches", list(range(1, len(mean) + 1)), mean, low, high)
+        rank = Line("stable rank", list(range(1, len(self.stable) + 1)), self.stable.tolist())
+        note = f"In the mean the stable rank is {float(self.stable.mean()):.3g}, of {len(mean)}."
+        return [
+            Lines("Spectrum of the gradients", [line], x="singular value", y="normalised: 1 the largest, 0 the least", note=note),
+            Lines("Stable rank by batch", [rank], x="batch", y="|gradient|² over its largest term's"),
+        ]
 
 
 def gradient_rank(model: nn.Module, loss: Loss, batches: Iterable[Any], *, keep: Sequence[str] = ()) -> dict[str, GradientRank]:

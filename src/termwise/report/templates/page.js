@@ -11,7 +11,9 @@
   const number = (value) => {
     if (value === null || value === undefined || Number.isNaN(value)) return "–";
     if (typeof value !== "number") return String(value);
-    return String(Number(value.toPrecision(4))).replace(/^-/, "\u2212").replace("e+", "e");
+    const size = Math.abs(value), short = Number(value.toPrecision(4));
+    const text = size && (size < 1e-4 || size >= 1e6) ? short.toExponential().replace("e+", "e") : String(short);
+    return text.replace(/^-/, "\u2212");
   };
   // Tips are made of nodes and text, never of markup.
   const tip = (head, rows) => {
