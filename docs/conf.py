@@ -56,7 +56,7 @@ sphinx_gallery_conf = {
     "examples_dirs": ["tutorials", "examples"],
     "gallery_dirs": ["learn", "gallery"],
     "filename_pattern": r"/(\d|plot)_",
-    "within_subsection_order": "FileNameSortKey",
+    "within_subsection_order": "order.ByRoom",
     "image_scrapers": ["matplotlib", "figures.last_figure"],
     "ignore_repr_types": r"matplotlib\.",  # what a last line draws is shown, and not what it is called
     "abort_on_example_error": True,

@@ -106,6 +106,11 @@ def test_the_standing_beside_peers_is_counted_from_the_files():
     assert "**13**" in next(row for row in rows if "jax" in row)
 
 
+def test_the_gallery_knows_every_page():
+    rooms = read("_ext/order.py").ROOMS
+    assert sorted(rooms) == sorted(page.stem.removeprefix("plot_") for page in (DOCS / "examples").glob("plot_*.py"))
+
+
 def test_links_that_lead_nowhere_are_found(tmp_path):
     check = read("check.py")
     (tmp_path / "a.html").write_text(

@@ -171,9 +171,9 @@ def _paper(key: str, paper: dict[str, Any], claims: list[tuple[Any, dict[str, An
     yield f"{', '.join(paper['authors'])}, {paper['year']}. [{where.partition('//')[2]}]({where})\n"
     yield f"Call {', '.join(_called(name) for name in paper['api'])}. Here: {paper['scale']}.\n"
     outcomes = [row.get("outcome", "not measured") for _, row in claims]
-    told = [f"{outcomes.count(outcome)} {outcome}" for outcome in OUTCOMES if outcome in outcomes]
+    told = [f"{outcomes.count(o)} {'hold' if o == 'holds' and outcomes.count(o) > 1 else o}" for o in OUTCOMES if o in outcomes]
     yield f'<details class="claims"><summary>{len(claims)} claims: {", ".join(told)}</summary>\n'
-    yield f"`termwise verify {key}`{{l=console}} measures them.\n".replace("{l=console}", "")
+    yield f"`termwise verify {key}` measures them.\n"
     yield "| | claim | published | measured |"
     yield "|---|---|---|---|"
     for claim, row in claims:
