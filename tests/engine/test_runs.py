@@ -1,5 +1,6 @@
 """Runs: the table does not depend on workers, interruptions and deaths; bad rows cost only themselves."""
 
+import errno
 import json
 import os
 import random
@@ -199,20 +200,21 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("at", [0, 3, 4, 23, 24, 25])
-def test_a_full_disk_leaves_nothing_half_written(reference, tmp_path, monkeypatch, at):
+@pytest.mark.parametrize(("code", "says"), [(errno.ENOSPC, "No space left on device"), (errno.EACCES, "Permission denied")])
+def test_a_full_disk_leaves_nothing_half_written(reference, tmp_path, monkeypatch, at, code, says):
     """At the manifest, a batch's sums, a batch, the errors, the statistics, the table: the next run goes on."""
     replace, calls = os.replace, []
 
     def full(source, target):
         calls.append(target)
         if len(calls) == at + 1:
-            raise OSError(28, "No space left on device")
+            raise OSError(code, os.strerror(code))
         replace(source, target)
 
     data = Dataset.open(texts(tmp_path / "a.txt", LINES))
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", full)
-        with pytest.raises(OSError, match=r"cannot be written \(No space left on device\).*the same command goes on"):
+        with pytest.raises(OSError, match=rf"cannot be written \({says}\).*the same command goes on"):
             run(Lengths(), data, tmp_path / "out", workers=1, batch_size=4)
     assert not list(tmp_path.rglob("*.partial"))
     assert not (tmp_path / "out" / "table.parquet").exists()
@@ -228,6 +230,19 @@ def test_sums_are_associative(sums, cut):
     assert {n: int(v) for n, v in whole.items()} == {n: int(v) for n, v in halves.items()}
     assert {n: int(v) for n, v in whole.items()} == {n: sum(int(s[n]) for s in sums if n in s) for n in whole}
     assert set(whole) == {n for s in sums for n in s}
+
+
+def test_scalars_that_are_not_declared_or_hide_a_column(tmp_path):
+    data = Dataset.open(texts(tmp_path / "a.txt", LINES[:3]))
+    job = Lengths()
+    job.scalars = {"length": int}
+    results = run(job, data, tmp_path / "out", workers=1)
+    assert {e["reason"] for e in results.errors.to_pylist()} == {
+        "TypeError: the job gave text, long, which are none of its scalars"
+    }
+    job.scalars = {"whole": float}
+    with pytest.raises(ValueError, match="columns of its own called whole"):
+        run(job, data, tmp_path / "o2", workers=1)
 
 
 def test_bad_arguments(tmp_path):

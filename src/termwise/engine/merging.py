@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from .folder import Folder
@@ -18,10 +19,10 @@ GROUP_ROWS, GROUP_BYTES = 4096, 8 << 20
 """A row group of the table ends with the batch that reaches one of these: small enough to open one row quickly."""
 
 
-def errors_in(file: bytes) -> list[dict[str, Any]]:
-    """The errors that a batch's file tells of."""
+def errors_in(file: bytes | Path) -> list[dict[str, Any]]:
+    """The errors that a batch's file tells of; no more than its foot is read."""
     pa, pq = arrow()
-    return errors_of(pq.read_schema(pa.BufferReader(file)))
+    return errors_of(pq.read_schema(pa.BufferReader(file) if isinstance(file, bytes) else file))
 
 
 def join(rows: Sequence[Done]) -> Done:
@@ -49,7 +50,7 @@ def finish(folder: Folder, count: int, columns: Any) -> None:
     from safetensors.torch import load_file, save
 
     _, pq = arrow()
-    errors = [e for i in range(count) for e in errors_of(pq.read_schema(folder.batch(i)))]
+    errors = [e for i in range(count) for e in errors_in(folder.batch(i))]
     folder.write(folder.path / "errors.parquet", as_bytes(error_table(errors)))
     files = [path for i in range(count) if (path := folder.batch(i, ".safetensors")).exists()]
     if files:

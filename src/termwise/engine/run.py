@@ -128,7 +128,7 @@ class _Run:
         """Every task, then the table."""
         begun, left = time.monotonic(), sum(t.stop - t.start for t in tasks)
         self.size = {t.number: t.stop - t.start for t in tasks}
-        self.failed = sum(len(errors_in(path.read_bytes())) for path in map(self.folder.batch, self.folder.done()))
+        self.failed = sum(len(errors_in(self.folder.batch(number))) for number in self.folder.done())
         self.folder.note("started", rows_left=left, slots=self.executor.slots, **_machine())
         waiting, flying = deque(tasks), 0
         with Bar(rows, rows - left, shown=progress) as bar:
@@ -144,12 +144,12 @@ class _Run:
                             waiting.extendleft(self._lost(outcome, bar))
                         else:
                             self._done(outcome, bar)
+                finish(self.folder, count, self.columns)
             except KeyboardInterrupt:
                 self.folder.note("interrupted", rows_done=bar.done)
                 raise KeyboardInterrupt(
                     f"interrupted: {bar.done} of {rows} rows are done and kept in {self.folder.path}; the same command goes on"
                 ) from None
-        finish(self.folder, count, self.columns)
         self.folder.note("finished", rows=left, seconds=round(time.monotonic() - begun, 3), failed=self.failed)
 
     def _done(self, done: Done, bar: Bar) -> None:

@@ -48,6 +48,8 @@ def schema(scalars: Mapping[str, type], decomposes: bool) -> Any:
     columns = [("row", pa.int64()), ("key", pa.string()), ("label", pa.string())]
     if decomposes:
         columns += [(name, pa.float64()) for name in ("whole", "error", "cancellation")]
+    if taken := [name for name in scalars if name in {*dict(columns), "tensors", "common", "own"}]:
+        raise ValueError(f"the table has columns of its own called {', '.join(taken)}: give the job's scalars other names")
     columns += [(name, kinds[kind]) for name, kind in scalars.items()]
     if decomposes:
         columns += [("tensors", pa.list_(_tensor_type(pa))), ("common", pa.string()), ("own", pa.string())]
@@ -68,6 +70,8 @@ def batch_table(columns: Any, answered: Sequence[tuple[Row, RowResult | Exceptio
         try:
             if isinstance(result, Exception):
                 raise result
+            if unknown := [name for name in result.scalars if name not in columns.names]:
+                raise TypeError(f"the job gave {', '.join(unknown)}, which are none of its scalars")
             records.append(_record(row, result))
         except Exception as problem:
             errors.append({"row": row.index, "key": row.key, "reason": _reason(problem)})
