@@ -77,7 +77,7 @@ def over_dataset(job: Any, dataset: Path, out: Path | None, options: Options, se
             max_errors=options.max_errors, progress=settings.progress,
         )  # fmt: skip
     except KeyboardInterrupt as interrupt:
-        typer.echo(str(interrupt) or f"interrupted before anything was done in {out}", err=True)
+        typer.echo(str(interrupt) or f"interrupted: what was done is kept in {out}; the same command goes on", err=True)
         raise typer.Exit(130) from None
     except TooManyErrors as problem:
         typer.echo(f"error: {problem}", err=True)
