@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+DRAWINGS = (".png", ".svg", ".pdf", ".jpg")
+"""What the terms can be drawn as."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -52,7 +55,9 @@ def expand(
         Path | None,
         typer.Option(metavar="FILE", help="Go towards this picture.", show_default="a random direction", rich_help_panel=HOW),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the random direction.", rich_help_panel=HOW)] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, metavar="N", help="Of the random direction.", rich_help_panel=HOW)
+    ] = 0,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the sizes of the terms (.png, .svg).", rich_help_panel=OUTPUT)
     ] = None,
@@ -76,6 +81,8 @@ def expand(
         from termwise.report.output import check_writable
 
         check_writable(out)
+        if out.suffix.lower() not in DRAWINGS:
+            raise ValueError(f"--out {out} is drawn by its suffix, one of {', '.join(DRAWINGS)}")
     subject = chosen_subject(model, weights, None, size)
     check_kind(subject, model, image)
     subject.model.to(torch.float64)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from termwise.core.arguments import whole_number
+
 __all__ = ["TNN", "ToeplitzMixer"]
 
 
@@ -29,6 +31,8 @@ class ToeplitzMixer(nn.Module):
 
     def __init__(self, channels: int, length: int, *, decay: float = 0.999, hidden: int = 32) -> None:
         super().__init__()
+        whole_number("channels", channels)
+        whole_number("length", length)
         self.length, self.decay = length, decay
         self.rpe = nn.Sequential(
             nn.Linear(1, hidden),
@@ -91,6 +95,12 @@ class TNN(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, L) to logits (batch, L, vocabulary)."""
+        if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
+            raise ValueError(f"tokens must be integers (batch, L), got {tuple(tokens.shape)} of {tokens.dtype}")
+        if int(tokens.min()) < 0 or int(tokens.max()) >= self.embedding.num_embeddings:
+            raise ValueError(
+                f"tokens must lie in 0..{self.embedding.num_embeddings - 1}, got {int(tokens.min())} to {int(tokens.max())}"
+            )
         z = self.embedding(tokens)
         for block in self.blocks:
             z = block(z)

@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
 from . import patterns
+from .arguments import uninitialised
 from .program import CaptureError, Placeholder, Program, annotate, op_name
 
 __all__ = ["CaptureError", "capture"]
@@ -88,6 +89,10 @@ def recorded(
             f"{type(model).__name__} is in training mode{f' (at {training[0]})' if training[0] else ''}, where dropout and "
             "batch statistics make its output random: call model.eval() first"
         )
+    if lazy := uninitialised(model):
+        raise ValueError(f"{lazy} of {type(model).__name__} is not initialised (a lazy module): run the model once before")
+    if select is not None and not callable(select):
+        raise TypeError(f"select must be a function from the output to a tensor, got {type(select).__name__}")
     call = Call(model, inputs, kwargs, select)
     known = _known(model)
     for program in known:
@@ -102,6 +107,13 @@ def _recorded_anew(call: Call) -> Program:
     """Record, and keep it."""
     known = _known(call.model)
     program = _record(call)
+    try:
+        program.run(call)  # what was recorded of sizes alone may still meet values that it cannot take, as ids out of range
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as problem:
+        call.try_model()
+        raise CaptureError(f"what was recorded of {type(call.model).__name__} does not run: {problem}") from problem
     with contextlib.suppress(TypeError):  # no weak reference to it: recorded anew each time
         # what a first forward pass sets (tables made for a length) is no change
         _cache[call.model] = _makeup(call.model), [*known, program.of(None)][-KEPT:]
@@ -122,8 +134,12 @@ def arguments(
 ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     """The model itself (unwrapped from `torch.compile`) and its call, with a lone mapping read as keywords."""
     model = getattr(model, "_orig_mod", model)
+    if isinstance(model, type):
+        raise TypeError(f"model is the class {model.__name__} and must be one of its objects: call it, {model.__name__}(...)")
     if not callable(model):
         raise TypeError(f"model must be a torch.nn.Module or a function of tensors, got {type(model).__name__}")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TypeError(f"kwargs must be a mapping from names of arguments to values, got {type(kwargs).__name__}")
     keywords = dict(kwargs or {})
     if len(inputs) == 1 and isinstance(inputs[0], Mapping) and not keywords:
         return model, (), dict(inputs[0])
@@ -201,7 +217,17 @@ class Call:
                 f"{type(self.model).__name__} itself raises {type(problem).__name__} for {given or 'these arguments'}: "
                 f"{text[0] if text else 'no message'}. Call the model with them first, and mend the inputs or the model"
             ) from problem
-        (self.select or explained)(output)  # whose errors say what they need
+        try:
+            chosen = (self.select or explained)(output)
+        except (TypeError, ValueError):  # which say what they need
+            raise
+        except Exception as problem:
+            raise CaptureError(
+                f"the function that picks from the output of {type(self.model).__name__} raises {type(problem).__name__} for "
+                f"{_shape(output)}: {problem}"
+            ) from problem
+        if not isinstance(chosen, Tensor) or not (chosen.is_floating_point() or chosen.is_complex()):
+            raise CaptureError(f"a floating tensor must be picked from the output, it was {_shape(chosen)}")
 
     def run(self, *tensors: Tensor) -> Any:
         """Call the model with other tensors in place of its own; returns the tensor to explain."""
@@ -244,8 +270,13 @@ def explained(output: Any) -> Tensor:
     for leaf in _leaves(output):
         if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
             return leaf
-    what = f"a tensor of {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
+    what = _shape(output)
     raise CaptureError(f"the model returned {what}, in which there is no floating tensor to explain: return scores or logits")
+
+
+def _shape(value: Any) -> str:
+    """What it is, for a message."""
+    return f"a tensor {tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _leaves(output: Any) -> Iterator[Any]:

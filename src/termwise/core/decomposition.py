@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import difflib
 import importlib
 import math
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from . import one_file
+from .arguments import file_path
 from .pictures import Picture, Pictured
 from .waterfall import sizes, waterfall
 
@@ -77,8 +79,18 @@ class Decomposition(Pictured):
 
     def __post_init__(self) -> None:
         """Refuse parts that cannot be summed to the whole."""
+        if not isinstance(self.whole, Tensor):
+            raise TypeError(f"the whole must be a tensor, got {type(self.whole).__name__}: torch.as_tensor(...) makes one")
+        if not isinstance(self.parts, Mapping):
+            raise TypeError(f"parts must be a mapping from names to tensors, got {type(self.parts).__name__}")
         shape = self.whole.shape
         for name in self.parts:
+            if not isinstance(name, str) or not isinstance(self.parts[name], Tensor):
+                raise TypeError(f"part {name!r} is a {type(self.parts[name]).__name__}: parts are tensors by name, a string")
+            if self.parts[name].device != self.whole.device:
+                raise ValueError(
+                    f"part {name!r} is on {self.parts[name].device} and the whole on {self.whole.device}: move them to one device"
+                )
             if self.parts[name].shape[: len(shape)] != shape:
                 raise ValueError(
                     f"part {name!r} has shape {tuple(self.parts[name].shape)}, which does not begin with the whole's "
@@ -89,6 +101,11 @@ class Decomposition(Pictured):
 
     def contribution(self, name: str) -> Tensor:
         """The part `name` summed to the shape of `whole`."""
+        if name not in self.parts:
+            near = difflib.get_close_matches(str(name), self.parts, n=1)
+            raise ValueError(
+                f"no part {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self.parts)}")
+            )
         part = self.parts[name]
         return part.flatten(self.whole.ndim).sum(-1) if part.ndim > self.whole.ndim else part
 
@@ -135,6 +152,8 @@ class Decomposition(Pictured):
             DoesNotAddUp: with the numbers, when it does not.
         """
         rtol = RTOL.get(self.whole.dtype, 1e-2) if rtol is None else rtol
+        if not isinstance(rtol, int | float) or not rtol >= 0:
+            raise ValueError(f"rtol is the largest relative remainder allowed, a number of 0 or more; got {rtol!r}")
         error = self.error()
         if not error <= rtol:  # not >: a NaN must fail
             raise DoesNotAddUp(
@@ -148,8 +167,12 @@ class Decomposition(Pictured):
     def __getitem__(self, samples: int | slice | Tensor) -> Self:
         """Some of the samples (first axis). An int keeps the axis, with one sample."""
         if isinstance(samples, int):
-            samples = range(len(self))[samples]  # raises IndexError beyond the batch, and counts from the end
-            samples = slice(samples, samples + 1)
+            count = len(self)
+            if not -count <= samples < count:
+                raise IndexError(f"sample {samples} is out of range: there are {count}")
+            samples = slice(samples % count, samples % count + 1)
+        elif not isinstance(samples, slice | Tensor):
+            raise TypeError(f"samples are chosen by number, slice or tensor, got {samples!r}; parts by name are in .parts")
         chosen: dict[str, Any] = {
             f.name: _take(getattr(self, f.name), samples, len(self)) for f in fields(self) if f.name != "parts"
         }
@@ -217,8 +240,9 @@ class Decomposition(Pictured):
         Raises:
             OSError: when it cannot be written.
         """
-        path = Path(path)
-        path = path if path.suffix else path.with_suffix(".csv")
+        path = file_path(path, ".csv")
+        if path.is_dir() or not path.parent.is_dir():
+            raise OSError(f"{path} cannot be written: name a file in a folder that exists")
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()

@@ -46,7 +46,13 @@ def interpret(graph: fx.Graph, values: Mapping[str, Any], visit: Visit) -> Any:
             return fx.map_arg(node.args[0], env.__getitem__)
         else:
             args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
-            env[node] = visit(node, args, kwargs)
+            try:
+                env[node] = visit(node, args, kwargs)
+            except IndexError as problem:
+                from .program import describe
+
+                hint = "do ids lie within the table that they look up?"
+                raise ValueError(f"{describe(node)} raises IndexError: {problem}: {hint}") from problem
         for used in expired.get(node, ()):
             del env[used]
     raise ValueError("the graph has no output")

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from .arguments import file_path
+
 __all__ = ["read", "write"]
 
 T = TypeVar("T")
@@ -31,7 +33,9 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], key: str, header: Any
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    path = _file(path)
+    path = file_path(path, ".safetensors")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file in it")
     text = json.dumps(header)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -62,7 +66,11 @@ def read(path: str | Path, key: str, make: Callable[[Any, dict[str, Tensor], Pat
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path) if Path(path).exists() else _file(path)
+    named = file_path(path, ".safetensors")
+    path = Path(path) if Path(path).is_file() else named
+    if not path.is_file():
+        about = "is a folder: name a file in it" if path.is_dir() else f"does not exist: {saver} writes such files"
+        raise FileNotFoundError(f"{path} {about}")
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(key)
@@ -75,9 +83,3 @@ def read(path: str | Path, key: str, make: Callable[[Any, dict[str, Tensor], Pat
         return make(json.loads(text), tensors, path)
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RuntimeError) as problem:
         raise ValueError(f"{path} has a header that cannot be read ({type(problem).__name__}: {problem})") from None
-
-
-def _file(path: str | Path) -> Path:
-    """A path with the suffix of the format, where it has none."""
-    path = Path(path)
-    return path if path.suffix else path.with_suffix(".safetensors")

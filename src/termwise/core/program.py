@@ -238,6 +238,12 @@ class Program:
             value: Tensor = evaluate(self.graph, self.bind(self.tensors(*inputs, kwargs=kwargs), detached=False))
         return value
 
+    def run(self, call: Call) -> Tensor:
+        """Run it on a call that it accepts."""
+        with torch.no_grad():
+            value: Tensor = evaluate(self.graph, self.of(call.model).bind(call.tensors))
+        return value
+
     @property
     def axes(self) -> dict[str, SampleAxis | None]:
         """Where the samples of a batch lie in every active node's value; None where they cannot be told apart."""

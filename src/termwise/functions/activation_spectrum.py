@@ -165,6 +165,8 @@ def activation_spectrum(
     Source: Kechris et al. 2024 for ReLU.
     """
     x = _checked(signal, fs, n)
+    if not callable(act):
+        raise TypeError(f"act must be a function of a tensor, as torch.tanh; got {act!r}")
     whole = act(x.clone())  # which an activation in place would overwrite
     if whole.shape != x.shape:
         raise ValueError(f"an activation keeps the shape: this one made {tuple(whole.shape)} of {tuple(x.shape)}")

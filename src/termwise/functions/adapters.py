@@ -17,6 +17,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from termwise.core.arguments import seeded
+
 from .tangent import parameter_groups
 
 __all__ = ["IA3", "KINDS", "Adapter", "Full", "LoRA", "adapter"]
@@ -135,7 +137,7 @@ def adapter(
         raise ValueError(
             f"{kind} moves matrices, and {flat[0]} is of shape {tuple(weights[flat[0]].shape)}: use params='*.weight'"
         )
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = seeded(generator)
     return LoRA(weights, rank, generator) if kind == "lora" else IA3(weights)
 
 

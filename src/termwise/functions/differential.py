@@ -170,6 +170,8 @@ def linear_operator(f: Function, x: Tensor, terms: Mapping[tuple[int, ...], floa
 
 
 def _width(x: Tensor) -> int:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor (batch, n), got {type(x).__name__}")
     if x.ndim != 2:
         raise ValueError(f"x is (batch, n), got {tuple(x.shape)}")
     if not x.is_floating_point():

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from termwise.core.capture import arguments, capture
+from termwise.core.arguments import whole_number
+from termwise.core.capture import Call, arguments, capture
 from termwise.core.decomposition import Decomposition
 from termwise.core.interpret import interpret
 from termwise.core.pictures import Line, Lines, Picture, Steps
@@ -203,9 +204,8 @@ def expand(
     if len(args) + len(kwargs or {}) < 2 or not isinstance(args[-1], (Tensor, Mapping)):
         raise ValueError("give the model's inputs, and after them the direction: a tensor, or a mapping from names to tensors")
     *inputs, direction = args
-    if not isinstance(order, int) or order < 0:
-        raise ValueError(f"order is a number of 0 or more, got {order!r}")
-    if at == 0 or not math.isfinite(at):
+    whole_number("order", order, 0)
+    if not isinstance(at, int | float) or at == 0 or not math.isfinite(at):
         raise ValueError(f"at says how far to go along the direction, and is finite and not 0; got {at!r}")
     if wrt not in ("inputs", "parameters"):
         raise ValueError(f"wrt is 'inputs' or 'parameters', got {wrt!r}")
@@ -214,9 +214,16 @@ def expand(
     tensors = program.tensors(*positional, kwargs=keywords)
     backwards = at < 0  # then the run goes along -h: at a kink the side is taken that the step leads to
     curve = _Line(program, tensors, direction, wrt, -1.0 if backwards else 1.0)
+    if any(not tensor.numel() for tensor in tensors):
+        raise ValueError("an input is empty: there is nothing to expand")
     with torch.no_grad():
         run = Run(Taylor(order + 1), ties=ties, fallback=fallback, horizon=2 * abs(at))
-        out = curve.through(run)
+        try:
+            out = curve.through(run)
+        except RuntimeError as problem:
+            if not isinstance(problem, torch.OutOfMemoryError):
+                Call(model, positional, keywords, select).try_model()  # another dtype: the model says so too
+            raise
         rows = out.rows if isinstance(out, Jet) else out.unsqueeze(0)
         run.warn()
         rows = torch.cat([rows, rows.new_zeros(order + 2 - len(rows), *rows.shape[1:])])

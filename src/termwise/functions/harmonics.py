@@ -98,6 +98,8 @@ def _checked(amplitude: float | Tensor, n: int) -> Tensor:
     """The amplitude as a tensor, floating."""
     if not isinstance(n, int) or not 0 <= n < POINTS // 2:
         raise ValueError(f"n is the highest harmonic, a number from 0 to {POINTS // 2 - 1}; got {n!r}")
+    if not isinstance(amplitude, Tensor | int | float):
+        raise TypeError(f"amplitude is a finite number, or a floating tensor of them; got {amplitude!r}")
     a = amplitude if isinstance(amplitude, Tensor) else torch.tensor(amplitude, dtype=torch.float64)
     if not a.is_floating_point() or not bool(a.isfinite().all()):
         raise ValueError(f"amplitude is a finite number, or a floating tensor of them; got {amplitude!r}")

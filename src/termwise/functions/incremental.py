@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from termwise.core.arguments import seeded
 from termwise.core.capture import explained
 
 from .adapters import Adapter, adapter
@@ -78,7 +79,7 @@ class IncrementalLearner(ABC):
         adapter(self._features, **self._kind)  # refuses what does not fit before anything is trained
         self._rows = _classifier(layer.weight[:0], layer.weight.new_zeros(0))
         self._strength, self._epochs, self._lr, self._batch_size, self._progress = strength, epochs, lr, batch_size, progress
-        self._generator = torch.Generator().manual_seed(0) if generator is None else generator
+        self._generator = seeded(generator)
         self._gaussians: list[ClassGaussian] = []
         self._taus: list[dict[str, Tensor]] = []
         self._classes: list[tuple[int, ...]] = []

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from termwise.core.arguments import seeded
 from termwise.core.pictures import Bars, Line, Lines, Picture, Pictured
 
 from .channel_slopes import PartlyLinear, attach_slopes
@@ -194,7 +195,7 @@ class _Batches:
 
     def __init__(self, data: Any, size: int, generator: torch.Generator | None) -> None:
         self.data, self.size = data, size
-        self.generator = torch.Generator().manual_seed(0) if generator is None else generator
+        self.generator = seeded(generator)
         self.pair = isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(t, Tensor) for t in data)
         if not self.pair and (not isinstance(data, Iterable) or isinstance(data, (Tensor, Iterator))):
             raise TypeError(

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from termwise.core import one_file
+from termwise.core.arguments import seeded
 
 from .dominant_frequency import dominant_frequency
 from .quasi_newton import minimise
@@ -107,7 +108,7 @@ class MultiStage(Staged):
         if not 1 <= x.shape[1] <= 3:
             raise ValueError(f"X has {x.shape[1]} coordinates: dominant frequencies are looked for in 3 at most")
         left, corners = left.squeeze(1), box(x)
-        generator = torch.Generator().manual_seed(0) if generator is None else generator
+        generator = seeded(generator)
         self.fitted, self.history = [], []
         size = magnitude(left)
         with self._bar(progress) as report:

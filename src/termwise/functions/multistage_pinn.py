@@ -21,6 +21,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from termwise.core.arguments import seeded
 from termwise.core.capture import capture
 from termwise.core.program import Program
 
@@ -179,7 +180,7 @@ class MultiStagePINN(Staged):
             if bool(((place < corners[0]) | (place > corners[1])).any()):
                 seen = f"{corners[0].tolist()} to {corners[1].tolist()}"
                 raise ValueError(f"a condition lies outside the box of X, {seen}: give X points that reach as far")
-        generator = torch.Generator().manual_seed(0) if generator is None else generator
+        generator = seeded(generator)
         self.fitted, self.history = [], []
         inner = Derivatives(None, x, self.order).fixed()
         outer = [Derivatives(None, place, self.order).fixed() for place, _, _ in self.conditions]

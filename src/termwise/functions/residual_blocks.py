@@ -167,6 +167,8 @@ class Tower:
         self.program = switched(self.recorded, self.blocks)
         tensors = self.recorded.tensors(*positional, kwargs=keywords)
         for tensor in tensors:
+            if not tensor.numel():
+                raise ValueError("an input is empty: there is nothing to take apart")
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise ValueError("an input is not finite")
         self.values = self.recorded.bind(tensors)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from termwise.core.arguments import whole_number
 from termwise.core.decomposition import Decomposition
 
 from .expansion import Expansion
@@ -168,8 +169,7 @@ def residual_expansion(
 
     Source: Dherin & Munn 2025, the Residual Expansion Theorem.
     """
-    if not isinstance(order, int) or order < 0:
-        raise ValueError(f"order is a number of 0 or more, got {order!r}")
+    whole_number("order", order, 0)
     if scale == 0 or not abs(scale) < float("inf"):
         raise ValueError(f"scale is the strength of the branches, finite and not 0; got {scale!r}")
     tower = Tower(model, inputs, kwargs, select)

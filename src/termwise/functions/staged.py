@@ -167,7 +167,7 @@ class Staged(Pictured):
 
     def _check_fitted(self) -> None:
         if not self.fitted:
-            raise RuntimeError(f"this {type(self).__name__} has no stages yet: call fit first")
+            raise ValueError(f"this {type(self).__name__} has no stages yet: call fit first")
 
     @contextmanager
     def _bar(self, shown: bool) -> Iterator[Report]:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from termwise.core.arguments import whole_number
 from termwise.core.decomposition import Decomposition
 from termwise.core.pictures import Matrix, Picture
 from termwise.core.series import series
@@ -164,11 +165,10 @@ def subset_expansion(
 
     Source: Veit, Wilber & Belongie 2016; Moebius inversion.
     """
+    whole_number("orders", orders, 2)
     tower = Tower(model, inputs, kwargs, select)
     n, whole = len(tower.blocks), tower.whole()
     if n > MOST:
-        if orders < 2:
-            raise ValueError(f"{n} branches have 2^{n} subsets; their orders are sampled, 2 of them or more, got {orders!r}")
         return _sampled(tower, whole, orders, seed)
     terms = _moebius(_values(tower, _bits(n)), n)
     index = {k: [sum(1 << i for i in s) for s in itertools.combinations(range(n), k)] for k in range(n + 1)}

@@ -142,6 +142,8 @@ class PLDRForCausalLM(nn.Module):
 
     def __init__(self, config: PLDRConfig) -> None:
         super().__init__()
+        if not isinstance(config, PLDRConfig):
+            raise TypeError(f"config must be a PLDRConfig, got {type(config).__name__}: PLDRConfig(vocab_size=...) makes one")
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.norm = nn.LayerNorm(config.d_model, eps=1e-6)

@@ -46,6 +46,8 @@ def freeze_g(model: PLDRForCausalLM, prompt: Tensor, attention_mask: Tensor | No
         >>> frozen.config.curvature, torch.allclose(frozen(prompt), whole, rtol=1e-10, atol=1e-12)
         ('identity', True)
     """
+    if not isinstance(model, PLDRForCausalLM):
+        raise TypeError(f"model must be a PLDRForCausalLM, got {type(model).__name__}")
     g = model.curvatures(prompt, attention_mask).mean(1)
     frozen = copy.deepcopy(model)
     frozen.config = replace(model.config, curvature="fixed" if model.config.rotary else "identity")

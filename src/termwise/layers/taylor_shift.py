@@ -210,6 +210,9 @@ def _no_efficient_form(order: int, keep: Tensor | None, uneven: bool) -> str:
 
 def check_call(query: Tensor, key: Tensor, value: Tensor, order: int, mask: Tensor | None) -> Tensor | None:
     """The mask with both of its axes, after everything was looked at."""
+    if not all(isinstance(x, Tensor) for x in (query, key, value)):
+        kinds = ", ".join(type(x).__name__ for x in (query, key, value))
+        raise TypeError(f"query, key and value must be tensors; got {kinds}")
     shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
     if not (query.dtype == key.dtype == value.dtype and query.is_floating_point()):
         raise TypeError(f"query, key and value are of one floating dtype; got {query.dtype}, {key.dtype}, {value.dtype}")

@@ -150,6 +150,8 @@ def highway_gradients(
     Source: Fagnou et al. 2025.
     """
     iterations = _checked(model, iterations)
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be a function (outputs, targets) -> loss, got {loss_fn!r}")
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise ValueError("batch is a pair (inputs, targets), as a DataLoader gives it")
     inputs, targets = batch

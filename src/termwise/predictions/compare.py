@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from termwise.core.arguments import whole_number
 from termwise.core.capture import capture
 from termwise.core.decomposition import Decomposition
 from termwise.core.program import info
@@ -290,6 +291,9 @@ def compare(
     inquiry.whole.of(score)  # complains before the work
     explained = inquiry.index if target is None else target  # the model's own answer is one of all methods
     told = {"names": token_names(names, len(tensor)), "classes": class_names(classes, inquiry.index)}
+    whole_number("steps", steps)
+    if clusters is not None and len(clusters) != len(tensor):
+        raise ValueError(f"clusters has {len(clusters)} numbers for {len(tensor)} samples: give one for each")
     rows = []
     for place, (title, method) in enumerate(chosen):
         if progress is not None:
@@ -382,6 +386,8 @@ def _method(given: str | Method) -> tuple[str, Method]:
     if callable(given):
         named = getattr(given, "func", given)  # of a partial
         return getattr(named, "__name__", type(named).__name__), given
+    if not isinstance(given, str):
+        raise TypeError(f"a method is a name, or a function called as method(model, x, target=...); got {given!r}")
     name = given.strip()
     if name == "default" or name in RULE_SETS or name in IN_ITS_FORM:
         return name, partial(explain, rules=name)

@@ -37,6 +37,8 @@ def outlets(program: Program, path: str) -> dict[str, str]:
         ValueError: for a path that is no module's (the nearest is suggested), a module that is called several times, one
             that leaves no operation behind, one that does not depend on an input.
     """
+    if not isinstance(path, str):
+        raise TypeError(f"a module is named by its path, as 'encoder.layer.3'; got {path!r}")
     name, _, number = path.partition("#")
     if not name:
         raise ValueError(f"name a module: the output itself is what {path!r} would be")

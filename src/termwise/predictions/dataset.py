@@ -7,6 +7,7 @@ A mean of decompositions is a decomposition: whole, parts and remainder are aver
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -77,6 +78,10 @@ def explain_dataset(
     """
     from rich.progress import track
 
+    if not isinstance(batches, Iterable) or (isinstance(batches, Tensor) and not batches.ndim):
+        raise TypeError(f"batches must be an iterable of batches (a list, a DataLoader), got {type(batches).__name__}")
+    if unknown := options.keys() - inspect.signature(explain).parameters.keys():
+        raise TypeError(f"unknown option {min(unknown)!r}: options are those of termwise.explain")
     mean = _Running() if after is None else _Running.of(after)
     done = 0
     try:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from termwise.core.arguments import seeded
 from termwise.core.pictures import Picture, Pictured
 
 from .groups import Groups
@@ -110,6 +111,8 @@ def abpc(least_first: DeletionCurve, most_first: DeletionCurve) -> Metric:
     Raises:
         ValueError: when the orders are not these, or the curves have different points.
     """
+    if not (isinstance(least_first, DeletionCurve) and isinstance(most_first, DeletionCurve)):
+        raise TypeError(f"abpc takes two curves of deletion, got {least_first!r} and {most_first!r}")
     if (least_first.order, most_first.order) != ("ascending", "descending"):
         raise ValueError(
             f"abpc takes an 'ascending' and a 'descending' curve, in this order; got {least_first.order!r} and "
@@ -233,7 +236,7 @@ def _measured(
 ) -> DeletionCurve:  # fmt: skip
     if random_orders < 1:
         raise ValueError(f"random_orders must be at least 1, got {random_orders}")
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = seeded(generator)
     found, numbers = features.numbers(steps, fractions)
     ranks = [features.ranks(features.scores(relevance), descending=order != "ascending", generator=generator)]
     ranks += [features.random_ranks(generator) for _ in range(random_orders)]

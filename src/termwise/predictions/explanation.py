@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from termwise.core.arguments import whole_number
 from termwise.core.decomposition import Decomposition
 from termwise.core.pictures import Picture, Pixels, Words
 
@@ -221,6 +222,7 @@ class Explanation(Decomposition):
             ValueError: when several targets are explained.
         """
         self._one_target("top")
+        whole_number("k", k)
         found: list[tuple[str, float]] = []
         for name, part in self.parts.items():
             if name.startswith("input:") and part.ndim == 2 and self.names is not None:
@@ -322,7 +324,9 @@ class Explanation(Decomposition):
         self._one_target("heatmap")
         images: dict[str, Any] = {n: p for n, p in {**self.inside, **self.inputs}.items() if p.ndim == 4}
         if not images or (name is not None and name not in images):
-            raise ValueError(f"no image input {name or ''}: inputs are { {n: tuple(p.shape) for n, p in self.inputs.items()} }")
+            shapes = ", ".join(f"{n} {tuple(p.shape)}" for n, p in self.inputs.items())
+            wanted = "no input is" if name is None else f"{name!r} is no input that is"
+            raise ValueError(f"{wanted} an image (batch, channels, height, width): there are {shapes or 'none'}")
         name = name or next(iter(images))
         small = images[name][sample].sum(0)
         return small if name not in self.inside or self.picture is None else enlarged(small, self.picture)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from termwise.core.arguments import seeded
+
 __all__ = ["FILL_INS", "blurred", "filled", "sampled"]
 
 FILL_INS = ("zeros", "mean", "blur", "remove")
@@ -27,6 +29,8 @@ def filled(x: Tensor, baseline: Any) -> Tensor | None:
     image, ids = x.ndim == 4, not x.is_floating_point()
     if not isinstance(baseline, str):
         value = torch.as_tensor(baseline, dtype=torch.float64 if isinstance(baseline, float) else None)
+        if not bool(value.isfinite().all()):
+            raise ValueError("baseline has values that are NaN or infinite")
         if ids and value.is_floating_point():
             raise ValueError(f"baseline must be an integer token id or 'remove' for token ids, got {baseline!r}")
         value = value.detach().to(dtype=x.dtype, device=x.device)
@@ -61,6 +65,8 @@ def blurred(images: Tensor, sigma: float = 10.0, window: int | None = None) -> T
     Raises:
         ValueError: a sigma that is not positive, or a window without a middle.
     """
+    if images.ndim != 4:
+        raise ValueError(f"images must be (batch, channels, height, width), got {tuple(images.shape)}")
     if not sigma > 0:
         raise ValueError(f"sigma must be positive, got {sigma}")
     if window is not None and (window < 1 or window % 2 == 0):
@@ -86,5 +92,5 @@ def sampled(inputs: Tensor, data: Tensor, generator: torch.Generator | None = No
     """
     if data.shape[1:] != inputs.shape[1:] or data.dtype != inputs.dtype or not len(data):
         raise ValueError(f"data {tuple(data.shape)} {data.dtype} hold no sample like inputs {tuple(inputs.shape)} {inputs.dtype}")
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = seeded(generator)
     return data[torch.randint(len(data), (len(inputs),), generator=generator).to(data.device)].to(inputs.device)

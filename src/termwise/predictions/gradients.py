@@ -18,6 +18,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
+from termwise.core.arguments import whole_number
 from termwise.core.capture import arguments
 from termwise.core.interpret import interpret
 from termwise.core.program import info
@@ -63,6 +64,7 @@ class Differentiated:
         Raises:
             ValueError: as `explain`.
         """
+        whole_number("batch_size", rows)
         model, args, keywords = arguments(model, inputs, kwargs)
         finite_inputs(args, keywords)
         self.call = PredictionCall(model, args, keywords, asked(target))

@@ -79,7 +79,9 @@ def words(names: Sequence[str] | Sequence[Sequence[str]]) -> Groups:
     """
     from termwise.report.tokens import merge
 
-    rows = [list(names)] if names and isinstance(names[0], str) else [list(row) for row in names]
+    if isinstance(names, str) or not names or not all(isinstance(row, Sequence) for row in names):
+        raise TypeError(f"names must be a list of tokens, or one for each sample; got {names!r}")
+    rows = [list(names)] if isinstance(names[0], str) else [list(row) for row in names]
     if len({len(row) for row in rows}) != 1:
         raise ValueError(f"the samples have {', '.join(str(len(row)) for row in rows)} tokens: pad them to one length")
     merged = [merge(row, [0.0] * len(row)) for row in rows]
@@ -110,6 +112,8 @@ def grouped(why: Explanation, mask: Mask) -> Explanation:
 def _only(why: Explanation, mask: Tensor | Groups) -> str:
     """The input that a mask without a name is for: the one it fits."""
     ids = mask.mask if isinstance(mask, Groups) else mask
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"feature_mask must be a tensor of integers, or of each input one by name; got {type(ids).__name__}")
     inputs = {n: p for n, p in why.parts.items() if n.startswith(("input:", "at:"))}
     fits = [n for n, p in inputs.items() if _shape_of(ids, p, why.whole.ndim) is not None]
     if len(fits) == 1:

@@ -19,9 +19,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from termwise.core.arguments import seeded, whole_number
+
 from .fill_ins import filled
 from .metric import Metric
 from .perturbation import Features
+from .refusals import finite_inputs
 from .scoring import Inquiry
 from .targets import Target
 
@@ -73,10 +76,11 @@ def infidelity(
     """
     if relevance.shape != inputs.shape:
         raise ValueError(f"relevance has shape {tuple(relevance.shape)}, inputs {tuple(inputs.shape)}: they must be the same")
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}")
+    finite_inputs((), {"inputs": inputs, "relevance": relevance})
+    whole_number("samples", samples)
+    whole_number("batch_size", batch_size)
     x, phi = inputs.detach(), relevance.detach()
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = seeded(generator)
     rows = x.repeat_interleave(samples, 0)
     change, changed = (perturb or _gaussian(x, generator))(rows)
     if change.shape != rows.shape or changed.shape != rows.shape:

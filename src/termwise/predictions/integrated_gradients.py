@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from termwise.core.arguments import whole_number
+
 from .explanation import Explanation
 from .gradients import Differentiated
 
@@ -63,8 +65,7 @@ def integrated_gradients(
         >>> integrated_gradients(model, x, target=0, steps=100).error() < 1e-6
         True
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    whole_number("steps", steps)
     places, weights = _points(rule, steps)
     f = Differentiated(model, inputs, kwargs, target, rows=batch_size)
     start = f.baseline(baseline)

@@ -21,6 +21,10 @@ def token_names(names: Sequence[Any] | None, batch: int) -> list[list[str]] | No
         return None
     if isinstance(names, str):
         raise TypeError(f"names is a list of tokens for each sample, got the string {names!r}: split it into tokens")
+    if not isinstance(names, Sequence) or any(isinstance(row, str) != isinstance(names[0], str) for row in names):
+        raise TypeError(f"names is a list of tokens for each sample, got {names!r}")
+    if not all(isinstance(row, Sequence) for row in names):
+        raise TypeError(f"names is a list of tokens for each sample, got a list of {type(names[0]).__name__}")
     rows = [list(names)] if names and isinstance(names[0], str) else [list(row) for row in names]
     if len(rows) != batch:
         raise ValueError(f"names has {len(rows)} lists of tokens for {batch} samples")
@@ -43,6 +47,8 @@ def class_names(classes: Sequence[str] | None, target: Tensor | None, several: i
         return None
     if isinstance(classes, str):
         raise TypeError(f"classes is a list of names, got the string {classes!r}")
+    if not isinstance(classes, Sequence):
+        raise TypeError(f"classes is a list of names, got {type(classes).__name__}")
     last = -1 if target is None else int(target[..., -1].max() if target.ndim > 1 else target.max())
     last = max(last, several - 1)
     if last >= len(classes):

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from termwise.core.arguments import seeded, whole_number
+
 from .metric import Metric
 
 __all__ = ["mass_inside", "planted", "pointing_game", "span_identification", "token_f1", "top_token_in_answer"]
@@ -72,7 +74,7 @@ def planted(
     batch, channels, height, width = images.shape
     if evidence.ndim != 3 or evidence.shape[0] != channels or evidence.shape[1] > height or evidence.shape[2] > width:
         raise ValueError(f"evidence {tuple(evidence.shape)} does not fit into images of {tuple(images.shape[1:])}")
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = seeded(generator)
     found, mask = images.detach().clone(), torch.zeros(batch, height, width, dtype=torch.bool, device=images.device)
     tops = torch.randint(height - evidence.shape[1] + 1, (batch,), generator=generator).tolist()
     lefts = torch.randint(width - evidence.shape[2] + 1, (batch,), generator=generator).tolist()
@@ -102,9 +104,8 @@ def token_f1(
         ValueError: shapes that do not match, k below 1, a sample without a marked token.
     """
     values, marked = _flat(relevance, rationale)
-    if k < 1 or not bool(marked.any(1).all()):
-        raise ValueError(f"k must be at least 1 (it is {k}), and every sample needs a marked token")
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    whole_number("k", k)
+    generator = seeded(generator)
     shuffled = torch.rand(values.shape, generator=generator, dtype=torch.float64).argsort(1).to(values.device)
     order = shuffled.gather(1, values.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))[:, :k]
     hits = marked.gather(1, order).sum(1)
@@ -177,11 +178,17 @@ def top_token_in_answer(
 
 def _flat(relevance: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Both as (batch, positions)."""
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be boolean, True where the evidence is; got {mask.dtype}")
     values = relevance.detach()
+    if not bool(values.isfinite().all()):
+        raise ValueError("relevance has values that are NaN or infinite: nothing can be said of where it lies")
     if values.ndim == 4 and mask.ndim in (2, 3):
         values = values.sum(1)
     inside = mask.bool().to(values.device)
     inside = inside[None] if inside.ndim == values.ndim - 1 else inside
     if inside.shape[1:] != values.shape[1:] or len(inside) not in (1, len(values)):
         raise ValueError(f"mask has shape {tuple(mask.shape)} for a relevance of {tuple(relevance.shape)}")
+    if not bool(inside.flatten(1).any(1).all()):
+        raise ValueError("mask is False everywhere in a sample: there is no evidence in it to find")
     return values.flatten(1), inside.expand(len(values), *inside.shape[1:]).flatten(1)

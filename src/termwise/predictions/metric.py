@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from termwise.core.arguments import seeded
+
 __all__ = ["Metric"]
 
 
@@ -95,7 +97,7 @@ class Metric:
         values = self.values.detach().double().cpu().reshape(len(self), -1)
         sums = values.new_zeros(count, values.shape[1]).index_add(0, groups, values)
         sizes = values.new_zeros(count).index_add(0, groups, values.new_ones(len(self)))
-        generator = torch.Generator().manual_seed(0) if generator is None else generator
+        generator = seeded(generator)
         drawn = torch.randint(count, (resamples, count), generator=generator)
         times = values.new_zeros(resamples, count).scatter_add(1, drawn, values.new_ones(()).expand(resamples, count))
         means = (times @ sums) / (times @ sizes)[:, None]

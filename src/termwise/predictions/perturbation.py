@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from termwise.core.arguments import whole_number
+
 from .fill_ins import filled
 from .groups import Groups, patches
+from .refusals import finite_inputs
 
 __all__ = ["Features"]
 
@@ -47,11 +50,14 @@ class Features:
         self.inputs = inputs
         self.name = _explained(inputs, relevance, name) if isinstance(inputs, Mapping) else None
         x: Tensor = inputs if self.name is None else inputs[self.name]
+        if not isinstance(x, Tensor):
+            raise TypeError(f"inputs must be a tensor, or a mapping from names to tensors; got {type(x).__name__}")
         if x.ndim not in (2, 3, 4):
             raise ValueError(
                 "inputs must be images (batch, channels, height, width), sequences (batch, tokens, features) or rows (batch, "
                 f"features), got {tuple(x.shape)}"
             )
+        finite_inputs((), {self.name or "inputs": x})
         self.x, self.batch, self.image = x.detach(), len(x), x.ndim == 4
         self.channels = {2: None, 3: 2, 4: 1}[x.ndim]  # the axis whose entries go together
         self.positions = tuple(x.shape[2:] if self.image else x.shape[1:2])
@@ -112,6 +118,9 @@ class Features:
 
     def scores(self, relevance: Tensor) -> Tensor:
         """Relevance of every feature, the sum over its positions and channels, (batch, n)."""
+        if not isinstance(relevance, Tensor):
+            kind = type(relevance).__name__
+            raise TypeError(f"relevance must be a tensor of the input's shape, got {kind} (of an Explanation: .ranking())")
         x, shape = self.x, tuple(relevance.shape)
         if self.channels is not None and relevance.ndim == x.ndim:
             relevance = relevance.sum(self.channels)
@@ -147,8 +156,7 @@ class Features:
     def numbers(self, steps: int, fractions: Sequence[float] | None) -> tuple[Tensor, Tensor]:
         """The fractions to measure at, from 0, and how many features of each sample that is, (batch, points)."""
         if fractions is None:
-            if steps < 1:
-                raise ValueError(f"steps must be at least 1, got {steps}")
+            whole_number("steps", steps)
             fractions = [k / steps for k in range(steps + 1)]
         if not fractions or not all(0 <= f <= 1 for f in fractions):
             raise ValueError(f"fractions must lie in 0..1, got {list(fractions)}")

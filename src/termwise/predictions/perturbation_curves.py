@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from termwise.core.arguments import seeded
 from termwise.core.pictures import Line, Lines, Picture, Pictured
 
 from .groups import Groups
@@ -199,7 +200,7 @@ def perturbation_curves(
         >>> torch.allclose(curves.abpc.values, difference)
         True
     """
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = seeded(generator)
     features = Features(
         inputs, baseline=baseline, patch=patch, keep=keep, name=name, feature_mask=feature_mask, relevance=relevance
     )
@@ -236,6 +237,8 @@ def pixel_flipping(
     Returns:
         Name of the fill-in -> curves. The order among ties is the same in each.
     """
+    if not fill_ins:
+        raise ValueError("fill_ins is empty: name one, as 'zeros'")
     chosen = fill_ins if isinstance(fill_ins, Mapping) else {name: name for name in fill_ins}
     if "generator" in options:
         raise ValueError("the order among ties must be the same for every fill-in, so it is seeded here: leave generator out")

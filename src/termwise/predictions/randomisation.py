@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from termwise.core.arguments import seeded
 from termwise.core.pictures import Line, Lines, Picture, Pictured
 
 from .metric import Metric
@@ -88,13 +89,15 @@ def randomisation(
         >>> check.layers, round(check.after().mean, 9)
         (['2', '0'], 1.0)
     """
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = seeded(generator)
     shuffled = copy.deepcopy(model)
     modules = dict(shuffled.named_modules())
     chosen = list(layers) if layers is not None else [n for n, m in modules.items() if _own(m)][::-1]
     if unknown := [n for n in chosen if n not in modules or not any(True for _ in modules[n].parameters())]:
         having = [n for n, m in modules.items() if _own(m)]
         raise ValueError(f"{unknown[0]!r} is no layer with weights: there are {', '.join(having)}")
+    if not chosen:
+        raise ValueError(f"{type(model).__name__} has no weights to make random")
     before = _map(explain(model), absolute)
     found = []
     for name in chosen:

@@ -24,11 +24,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from termwise.core.arguments import seeded
+
 from .metric import Metric
 from .perturbation import Features
 from .perturbation_curves import walk
+from .rules.selection import nearest
 from .scoring import Answers, Inquiry
 from .targets import Target
+
+OPTIONS = {"patch", "keep", "name", "feature_mask", "generator", "batch_size"}
+"""What may be given besides, as of `deletion`."""
 
 __all__ = ["ERASER", "TENTHS", "MaskedText", "comprehensiveness_eraser", "masked_text", "sufficiency_eraser"]
 
@@ -137,8 +143,10 @@ def _tops(
     if not shares or not all(0 < share <= 1 for share in shares):
         raise ValueError(f"shares must lie in 0..1, got {list(shares)}")
     options = dict(options)
-    generator = options.pop("generator", None) or torch.Generator().manual_seed(0)
+    generator = seeded(options.pop("generator", None))
     size = options.pop("batch_size", 32)
+    if unknown := options.keys() - OPTIONS:
+        raise TypeError(f"unknown option {min(unknown)!r}{nearest(min(unknown), sorted(OPTIONS))}")
     features = Features(inputs, baseline=baseline, relevance=relevance, **options)
     ranks = features.ranks(features.scores(relevance), descending=True, generator=generator)
     # less a hair: 0.1 * 30 is a little more than 3 in floating point

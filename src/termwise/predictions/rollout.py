@@ -66,7 +66,7 @@ def rollout(
     for attention in found:
         numbers.append(counted.get(name(attention.queries), 0))
         counted[name(attention.queries)] = numbers[-1] + 1
-    if not 0 <= start_layer < max(counted.values()):
+    if not isinstance(start_layer, int) or not 0 <= start_layer < max(counted.values()):
         raise ValueError(
             f"start_layer must lie in 0..{max(counted.values()) - 1}, as many attentions follow each other; got {start_layer}"
         )

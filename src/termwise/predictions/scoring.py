@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from termwise.core.arguments import whole_number
 from termwise.core.capture import explained
 
 from .perturbation import Features
@@ -78,8 +79,7 @@ class Inquiry:
         """
         if isinstance(model, nn.Module) and any(m.training for m in model.modules()):
             raise ValueError("the model is in training mode, where its answer is random: call model.eval() first")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        whole_number("batch_size", batch_size)
         wanted = asked(target)
         self.start: Start = wanted.starts[0]
         if wanted.several or self.start.alone:
@@ -173,7 +173,16 @@ class Inquiry:
     def _answer(self, given: Any, samples: Tensor) -> tuple[Tensor, Seen]:
         """The scored tensor of the model's output, and what belongs to it."""
         with torch.no_grad():
-            output = self.select(self.model(**given) if isinstance(given, Mapping) else self.model(given))
+            try:
+                output = self.select(self.model(**given) if isinstance(given, Mapping) else self.model(given))
+            except (RuntimeError, IndexError) as problem:
+                if isinstance(problem, torch.OutOfMemoryError):
+                    raise
+                said = (str(problem).strip().splitlines() or ["no message"])[0]
+                raise ValueError(
+                    f"{type(self.model).__name__} raises {type(problem).__name__} for inputs in which features are replaced "
+                    f"({said}): give a baseline that it takes"
+                ) from problem
         named = given if isinstance(given, Mapping) else {"input": given}
         tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
         return output, Seen.of(tensors, len(samples), samples, self.features.batch)

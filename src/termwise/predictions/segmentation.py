@@ -52,6 +52,8 @@ def segmentation(relevance: Float[Tensor, "batch ..."], masks: Bool[Tensor, "bat
     """
     values = relevance.detach().double()
     values = values.sum(1) if values.ndim == 4 else values
+    if not bool(values.isfinite().all()):
+        raise ValueError("relevance has values that are NaN or infinite: no segment follows")
     if values.ndim != 3 or masks.ndim != 3 or len(values) != len(masks):
         raise ValueError(f"relevance {tuple(relevance.shape)} and masks {tuple(masks.shape)} must be maps of the same images")
     truth = masks.bool().flatten(1)

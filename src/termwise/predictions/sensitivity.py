@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from termwise.core.arguments import seeded
+
 from .metric import Metric
 
 __all__ = ["relevance_of", "sensitivity_max"]
@@ -49,7 +51,7 @@ def sensitivity_max(
     """
     if not radius > 0 or samples < 1:
         raise ValueError(f"radius must be positive and samples at least 1, got {radius} and {samples}")
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = seeded(generator)
     x = inputs.detach()
     before = relevance_of(explain(x)).flatten(1)
     size = before.norm(dim=1)

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from termwise.core.arguments import seeded
+
 from .explanation import Explanation
 from .groups import Groups
 from .occlusion import Replacing
@@ -84,7 +86,7 @@ def shapley(
     )  # fmt: skip
     f, features = asked.f, asked.features
     n, batch = features.n, features.batch
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = seeded(generator)
     ranks = []
     for _ in range(orders // 2):
         rank = features.random_ranks(generator, alike=True)

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from termwise.core.arguments import seeded, whole_number
+
 from .explanation import Explanation
 from .gradients import Differentiated
 
@@ -71,11 +73,11 @@ def smoothgrad(
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    if n < 1 or noise < 0:
-        raise ValueError(f"n must be at least 1 and noise not negative, got {n} and {noise}")
+    if whole_number("n", n) and not 0 <= noise < float("inf"):
+        raise ValueError(f"noise must be a share of the range of the input, 0 or more, got {noise}")
     if times_input and kind != "signed":
         raise ValueError(f"times_input gives a first-order term, which needs kind='signed', got {kind!r}")
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = seeded(generator)
     f = Differentiated(model, inputs, kwargs, target, rows=batch_size)
     spreads = [_range(leaf.value) * noise for leaf in f.leaves]
     sums = [torch.zeros_like(leaf.value) for leaf in f.leaves]

@@ -267,6 +267,8 @@ class Column(Start):
 
 
 def _samples(output: Tensor, seen: Seen) -> None:
+    if output.is_complex():
+        raise TypeError(f"the output is {output.dtype}, and numbers are explained: pass target=<function>, as of its .abs()")
     if output.ndim == 0 or output.shape[0] != seen.batch:
         raise ValueError(
             f"the output has shape {tuple(output.shape)} for {seen.batch} samples: there is no scalar per sample. "

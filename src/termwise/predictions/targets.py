@@ -54,11 +54,13 @@ def contrast(a: int | tuple[Any, ...] | Tensor | Start | None = None, b: int | T
 
     With "probabilities" relevance starts from c = e_a - softmax(z), the gradient of log softmax(z)_a.
     """
-    entry = a if isinstance(a, Start) else Entry(a)
-    if not isinstance(entry, Choice) or callable(a):
+    entry = a if isinstance(a, Start) else _start(a)
+    if not isinstance(entry, Choice):
         raise TypeError(f"contrast sets one entry of the output against others, {a!r} is none")
     if isinstance(b, str) and b != "probabilities":
         raise ValueError(f"unknown contrast {b!r}: a class, None for the mean of the rest, or 'probabilities'")
+    if not (b is None or isinstance(b, str | Tensor) or (hasattr(b, "__index__") and not isinstance(b, bool))):
+        raise TypeError(f"contrast is against a class, an integer or one per sample, got {b!r}")
     return Contrast(entry, b)
 
 
@@ -77,6 +79,9 @@ def weighting(weights: Tensor) -> Start:
         >>> bool(torch.allclose(both.whole, model(x)[:, 0] + model(x)[:, 2]))
         True
     """
+    if not isinstance(weights, Tensor) or weights.is_complex():
+        given = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
+        raise TypeError(f"weights must be a tensor of real numbers, got {given}")
     return Weighting(weights)
 
 
@@ -92,7 +97,7 @@ def next_token(position: int) -> Start:
     Returns:
         A start, for `target`; see `continuation` for every token of a generated text.
     """
-    return NextToken(position)
+    return NextToken(_position("position", position))
 
 
 def continuation(start: int, stop: int) -> list[Start]:
@@ -112,7 +117,7 @@ def continuation(start: int, stop: int) -> list[Start]:
         >>> len(continuation(5, 8))
         3
     """
-    if not 1 <= start < stop:
+    if not 1 <= _position("start", start) < _position("stop", stop):
         raise ValueError(f"continuation({start}, {stop}) holds no token that another predicts: 1 <= start < stop")
     return [NextToken(t) for t in range(start, stop)]
 
@@ -130,7 +135,14 @@ def node(index: int, target: int | None = None) -> Start:
     Returns:
         A start, for `target`.
     """
-    return Node(index, target)
+    return Node(_position("index", index), target)
+
+
+def _position(name: str, value: Any) -> int:
+    """A place, counted from the end where it is negative."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    return int(value)
 
 
 # -- from a target to starts ------------------------------------------------------------------------------------------

@@ -65,6 +65,8 @@ def page(sections: Sequence[Section], title: str = "Why?", lead: str = "", foote
     Raises:
         ValueError: when there are no sections.
     """
+    if isinstance(sections, Section):
+        raise TypeError("sections is a list of them: page([section])")
     if not sections:
         raise ValueError("a page needs at least one section")
     found = cards(sections)
@@ -91,6 +93,10 @@ def rendered(template: str, *, interactive: bool = True, **context: Any) -> str:
 
 def _one_question_each(section: Section) -> list[Section]:
     """Where several targets were explained at once, a section for each."""
+    if not isinstance(section, Section):
+        raise TypeError(f"a page is made of sections, got {type(section).__name__}: page([Section(decomposition)])")
+    if not isinstance(section.decomposition, Pictured):
+        raise TypeError(f"a section shows a decomposition, got {type(section.decomposition).__name__}")
     only, whole = getattr(section.decomposition, "only", None), getattr(section.decomposition, "whole", None)
     if only is None or whole is None or whole.ndim != 2:
         return [section]

@@ -101,6 +101,8 @@ def allocate(
         raise ValueError(
             f"objective is 'sum' or 'max' and method 'dp', 'lagrange' or 'uniform', got {objective!r} and {method!r}"
         )
+    if not curves:
+        raise ValueError("curves is empty: give one for each layer")
     if not budget > 0 or budget == float("inf"):
         raise ValueError(f"a budget is a positive number, got {budget!r}")
     tied = _tie(curves, groups)

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from termwise.core.arguments import a_module, seeded
+
 from .allocation import Allocation
 from .batches import read_batches
 from .compressed import Compressed, LayerRow
@@ -95,6 +97,7 @@ def compress(
         >>> small.kept <= 0.6, small.model(torch.randn(3, 20)).shape
         (True, torch.Size([3, 5]))
     """
+    a_module(model, "whose layers are replaced")
     chosen = method if isinstance(method, Method) else _method(method)
     before = sum(p.numel() for p in model.parameters())
     expects = chosen.sensitive or chosen.measure is not None
@@ -105,7 +108,7 @@ def compress(
     if chosen.zeros and unit not in ("params", "error"):
         raise ValueError(f"method={named!r} puts zeros into layers, which saves no {unit}: its unit is 'params' or 'error'")
     layers, left = find_layers(model, keep)
-    seed = 0 if generator is None else int(torch.randint(2**62, (1,), generator=generator))
+    seed = 0 if generator is None else int(torch.randint(2**62, (1,), generator=seeded(generator)))
     task = Task(model, layers, read_batches(data), shrinkage=shrinkage, seed=seed)
     task.metric = _metric(metric, unit, task)
     with _bar(progress, task, chosen, unit):
@@ -183,6 +186,8 @@ def compress(
 
 
 def _method(name: str) -> Method:
+    if not isinstance(name, str):
+        raise TypeError(f"method is a name or a termwise.weights.Method, got {name!r}")
     if name not in METHODS:
         import difflib
 

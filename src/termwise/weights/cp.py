@@ -24,6 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from termwise.core.arguments import whole_number
 from termwise.core.pictures import Line, Lines, Picture
 
 from .factorization import Factorization
@@ -110,8 +111,7 @@ def cp(
         (True, torch.Size([4, 5, 6, 2]))
     """
     t = three_axes(weight)
-    if rank < 1:
-        raise ValueError(f"a sum has at least one term, got rank {rank}")
+    whole_number("rank", rank)
     if isinstance(init, CPDecomposition):
         factors = [factor.double() for factor in init.vectors]
         if [tuple(factor.shape) for factor in factors] != [(size, rank) for size in t.shape]:

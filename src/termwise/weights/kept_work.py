@@ -36,6 +36,8 @@ class KeptWork:
 
     def __init__(self, folder: str | Path, asked: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"work={str(folder)!r} is a file: name a folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         note = self.folder / "asked.json"
         if note.is_file():

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from termwise.core.arguments import a_module
+
 __all__ = ["Layer", "find_layers", "put", "sharing_copy", "sort_modules"]
 
 
@@ -184,6 +186,7 @@ def sharing_copy(model: nn.Module) -> nn.Module:
 
     Buffers are copied, as running it in training mode may change them.
     """
+    a_module(model, "of the architecture that was compressed")
     return copy.deepcopy(model, {id(tensor): tensor for tensor in model.parameters()})
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -149,6 +150,8 @@ def load_compressed(folder: str | Path, model: nn.Module | None = None) -> nn.Mo
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"folder must be a path, got {type(folder).__name__}")
     folder = Path(folder)
     if model is None:
         model = _from_config(folder)

@@ -104,6 +104,8 @@ def against(subject: Subject, sentences: Sequence[str]) -> Subject:
     Raises:
         ValueError: no sentences, or one that cannot be prepared.
     """
+    if not isinstance(subject, Subject):
+        raise TypeError(f"subject must be one of the zoo, as zoo.load('minilm'); got {type(subject).__name__}")
     if not sentences or isinstance(sentences, str):
         raise ValueError(f"sentences must be a list of at least one sentence, got {sentences!r}")
     with torch.no_grad():

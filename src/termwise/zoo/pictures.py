@@ -218,6 +218,8 @@ def _channels_last(picture: Tensor) -> np.ndarray:
         shape = tuple(picture.shape)
         turn = "; permute(2, 0, 1) puts its channels first" if picture.ndim == 3 and shape[2] in (1, 3, 4) else ""
         raise ValueError(f"a picture tensor has shape (c, h, w) with c of 1, 3 or 4, or (h, w), got {shape}{turn}")
+    if picture.is_meta:
+        raise ValueError("a picture on the meta device has no pixels: give one that has values")
     picture = picture.detach().cpu()
     return (picture.float() if picture.dtype == torch.bfloat16 else picture).numpy()
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .errors import need
+from .errors import need, no_file
 from .words import Style, merge
 
 __all__ = ["FastTokenizer", "TextPreparation", "Tokenizer", "Vocabulary"]
@@ -39,7 +40,12 @@ class FastTokenizer:
 
     def __init__(self, path: str | os.PathLike[str], *, raw: bool) -> None:
         library = need("tokenizers", extra="text", wanted_by="this model's tokenizer")
-        self._tokenizer, self._raw = library.Tokenizer.from_file(os.fspath(path)), raw
+        if not os.path.isfile(path):
+            raise no_file("tokenizer", Path(path))
+        try:
+            self._tokenizer, self._raw = library.Tokenizer.from_file(os.fspath(path)), raw
+        except Exception as problem:  # of the class itself
+            raise ValueError(f"{path} is no tokenizer.json: {problem}") from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 

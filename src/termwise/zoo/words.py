@@ -37,6 +37,8 @@ def merge(tokens: Sequence[str], style: Style | None = None) -> list[tuple[str, 
         >>> merge(["[CLS]", "token", "##ization", "[SEP]"])
         [('[CLS]', [0]), ('tokenization', [1, 2]), ('[SEP]', [3])]
     """
+    if style not in (None, "bytes", "wordpiece"):
+        raise ValueError(f"style is 'bytes' or 'wordpiece', or None to guess; got {style!r}")
     if style is None:
         style = "wordpiece" if any(t == "[CLS]" or (t.startswith("##") and len(t) > 2) for t in tokens) else "bytes"
     words: list[tuple[str, list[int]]] = []
