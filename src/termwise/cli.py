@@ -95,10 +95,13 @@ class Careful(TyperGroup):
             from rich.console import Console
             from rich.text import Text
 
+            from termwise.report.tokens import printable
+
             if settings.verbose:
                 sys.stderr.write(traceback.format_exc())
             console = Console(stderr=True, soft_wrap=True)
-            console.print(Text.assemble(("error: ", "bold red"), (str(problem) or type(problem).__name__, "red")))
+            said = "\n".join(map(printable, str(problem).splitlines())) or type(problem).__name__  # no escapes of a name's
+            console.print(Text.assemble(("error: ", "bold red"), (said, "red")))
             core = sys.modules.get("termwise.core")  # where nothing imported it, nothing was added up
             wanting = core is not None and isinstance(problem, core.DoesNotAddUp)
             raise typer.Exit(FOUND_WANTING if wanting else BAD_INPUT) from None

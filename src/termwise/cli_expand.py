@@ -136,10 +136,13 @@ def _print(found: Expansion, index: int, classes: Any, as_json: bool) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from termwise.report.tokens import printable
 
     table = Table(box=None, header_style="dim", padding=(0, 1))
     table.add_column("term")
-    table.add_column(classes[index] if classes else f"class {index}", justify="right")
+    table.add_column(Text(printable(classes[index])) if classes else f"class {index}", justify="right")
     for name, value in terms.items():
         table.add_row(name, f"{value:+.6g}")
     table.add_row("remainder", f"{left:+.2e}")

@@ -127,7 +127,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     except SafetensorError as problem:
         with path.open("rb") as file:
             start = file.read(4)
-        pickled = start[:2] in (b"PK", b"\x80\x02", b"\x80\x04") or path.suffix in (".pt", ".pth", ".bin", ".pkl")
+        pickled = start[:2] == b"PK" or start[:1] == b"\x80" or path.suffix in (".pt", ".pth", ".bin", ".pkl")
         if not pickled:
             raise ValueError(f"{path} is no safetensors file, or a damaged one: {problem}") from None
         raise ValueError(

@@ -126,7 +126,7 @@ CASES = [
     Case("explain", "an empty dict for output", lambda: tw.explain(Custom(lambda m, x: {}), X),
          CaptureError, "the model returned dict, in which there is no floating tensor to explain: return scores or logits"),
     Case("explain", "an output of integers", lambda: tw.explain(Custom(lambda m, x: m(x).argmax(-1)), X),
-         CaptureError, "the model returned a tensor (2,) of torch.int64, in which there is no floating tensor to "
+         CaptureError, "the model returned a tensor of torch.int64, in which there is no floating tensor to "
          "explain: return scores or logits"),
     Case("explain", "a complex output", lambda: tw.explain(Custom(lambda m, x: torch.fft.fft(m(x))), X),
          TypeError, "the output is torch.complex64, and numbers are explained: pass target=<function>, as of its .abs()"),

@@ -270,7 +270,7 @@ def explained(output: Any) -> Tensor:
     for leaf in _leaves(output):
         if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
             return leaf
-    what = _shape(output)
+    what = f"a tensor of {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
     raise CaptureError(f"the model returned {what}, in which there is no floating tensor to explain: return scores or logits")
 
 

@@ -231,6 +231,8 @@ class Decomposition(Pictured):
     def to_csv(self, path: str | Path) -> Path:
         """Write the rows of `to_frame` as a CSV file, without pandas.
 
+        A spreadsheet takes text that begins with one of = + - @ for a formula; such names of parts get an apostrophe in front.
+
         Args:
             path: where to; `.csv` is appended when there is no suffix.
 
@@ -246,7 +248,7 @@ class Decomposition(Pictured):
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
-            writer.writerows(self._rows())
+            writer.writerows({**row, "part": _no_formula(row["part"])} for row in self._rows())
         return path
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -404,6 +406,11 @@ def _worst_ratio(part: Tensor, whole: Tensor) -> float:
     part, whole = (t.detach().reshape(t.shape[0], math.prod(t.shape[1:])).to(_wide(t)).norm(dim=1) for t in (part, whole))
     ratios = torch.where(whole == 0, part, part / torch.where(whole == 0, torch.ones_like(whole), whole))
     return ratios.max().item() if ratios.numel() else 0.0
+
+
+def _no_formula(name: str) -> str:
+    """A name that no spreadsheet computes."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else name
 
 
 def _wide(t: Tensor) -> torch.dtype:

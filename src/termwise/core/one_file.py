@@ -74,12 +74,17 @@ def read(path: str | Path, key: str, make: Callable[[Any, dict[str, Tensor], Pat
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(key)
+            if text is None:
+                raise ValueError(f"{path} is a safetensors file without {holds} in it")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
     except SafetensorError as problem:
         raise ValueError(f"{path} is not a safetensors file ({problem}): save with {saver}") from None
-    if text is None:
-        raise ValueError(f"{path} is a safetensors file without {holds} in it")
     try:
-        return make(json.loads(text), tensors, path)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RuntimeError) as problem:
-        raise ValueError(f"{path} has a header that cannot be read ({type(problem).__name__}: {problem})") from None
+        header = json.loads(text)
+    except (ValueError, RecursionError) as problem:  # no JSON, numbers of thousands of digits, lists in lists in lists
+        raise ValueError(f"{path} has a header that is no JSON ({type(problem).__name__}: {problem})") from None
+    try:
+        return make(header, tensors, path)
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError, RuntimeError) as problem:
+        said = " ".join(str(problem).split())[:300]  # torch names every tensor that does not fit
+        raise ValueError(f"{path} has a header that cannot be read ({type(problem).__name__}: {said})") from None

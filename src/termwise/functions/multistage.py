@@ -155,6 +155,9 @@ def _read(header: Any, tensors: Mapping[str, Tensor], path: Path) -> MultiStage:
     model = MultiStage(**header["options"])
     for n, record in enumerate(header["history"]):
         state = {k.partition(".")[2]: v for k, v in tensors.items() if k.partition(".")[0] == str(n)}
+        claimed, held = [*model.hidden, 1], [len(state[k]) for k in sorted(state, key=len) if k.startswith("biases.")]
+        if claimed != held:
+            raise ValueError(f"{path} claims stages of the widths {claimed} and holds {held}: it is damaged")
         stage = Stage((state["centre"], state["centre"]), model.hidden, 1.0, state["kappa"], torch.Generator())
         stage.load_state_dict(state)
         model.fitted.append(stage.requires_grad_(False).eval())

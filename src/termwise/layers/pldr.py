@@ -313,7 +313,13 @@ def _read(header: Any, tensors: dict[str, Tensor], path: Path) -> PLDRForCausalL
     """The model that a header describes."""
     if header["format"] > FORMAT:
         raise ValueError(f"{path} has format {header['format']}, this version reads up to {FORMAT}: update termwise")
+    config = PLDRConfig(**header["config"])
+    held, many = sum(t.numel() for t in tensors.values()), len(tensors)
+    table, claimed = tuple(tensors["embedding.weight"].shape), (config.vocab_size, config.d_model)
+    wide, deep = (config.d_ff or 0, config.metric_hidden or 0), (config.n_layers, config.metric_layers, config.metric_denses)
+    if table != claimed or max(wide) > held or max(deep) > many:
+        raise ValueError(f"{path} claims {config}, and holds {many} tensors of {held} numbers: it is damaged")
     with torch.random.fork_rng(devices=[]):
-        model = PLDRForCausalLM(PLDRConfig(**header["config"])).to(tensors["head.weight"].dtype)
+        model = PLDRForCausalLM(config).to(tensors["head.weight"].dtype)
     model.load_state_dict(tensors)
     return model.eval()

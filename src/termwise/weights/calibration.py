@@ -12,7 +12,6 @@ Source: Chan, Golub & LeVeque 1983, Algorithms for computing the sample variance
 from __future__ import annotations
 
 import functools
-import json
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from termwise.core import one_file
 from termwise.core.pictures import MANY, Bars, Line, Lines, Picture, Pictured, Steps, Table
 
 from .batches import call, evaluating
@@ -192,8 +192,6 @@ class CalibrationStats(Mapping[str, LayerStats], Pictured):
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file."""
-        from safetensors.torch import save_file
-
         shared: dict[int, str] = {}
         first = {name: shared.setdefault(id(stats), name) for name, stats in self.layers.items()}
         tensors = {
@@ -202,24 +200,20 @@ class CalibrationStats(Mapping[str, LayerStats], Pictured):
             for part in ("mean", "scatter", "abs_mean")
         }
         counts = {name: self.layers[name].count for name in first}
-        header = {"shared": first, "counts": counts}
-        save_file(tensors, path, {"termwise": json.dumps(header)})
-        return Path(path)
+        return one_file.write(path, tensors, "termwise", {"shared": first, "counts": counts})
 
     @classmethod
     def load(cls, path: str | Path) -> CalibrationStats:
         """Read what `save` wrote."""
-        from safetensors import safe_open
 
-        with safe_open(path, framework="pt") as file:
-            header = json.loads(file.metadata()["termwise"])
+        def make(header: Any, tensors: dict[str, Tensor], path: Path) -> CalibrationStats:
             own = {
-                name: LayerStats(
-                    header["counts"][name], *(file.get_tensor(f"{name}/{p}") for p in ("mean", "scatter", "abs_mean"))
-                )
+                name: LayerStats(header["counts"][name], *(tensors[f"{name}/{p}"] for p in ("mean", "scatter", "abs_mean")))
                 for name in dict.fromkeys(header["shared"].values())
             }
-        return cls({name: own[first] for name, first in header["shared"].items()})
+            return cls({name: own[first] for name, first in header["shared"].items()})
+
+        return one_file.read(path, "termwise", make, holds="statistics of calibration", saver="CalibrationStats.save")
 
 
 class _Differs(Exception):

@@ -130,13 +130,14 @@ class Compressed(Pictured):
         """A table, one line per layer, the most spoiling first, and the summary."""
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(box=None, header_style="dim", padding=(0, 1))
         for title in ("layer", "shape", "choice", "kept", "weights off", "expected error"):
             table.add_column(title, justify="left" if title in ("layer", "choice") else "right")
         for row in sorted(self.layers, key=lambda row: -row.error):
             table.add_row(
-                row.layer, f"{row.shape[0]} x {row.shape[1]}", row.choice, f"{row.params / row.dense:.0%}",
+                Text(row.layer), f"{row.shape[0]} x {row.shape[1]}", row.choice, f"{row.params / row.dense:.0%}",
                 f"{row.weight_error:.1%}", f"{row.error:.2e}",
             )  # fmt: skip
         console = Console(width=120, record=True, file=_Nowhere())
@@ -146,7 +147,7 @@ class Compressed(Pictured):
         if self.counted != "the output":
             console.print(f"counted of the output: {self.counted}", markup=False, highlight=False)
         console.print(self.summary(), markup=False, highlight=False)
-        return console.export_text()
+        return "".join(c if c.isprintable() or c == "\n" else "·" for c in console.export_text())  # names may hold escapes
 
     def show(self) -> None:
         """Print the report."""

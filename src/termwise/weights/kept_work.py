@@ -41,7 +41,10 @@ class KeptWork:
         self.folder.mkdir(parents=True, exist_ok=True)
         note = self.folder / "asked.json"
         if note.is_file():
-            before = json.loads(note.read_text("utf-8"))
+            try:
+                before = dict(json.loads(note.read_text("utf-8")))
+            except (ValueError, TypeError, RecursionError):
+                raise ValueError(f"{note} is no note of kept work: delete {folder}, or choose another folder") from None
             changed = [f"{key} {before.get(key)!r} is now {asked[key]!r}" for key in asked if before.get(key) != asked[key]]
             if changed:
                 raise ValueError(

@@ -50,29 +50,30 @@ def _dtype(weight: Tensor) -> str:
 
 
 def construct(recipe: Any) -> nn.Module:
-    """An empty module of a recipe.
+    """A module of a recipe without values, on the meta device: a recipe that claims too much takes no memory.
 
     Raises:
         ValueError: when it is not what `describe` writes.
     """
-    if not isinstance(recipe, dict) or recipe.get("class") not in MAKERS:
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("class"), str) or recipe["class"] not in MAKERS:
         found = recipe.get("class") if isinstance(recipe, dict) else recipe
         raise ValueError(f"a recipe is of {', '.join(MAKERS)}, got {found!r}")
     try:
         return MAKERS[recipe["class"]]({k: v for k, v in recipe.items() if k != "class"})
-    except (TypeError, KeyError, IndexError, RuntimeError, AttributeError) as problem:
-        raise ValueError(f"the recipe of a {recipe['class']} cannot be read: {problem}") from problem
+    except (TypeError, KeyError, IndexError, OverflowError, RuntimeError, AttributeError) as problem:
+        said = (str(problem).splitlines() or [type(problem).__name__])[0]
+        raise ValueError(f"the recipe of a {recipe['class']} cannot be read: {said}") from problem
 
 
 def _plain(make: Callable[..., nn.Module], own: dict[str, Any]) -> nn.Module:
     given = {name: tuple(v) if isinstance(v, list) else v for name, v in own.items()}
-    return nn.utils.skip_init(make, **{**given, "dtype": DTYPES[own["dtype"]]})
+    return nn.utils.skip_init(make, **{**given, "dtype": DTYPES[own["dtype"]], "device": "meta"})
 
 
 def _pivoted(own: dict[str, Any]) -> Pivoted:
     first, mix = (construct(part) for part in own["of"])
     outputs = sum(m.out_features if isinstance(m, nn.Linear) else m.out_channels for m in (first, mix))  # type: ignore[misc]
-    return Pivoted(first, mix, torch.zeros(outputs, dtype=torch.int64))  # type: ignore[call-overload]
+    return Pivoted(first, mix, torch.empty(outputs, dtype=torch.int64, device="meta"))  # type: ignore[call-overload]
 
 
 MAKERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
@@ -82,7 +83,7 @@ MAKERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "EmbeddingBag": lambda own: _plain(nn.EmbeddingBag, own),
     "LowRankEmbedding": lambda own: LowRankEmbedding(*(construct(part) for part in own["of"])),  # type: ignore[arg-type]
     "Sequential": lambda own: nn.Sequential(*(construct(part) for part in own["of"])),
-    "GroupedLinear": lambda own: GroupedLinear(torch.empty(own["shape"], dtype=DTYPES[own["dtype"]])),
+    "GroupedLinear": lambda own: GroupedLinear(torch.empty(own["shape"], dtype=DTYPES[own["dtype"]], device="meta")),
     "LowRankLinear": lambda own: LowRankLinear(*(construct(part) for part in own["of"])),
     "Pivoted": _pivoted,
 }

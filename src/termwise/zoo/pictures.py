@@ -26,6 +26,9 @@ from .errors import no_file
 
 __all__ = ["PicturePreparation", "read"]
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF", "JPEG2000", "ICO", "TGA")
+"""Of Pillow, what is read. EPS is not: Pillow hands it to Ghostscript, which runs programs."""
+
 # A strip longer than this is cut around its middle before it is enlarged: the crop does not see the rest.
 LONGEST = 8
 
@@ -147,13 +150,16 @@ def read(picture: Any) -> Image:
 
 
 def _open(source: Path | io.BytesIO, name: str) -> Image:
+    PIL.Image.init()
     try:
-        with PIL.Image.open(source) as opened:
-            opened.load()
-            return _rgb(opened, name)
-    # Pillow's decoders raise all of these on damaged files, depending on the format
-    except (OSError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} cannot be read as a picture: {error}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+            with PIL.Image.open(source, formats=[kind for kind in FORMATS if kind in PIL.Image.OPEN]) as opened:
+                opened.load()
+                upright = PIL.ImageOps.exif_transpose(opened)
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files, depending on the format
+        raise ValueError(f"{name} cannot be read as a picture ({', '.join(FORMATS)}): {error}") from error
+    return _rgb(upright, name)
 
 
 def _rgb(picture: Image, name: str) -> Image:
