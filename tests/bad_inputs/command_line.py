@@ -92,7 +92,7 @@ COMMANDS = [
     Command("explain", "no picture file", lambda f: [*own(f), "--image", f"{f}/none.jpg"],
             "error: no picture file 'FOLDER/none.jpg'"),
     Command("explain", "text in place of a picture", lambda f: [*own(f), "--image", text(f)],
-            "error: 'FOLDER/a.txt' cannot be read as a picture: ..."),
+            "error: 'FOLDER/a.txt' cannot be read as a picture (JPEG, ...): ..."),
     Command("explain", "a class that is not there", lambda f: [*own(f), "--image", picture(f), "--target", "cat"],
             "error: factory has no class 'cat' among 4: none is near"),
     Command("explain", "a number of no class", lambda f: [*own(f), "--image", picture(f), "--target", "9"],

@@ -181,7 +181,7 @@ CASES = [
     Case("pointing_game", "a mask of another shape", lambda: pointing_game(R, HERE[:, :3]),
          ValueError, "mask has shape (2, 3) for a relevance of (2, 4)"),
     Case("pointing_game", "an empty mask", lambda: pointing_game(R, ~HERE),
-         ValueError, "mask is False everywhere in a sample: there is no evidence in it to find"),
+         ValueError, "mask is False everywhere in a sample: every one needs a marked token or place to find"),
     Case("pointing_game", "a mask of floats", lambda: pointing_game(R, HERE.float()),
          TypeError, "mask must be boolean, True where the evidence is; got torch.float32"),
     Case("mass_inside", "NaN", lambda: mass_inside(with_nan(R), HERE),

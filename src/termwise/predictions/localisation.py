@@ -190,5 +190,5 @@ def _flat(relevance: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     if inside.shape[1:] != values.shape[1:] or len(inside) not in (1, len(values)):
         raise ValueError(f"mask has shape {tuple(mask.shape)} for a relevance of {tuple(relevance.shape)}")
     if not bool(inside.flatten(1).any(1).all()):
-        raise ValueError("mask is False everywhere in a sample: there is no evidence in it to find")
+        raise ValueError("mask is False everywhere in a sample: every one needs a marked token or place to find")
     return values.flatten(1), inside.expand(len(values), *inside.shape[1:]).flatten(1)
