@@ -157,7 +157,7 @@ CASES = [
     Case("tangent", "a function for a model", lambda: tw.tangent(lambda x: x),
          TypeError, "model must be a torch.nn.Module, whose parameters have names; got function"),
     Case("tangent", "a model without parameters", lambda: tw.tangent(nn.ReLU().eval()),
-         ValueError, "ReLU has no floating parameters"),
+         ValueError, "ReLU has no parameter that is floating"),
     Case("tangent", "parameters that are not there", lambda: tw.tangent(mlp(), "fc.*"),
          ValueError, "no parameter of Sequential is called 'fc.*'; there are 0.weight, 0.bias, 2.weight, ..."),
     Case("tangent", "a number for the parameters", lambda: tw.tangent(mlp(), 3),

@@ -227,7 +227,7 @@ def test_numbers_of_python_are_taken_and_the_tolerance_is_kept(tmp_path):
 def test_what_needs_a_fit_says_so():
     model = tw.MultiStage(1, (3,), iterations=2)
     for call in (lambda: model.predict(line(3)), lambda: model.decompose(line(3)), model.plot, lambda: model.save("x")):
-        with pytest.raises(RuntimeError, match="call fit first"):
+        with pytest.raises(ValueError, match="call fit first"):
             call()
     model.fit(line(9), line(9))
     with pytest.raises(ValueError, match="2 coordinates"):

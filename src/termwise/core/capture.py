@@ -107,17 +107,24 @@ def _recorded_anew(call: Call) -> Program:
     """Record, and keep it."""
     known = _known(call.model)
     program = _record(call)
-    try:
-        program.run(call)  # what was recorded of sizes alone may still meet values that it cannot take, as ids out of range
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as problem:
-        call.try_model()
-        raise CaptureError(f"what was recorded of {type(call.model).__name__} does not run: {problem}") from problem
+    if _doubtful(call):
+        try:
+            program.run(call)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as problem:
+            call.try_model()
+            raise CaptureError(f"what was recorded of {type(call.model).__name__} does not run: {problem}") from problem
     with contextlib.suppress(TypeError):  # no weak reference to it: recorded anew each time
         # what a first forward pass sets (tables made for a length) is no change
         _cache[call.model] = _makeup(call.model), [*known, program.of(None)][-KEPT:]
     return program
+
+
+def _doubtful(call: Call) -> bool:
+    """Whether a recording, made of sizes alone, may meet values that it cannot take: ids out of range, another precision."""
+    weights = next(iter(call.model.parameters()), None) if isinstance(call.model, nn.Module) else None
+    return any(not t.is_floating_point() or (weights is not None and t.dtype != weights.dtype) for t in call.tensors)
 
 
 def _known(model: Any) -> list[Program]:

@@ -83,7 +83,9 @@ def parameter_groups(model: nn.Module, params: str | Sequence[str] | None) -> di
     names = [n for n, p in model.named_parameters() if p.is_floating_point() or p.is_complex()]
     patterns = ["*"] if params is None else [params] if isinstance(params, str) else list(params)
     if not names or not patterns:
-        raise ValueError(f"{type(model).__name__} has no floating parameters" if not names else "params is empty: name some")
+        raise ValueError(
+            f"{type(model).__name__} has no parameter that is floating" if not names else "params is empty: name some"
+        )
     groups: dict[str, list[str]] = {}
     for pattern in patterns:
         if not any(fnmatchcase(n, pattern) for n in names):
