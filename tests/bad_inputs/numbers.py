@@ -143,7 +143,7 @@ CASES = [
          "input, with the batch or without; axes that all share may be 1 or left out in front, as (height, "
          "width)"),
     Case("Explanation.top", "a negative number", lambda: tw.explain(net(), X).top(-1),
-         ValueError, "k must be a whole number of at least 1, got -1"),
+         ValueError, "k must be at least 1, a whole number; got -1"),
 ]
 # fmt: on
 

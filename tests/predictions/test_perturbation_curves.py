@@ -247,7 +247,7 @@ def test_it_draws_itself():
         ({"baseline": torch.zeros(7)}, r"\(7,\), which does not fit inputs \(2, 5\)"),
         ({"baseline": "mean"}, "is for images"),
         ({"target": torch.tensor([0, 5])}, "out of range"),
-        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
     ],
 )
 def test_bad_input_says_what_is_allowed(change, text):

@@ -19,7 +19,7 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
         ValueError: for one below the least, or anything else (True is no number).
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        raise ValueError(f"{name} must be at least {least}, a whole number; got {value!r}")
     return value
 
 

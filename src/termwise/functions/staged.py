@@ -83,8 +83,7 @@ class Staged(Pictured):
             (n,).
 
         Raises:
-            RuntimeError: before `fit`.
-            ValueError: for points of another dimension.
+            ValueError: before `fit`; for points of another dimension.
             TypeError: for points that are not float64.
         """
         parts = self._parts(X)
@@ -102,7 +101,7 @@ class Staged(Pictured):
             the whole is what `predict` gives.
 
         Raises:
-            RuntimeError, ValueError, TypeError: as `predict`; ValueError for y of another shape.
+            ValueError, TypeError: as `predict`; ValueError for y of another shape.
         """
         parts = self._parts(X)
         whole = torch.stack(list(parts.values())).sum(0) if y is None else points(y, "y").reshape(-1)
@@ -143,7 +142,7 @@ class Staged(Pictured):
             The path written; `MultiStage.load` reads it. An equation is code, and is not in it.
 
         Raises:
-            RuntimeError: before `fit`.
+            ValueError: before `fit`.
             OSError: when the path cannot be written.
         """
         self._check_fitted()
