@@ -256,7 +256,7 @@ def test_pictures_and_files(tmp_path):
 def test_what_is_refused():
     model, x, h = mlp(), double(2, 4), double(2, 4, seed=1)
     for bad, message in (
-        ({"order": -1}, "order must be at least 0, a whole number; got -1"), ({"order": 1.5}, "order is"), ({"at": 0.0}, "not 0"),
+        ({"order": -1}, "order must be at least 0, a whole number; got -1"), ({"order": 1.5}, "order must be"), ({"at": 0.0}, "not 0"),
         ({"at": math.nan}, "finite"), ({"wrt": "weights"}, "wrt is"), ({"wrt": "parameters"}, "a mapping from parameter names"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):

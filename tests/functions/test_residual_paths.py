@@ -326,7 +326,7 @@ def test_branches_are_scaled_and_it_trains(rule, strength):
 def test_what_is_refused():
     model, x = Stack(2), double(2, 4)
     for bad, message in (
-        ({"order": -1}, "order must be at least 0, a whole number; got -1"), ({"order": 1.5}, "order is"), ({"scale": 0.0}, "not 0"),
+        ({"order": -1}, "order must be at least 0, a whole number; got -1"), ({"order": 1.5}, "order must be"), ({"scale": 0.0}, "not 0"),
         ({"scale": math.nan}, "finite"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
