@@ -67,9 +67,10 @@ strip(rows[0], truth, "all 50 steps computed")
 strip(rows[1], pictures, f"{fast.report.evaluations} of 50 computed: changed by {change(pictures, truth):.1%} (median)")
 
 # %%
-# Read the report: every grey line is a step that was computed. Dots say how wrong a forecast would have been there, measured,
-# since the truth was at hand. Crosses say what the steps that were forecast are expected to do to the result; they add up to
-# the estimate.
+# Read the report. Where the model was computed, the error of a forecast from the steps before is known, and shown: it was not
+# used, and it says how far forecasts reach. Where it was forecast, there is what this is expected to do to the result; these
+# add up to the estimate, which the tolerance is held against. Below are the steps that were computed: many where the path
+# bends.
 
 fast.report.plot()
 
