@@ -63,7 +63,6 @@ plt.show()
 # Every layer and head at once.
 
 after.plot()
-plt.show()
 
 # %%
 # A prompt, read once, leaves keys, values and G behind. What follows is then computed token by token, and is what the whole text

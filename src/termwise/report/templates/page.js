@@ -43,9 +43,10 @@
       const from = api.coord([api.value(0), api.value(2)]), to = api.coord([api.value(1), api.value(2)]);
       const high = Math.min(api.size([0, 1])[1] * 0.66, 20), left = Math.min(from[0], to[0]);
       const shape = { x: left, y: from[1] - high / 2, width: Math.max(Math.abs(to[0] - from[0]), 1.5), height: high, r: 2 };
-      const text = { text: number(api.value(3)), fill: style("--soft"), fontSize: 12 };
-      const room = params.coordSys.x + params.coordSys.width - (left + shape.width) > 64;
-      const lie = { position: room ? "right" : "left", distance: 6 };
+      // beside its bar where there is room, else within it
+      const room = params.coordSys.x + params.coordSys.width - (left + shape.width) > 64, before = left - params.coordSys.x > 64;
+      const text = { text: number(api.value(3)), fill: style(room || before ? "--soft" : "--paper"), fontSize: 12 };
+      const lie = { position: room ? "right" : before ? "left" : "insideRight", distance: 6 };
       return { type: "rect", shape, style: { fill: api.visual("color") }, textContent: { style: text }, textConfig: lie };
     },
     "@band": (params, api) => {
