@@ -19,8 +19,10 @@ WITH_PIP    := $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m ve
 # two workers, one thread each: more threads than cores only wait for each other
 THREADS     := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 WORKERS     ?= 2
+PROGRAMS    ?= 2000
+SEED        ?= 0
 
-.PHONY: help demo test test-all docs docs-check bench lint lock licenses sbom audit clean
+.PHONY: help demo test test-all fuzz docs docs-check bench lint lock licenses sbom audit clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +45,9 @@ test: $(STAMP)  ## the tests, without the slow ones
 
 test-all: $(STAMP)  ## every test
 	$(THREADS) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m ""
+
+fuzz: $(STAMP)  ## random programs through everything: PROGRAMS=2000 SEED=0
+	$(THREADS) $(BIN)/python -m tests.fuzz --programs $(PROGRAMS) --seed $(SEED) --workers $(WORKERS)
 
 docs: $(STAMP)  ## the documentation, into docs/_build/html
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html

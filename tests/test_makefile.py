@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-VERBS = ("demo", "test", "test-all", "docs", "bench", "lint", "licenses", "sbom", "audit")
+VERBS = ("demo", "test", "test-all", "fuzz", "docs", "bench", "lint", "licenses", "sbom", "audit")
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make: apt-get install make")
 
@@ -33,3 +33,9 @@ def test_a_verb_installs_first_and_once(verb, tmp_path):
 def test_the_index_of_torch_can_be_chosen(tmp_path):
     assert "--index-url" not in steps("test", tmp_path)
     assert "--index-url https://example.org/cpu" in steps("test", tmp_path, "TORCH_INDEX=https://example.org/cpu")
+
+
+def test_how_many_programs_and_from_which_seed(tmp_path):
+    (tmp_path / ".ready").touch()
+    assert "-m tests.fuzz --programs 2000 --seed 0 --workers 2" in steps("fuzz", tmp_path)
+    assert "--programs 9 --seed 5" in steps("fuzz", tmp_path, "PROGRAMS=9", "SEED=5")

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 import termwise as tw
 from termwise.functions import JET_RULES, Jet, jet, jet_rule
@@ -158,6 +159,15 @@ OPERATIONS = {
     "fft": (lambda x: torch.fft.irfft(torch.fft.rfft(x, dim=1), n=4, dim=1) ** 2, None, [(2, 4)]),
     "avg_pool": (lambda x: F.avg_pool2d(x * x, 2), None, [(1, 2, 4, 4)]),
     "interpolate": (lambda x: F.interpolate(x * x, scale_factor=2, mode="bilinear"), None, [(1, 2, 3, 3)]),
+    "bilinear": (lambda a, b: F.bilinear(a, b, double(5, 3, 4), B[:1].expand(5)), lambda a, b: torch.einsum("bi,oij,bj->bo", a, double(5, 3, 4), b) + B[:1], [(2, 3), (2, 4)]),
+    "bilinear of moving weights": (lambda w: F.bilinear(double(2, 3), double(2, 4), w) ** 2, None, [(5, 3, 4)]),
+    "lerp": (lambda a, b, w: torch.lerp(a, b, w), lambda a, b, w: a + w * (b - a), [(2, 4)] * 3),
+    "lerp by a number": (lambda a: torch.lerp(a, W, 0.3) ** 2, lambda a: (0.7 * a + 0.3 * W) ** 2, [(2, 4)]),
+    "hypot": (torch.hypot, lambda a, b: (a * a + b * b).sqrt(), [(2, 4), (4,)]),
+    "cosine_similarity": (
+        lambda a, b: F.cosine_similarity(a, b, 1), lambda a, b: (a * b).sum(1) / ((a * a).sum(1) * (b * b).sum(1)).sqrt(), [(2, 4, 3), (1, 4, 3)],
+    ),
+    "index_fill": (lambda x: (x * x).index_fill(1, torch.tensor([0, 2]), 1.5) ** 2, lambda x: torch.where(torch.tensor([True, False, True, False]), 1.5, x * x) ** 2, [(2, 4)]),
     "split": (lambda x: (x.split(2, 1)[1] * x.chunk(2, 1)[0]), None, [(2, 4)]),
 }  # fmt: skip
 
@@ -189,7 +199,8 @@ def test_an_operation_along_a_curved_path_is_its_primitives_differentiated(name)
 
 RECURRENT = {
     "lstm": lambda: nn.LSTM(3, 4, 2, bidirectional=True, batch_first=True), "gru": lambda: nn.GRU(3, 4, 2, bidirectional=True),
-    "projected": lambda: nn.LSTM(3, 4, proj_size=2), "plain": lambda: nn.RNN(3, 4, bias=False),
+    "projected": lambda: nn.LSTM(3, 4, proj_size=2), "plain": lambda: nn.RNN(3, 4, bias=False), "lstm cell": lambda: nn.LSTMCell(3, 4), "gru cell": lambda: nn.GRUCell(3, 4),
+    "cell": lambda: nn.RNNCell(3, 4, bias=False),
 }  # fmt: skip
 
 
@@ -197,8 +208,10 @@ RECURRENT = {
 def test_a_recurrent_layer_moves_as_its_values_do(name):
     torch.manual_seed(0)
     layer = RECURRENT[name]().double().eval()
-    f = lambda x: torch.cat([v.reshape(-1) for v in (lambda y, s: (y, *(s if isinstance(s, tuple) else (s,))))(*layer(x))])
     x, series = double(3, 5, 3), [0.3 * double(3, 5, 3, seed=k) for k in range(1, 4)]
+    if name.endswith("cell"):
+        x, series = x[:, 0], [c[:, 0] for c in series]
+    f = lambda x: torch.cat([v.reshape(-1) for v in tree_leaves(layer(x))])
     value, found = jet(f, [x], [series])
     errors = []
     for t in (2e-2, 1e-2):
@@ -213,7 +226,8 @@ PIECEWISE = {
     "hardtanh": F.hardtanh, "relu6": F.relu6, "hardsigmoid": F.hardsigmoid, "hardswish": F.hardswish, "elu": F.elu, "selu": F.selu, "celu": lambda x: F.celu(x, 0.7),
     "max": lambda x: x.amax(1), "max and index": lambda x: x.max(1).values, "min": lambda x: x.amin((0, 2)),
     "maximum": lambda x: torch.maximum(x, x.flip(1)), "max_pool": lambda x: F.max_pool1d(x, 2), "topk": lambda x: x.topk(2, 1).values,
-    "sort": lambda x: x.sort(1).values, "prelu": lambda x: F.prelu(x, W[:3]),
+    "threshold": lambda x: F.threshold(x, 0.1, 0.7), "hardshrink": lambda x: F.hardshrink(x, 0.6), "softshrink": lambda x: F.softshrink(x, 0.6),
+    "order": lambda x: x.take_along_dim(x.flip(1).argsort(1), 1), "sort": lambda x: x.sort(1).values, "prelu": lambda x: F.prelu(x, W[:3]),
 }  # fmt: skip
 
 

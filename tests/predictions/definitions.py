@@ -371,6 +371,9 @@ def element_by_element(case: Case, c: Tensor) -> Relevance:
     """R_i = c_i (f(x_i) - f(0)), with f(0) = 0 where that is infinite."""
     (position,) = case.active
     x, tensors = case.tensors[position], case.tensors
+    if case.name == "prelu" and x.ndim > 2:  # its slopes lie along the channels
+        slopes = tensors[1].reshape(-1, *[1] * (x.ndim - 2))
+        return element_by_element(Case(lambda x: torch.where(x > 0, x, slopes * x), (x,)), c)
     y, f0 = first(case), first(case, [*tensors[:position], torch.zeros_like(x), *tensors[position + 1 :]])
     y, f0, cs = y.tolist(), f0.expand_as(y.clone()).reshape(-1).tolist(), c.tolist()
     shape = torch.broadcast_shapes(*(t.shape for t in tensors))
@@ -826,6 +829,17 @@ def epsilon(size: float) -> Definition:
         return split(case, (m * r[:, None]).sum(0), (b * r).sum(), z, c)
 
     return definition
+
+
+def damped(definition: Definition, size: float) -> Definition:
+    """LRP-epsilon of any operation: its own definition of a smaller relevance."""
+
+    def definition_(case: Case, c: Tensor) -> Relevance:
+        y = case()
+        found = definition(case, c * y.abs() / (y.abs() + size))
+        return Relevance(found.inputs, found.constants, found.lost + (y * c * size / (y.abs() + size)).sum())
+
+    return definition_
 
 
 def gamma(size: float) -> Definition:

@@ -214,6 +214,23 @@ def test_it_runs_and_closes(name):
     why.check(1e-7)  # float32 islands inside some of them
 
 
+FILLED = {
+    "padding with zeros": lambda x: nn.functional.pad(x, (0, 1)),
+    "padding with a number": lambda x: nn.functional.pad(x, (1, 0), value=0.6),
+    "a number for some": lambda x: x.index_fill(1, torch.tensor([2]), 0.9),
+    "a triangle": lambda x: x.unflatten(1, (2, -1)).tril().flatten(1),
+    "windows beyond the edge": lambda x: nn.functional.unfold(x.unflatten(1, (1, 2, -1)), 2, padding=1).flatten(1),
+}
+
+
+@pytest.mark.parametrize("name", FILLED)
+def test_what_falls_on_a_number_that_was_filled_in_is_lost_and_measured(name):
+    x = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    why = explain(lambda x: torch.sigmoid(FILLED[name](x)).sum(1, keepdim=True), x, target=0, rules="dynamiclrp").check(1e-10)
+    lost = sum(part for part_name, part in why.parts.items() if part_name.startswith("rule:"))
+    assert (lost.abs() > 1e-3).all()
+
+
 def test_several_values_are_refused_by_name():
     subject = build("lstm")
     with pytest.raises(ValueError, match=r"aten.lstm at rnn .* relevance form"):

@@ -740,21 +740,10 @@ def test_rules_for_any_operation() -> None:
         Case(aten.mean.dim, (r(2, 3), [1])),
         Case(aten.add.Tensor, (r(3), 2.0)),
     ):
-        check(epsilon(0.5), damped(DEFINITIONS[case.name], 0.5), case)
+        check(epsilon(0.5), definitions.damped(DEFINITIONS[case.name], 0.5), case)
     for case in (Case(aten.relu.default, (r(9),)),):
         check(deconvolution, functools.partial(definitions.rectified, guided=False), case)
         check(guided, functools.partial(definitions.rectified, guided=True), case)
-
-
-def damped(definition: Definition, size: float) -> Definition:
-    """LRP-epsilon of any operation: its own definition of a smaller relevance."""
-
-    def definition_(case: Case, c: Tensor) -> definitions.Relevance:
-        y = case()
-        found = definition(case, c * y.abs() / (y.abs() + size))
-        return definitions.Relevance(found.inputs, found.constants, found.lost + (y * c * size / (y.abs() + size)).sum())
-
-    return definition_
 
 
 def test_sizes_are_checked_and_printed() -> None:

@@ -41,7 +41,7 @@ from .memory import graph_size
 from .propagate import Result, begun_at_rows
 from .rules.attention import LOGARITHMIC, SOFTMAX
 from .rules.elementwise import ELEMENTWISE
-from .rules.linear import HOMOGENEOUS, MOVES, SUMS, WINNERS, bias_axis
+from .rules.linear import FILLING, HOMOGENEOUS, MOVES, SUMS, WINNERS, bias_axis
 from .rules.maps import AFFINE
 from .rules.products import PRODUCTS
 
@@ -211,6 +211,9 @@ ASSEMBLED = (
 )  # fmt: skip
 """Each entry of the value is an entry of one of several operands."""
 
+EMPTYING = (*FILLING, "tril", "triu", "diag", "diag_embed", "block_diag", "im2col", "col2im")
+"""Moves that put a number, 0 mostly, among the entries. It owns nothing, so that R which arrives there is lost, and measured."""
+
 NORMS = ("layer_norm", "rms_norm", "_fused_rms_norm", "group_norm", "instance_norm", "batch_norm")
 
 TABLE: dict[str, Rule] = {
@@ -329,6 +332,7 @@ class Carried:
                 if (
                     rule is not moved
                     or _casts(node)
+                    or op_name(node) in EMPTYING
                     or not all(n is None or info(n).active for n in site.sources if _floating(n))
                 ):
                     self.sites[node.name] = site

@@ -42,12 +42,15 @@ def _filling(at: Any, args: Any, empty: list[Any], kwargs: Any) -> Jet:
     return Jet(at.series.shifted(rows, at.op(*values((torch.zeros_like(args[0].value), *args[1:])), **kwargs)))
 
 
-@jet_rule("masked_scatter", "scatter_add", "scatter", "index_add", "index_copy", "index_put", "select_scatter", "slice_scatter")
+@jet_rule(
+    "masked_scatter", "scatter_add", "scatter", "index_add", "index_copy", "index_put", "index_fill", "select_scatter",
+    "slice_scatter",
+)  # fmt: skip
 def assembled(at: Any, *args: Any, **kwargs: Any) -> Jet:
     """Values put among others: a constant one of them is zero in the later rows."""
     if kwargs.get("reduce") is not None:
         raise ValueError(f"{at.where} reduces while it scatters: there is a jet rule for putting and adding only")
-    if _number(args[-1]) and "value" in at.overload:
+    if _number(args[-1]) and ("value" in at.overload or "Scalar" in at.overload):
         return _filling(at, args, [0.0], kwargs)
 
     def series(value: Any) -> Any:

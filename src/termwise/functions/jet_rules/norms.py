@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .table import Jet, axes_of, channels, jet_rule, moves, rows_of
+from .table import Jet, axes_of, channels, choose, jet_rule, moves, rows_of
 
 
 def _normed(at: Any, d: Tensor, axes: list[int], eps: float) -> Tensor:
@@ -107,3 +107,24 @@ def variance(at: Any, x: Jet, *args: Any, correction: float | None = 1, keepdim:
     d = x.rows - x.rows.mean(axes, keepdim=True)
     found = at.series.square(d).sum(axes, keepdim=keepdim) / (n - (1 if correction is None else correction))
     return Jet(at.series.power(found, 0.5) if at.op.__name__.startswith("std") else found)
+
+
+@jet_rule("hypot")
+def hypot(at: Any, a: Any, b: Any) -> Jet:
+    """The root of a a + b b."""
+    return Jet(at.series.power(at.series.added(at.series.square(rows_of(at, a)), at.series.square(rows_of(at, b))), 0.5))
+
+
+@jet_rule("cosine_similarity")
+def cosine_similarity(at: Any, a: Any, b: Any, axis: int = 1, eps: float = 1e-8) -> Jet:
+    """A b over both lengths, which are eps at least."""
+    a, b = rows_of(at, a), rows_of(at, b)
+    axes = max(a.ndim, b.ndim) - 1
+    axis = axis % axes - axes
+    a, b = (v.reshape(len(v), *[1] * (axes + 1 - v.ndim), *v.shape[1:]) for v in (a, b))
+    found = at.series.product(a, b).sum(axis)
+    for v in (a, b):
+        squares = at.series.square(v).sum(axis)
+        floor = at.series.constant(torch.full_like(squares[0], eps**2))
+        found = at.series.product(found, at.series.power(choose(squares[0] > eps**2, squares, floor).rows, -0.5))
+    return Jet(found)

@@ -87,6 +87,26 @@ def _between(at: Any, x: Jet, low: Any, high: Any) -> Jet:
     return x
 
 
+@jet_rule("threshold")
+def threshold(at: Any, x: Jet, end: float, value: float) -> Jet:
+    """X above an end, and a number up to it."""
+    above = Jet(at.series.shifted(x.rows, -end))
+    at.kink(above)
+    return choose(at.positive(above), x.rows, like(value, x))
+
+
+@jet_rule("hardshrink", "softshrink")
+def shrunk(at: Any, x: Jet, size: float = 0.5) -> Jet:
+    """0 between two ends, and beyond them x, or x less the nearer end."""
+    soft = at.op.__name__.startswith("soft")
+    found = torch.zeros_like(x.rows)
+    for sign in (1.0, -1.0):
+        beyond = Jet(at.series.shifted(x.rows * sign, -size))
+        at.kink(beyond)
+        found = choose(at.positive(beyond), beyond.rows * sign if soft else x.rows, found).rows
+    return Jet(found)
+
+
 @jet_rule("hardsigmoid", "hardswish")
 def hard(at: Any, x: Jet) -> Jet:
     """Clamp(x / 6 + 1 / 2, 0, 1), and x times that."""
@@ -195,7 +215,7 @@ def compared(at: Any, a: Any, b: Any) -> Tensor:
     return at.op(*values((a, b)))  # type: ignore[no-any-return]
 
 
-@jet_rule("sign", "sgn", "floor", "ceil", "round", "trunc", "argmax", "argmin")
+@jet_rule("sign", "sgn", "floor", "ceil", "round", "trunc", "argmax", "argmin", "argsort")
 def steps(at: Any, *args: Any, **kwargs: Any) -> Any:
     """Constant in pieces: only the value at t = 0. Where the next step is, nobody looks."""
     at.unwatched()

@@ -131,6 +131,23 @@ def attention(
     return Jet(at.series.matmul(weights, v.to(weights.dtype)))
 
 
+@jet_rule("bilinear")
+def bilinear(at: Any, a: Any, b: Any, weight: Any, bias: Any = None) -> Jet:
+    """A W b + bias, of what moves or not."""
+    a, w = rows_of(at, a), rows_of(at, weight)
+    w = w.reshape(len(w), *[1] * (a.ndim - 2), *w.shape[1:])  # axes for the samples
+    read = at.series.product(a, w, lambda a, w: torch.einsum("...i,...oij->...oj", a, w))
+    rows = at.series.product(read, rows_of(at, b), lambda r, b: torch.einsum("...oj,...j->...o", r, b))
+    return Jet(rows if bias is None else at.series.added(rows, rows_of(at, bias)))
+
+
+@jet_rule("lerp")
+def lerp(at: Any, a: Any, b: Any, weight: Any) -> Jet:
+    """A + weight (b - a)."""
+    difference = at.series.added(rows_of(at, b), rows_of(at, a), -1)
+    return Jet(at.series.added(rows_of(at, a), mul(at, Jet(difference), weight).rows))
+
+
 @jet_rule("addcmul")
 def addcmul(at: Any, x: Any, a: Any, b: Any, *, value: float = 1) -> Jet:
     """X + value a b."""

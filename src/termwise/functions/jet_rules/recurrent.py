@@ -71,3 +71,13 @@ def recurrent(
         value = torch.cat(leveled(outs), -1)
     out = value.transpose(1, 2) if batch_first else value
     return Jet(out), *(Jet(torch.stack(leveled(rows), 1)) for rows in zip(*last, strict=True))
+
+
+@jet_rule("lstm_cell", "gru_cell", "rnn_tanh_cell")
+def cell(at: Any, x: Any, start: Any, w_in: Any, w_hidden: Any, b_in: Any = None, b_hidden: Any = None) -> Any:
+    """One step of a layer."""
+    name = at.op.__name__.partition(".")[0].removesuffix("_cell")
+    state = tuple(rows_of(at, s) for s in (start if isinstance(start, (list, tuple)) else [start]))
+    read, kept = linear(at, x, w_in, b_in).rows, linear(at, Jet(state[0]), w_hidden, b_hidden).rows
+    state = STEPS[name](at, read, kept, state)
+    return tuple(map(Jet, state)) if name == "lstm" else Jet(state[0])

@@ -1,0 +1,79 @@
+"""A slice of `make fuzz`; and that the suite itself finds what is broken, and makes it small."""
+
+import re
+
+import pytest
+import torch
+from tests.fuzz.checks import CHECKS, Subject
+from tests.fuzz.grammar import ROWS
+from tests.fuzz.programs import DEPTH, Program, random_program, shrunk
+from tests.fuzz.suite import failed, judge, smallest
+
+from termwise.functions import JET_RULES, Jet
+from termwise.predictions import RULES
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_program(seed):
+    outcome = judge(seed)
+    assert not outcome.failures, "\n\n".join(outcome.failures.values())
+
+
+def test_programs_are_deep_and_of_every_row():
+    """Every row of the grammar is drawn; branches split and rejoin, values and layers are used again."""
+    programs = [random_program(seed) for seed in range(400)]
+    text = "\n".join(line for p in programs for line in p.lines.values())
+    assert all(p.depths()[p.output] >= DEPTH for p in programs)
+    missing = [row.text for row in ROWS if not re.search(_pattern(row.text), text)]
+    assert len(missing) <= 0.02 * len(ROWS), missing
+    assert {p.dtype for p in programs} == {"float32", "float64"}
+    assert (
+        sum(
+            any(t.count(f"self.{n}(") for n in p.layers for t in [" ".join(p.lines.values())] if t.count(f"self.{n}(") > 1)
+            for p in programs
+        )
+        > 40
+    )
+
+
+def _pattern(template: str) -> str:
+    """What a line of a row looks like."""
+    literal = re.split(r"<.*?>(?=[(, )]|$)|\{\w+\}", template)
+    return ".*".join(map(re.escape, literal))
+
+
+def test_a_seed_is_a_program():
+    a, b = random_program(7), random_program(7)
+    assert str(a) == str(b)
+    assert "class Seed7(nn.Module)" in str(a)
+    assert all(torch.equal(x, y) for x, y in zip(a.draw(), b.draw(), strict=True))
+    assert torch.equal(a.model()(*a.draw()), b.model()(*b.draw()))
+
+
+LINES = {"v0": "torch.tanh(x0)", "v1": "v0 @ x0.transpose(1, 2)", "v2": "torch.sin(v1)", "v3": "v2 * v1", "v4": "v3.sum(2)"}
+BROKEN = {
+    "a rule that takes the own derivative": (RULES, "sin", lambda at, x: at.op(x), "relevance_closes", "torch.sin"),
+    "half a product": (RULES, "matmul", lambda at, a, b: at.op(a, b.detach()), "relevance_is_its_twin", "@"),
+    "a coefficient of a jet": (JET_RULES, "tanh", lambda at, x: Jet(torch.cat([x.value.tanh()[None], x.rows[1:]])), "jets_are_nested_derivatives", "tanh"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_broken_is_found_and_made_small(name, monkeypatch):
+    table, op, rule, check, line = BROKEN[name]
+    program = Program(0, "float64", "any", {"x0": (3, 4)}, {}, LINES)
+    assert failed(Subject(program), check) is None
+    monkeypatch.setitem(table, op, rule)
+    problem = failed(Subject(program), check)
+    assert isinstance(problem, AssertionError)
+    small, _ = smallest(program, check, problem)
+    (only,) = small.lines.values()
+    assert line in only
+
+
+def test_smaller_programs_are_programs():
+    program = random_program(1)
+    for smaller in shrunk(program):
+        assert len(smaller.lines) < len(program.lines)
+        smaller.model()(*smaller.draw())
+    assert set(CHECKS) >= {"recording", "relevance_closes", "relevance_is_its_twin", "compression_keeps_all_at_full_budget"}
