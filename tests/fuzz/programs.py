@@ -15,6 +15,7 @@ import types
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
@@ -154,14 +155,17 @@ def _perturb(layer: nn.Module) -> None:
 
 def random_program(seed: int) -> Program:
     """The program of a seed."""
-    chance = random.Random(seed)
-    family = chance.choices(list(FAMILIES), [share for share, _ in FAMILIES.values()])[0]
-    drawing = _Drawing(chance, seed, family)
-    lines = chance.randint(*LINES)
-    while len(drawing.program.lines) < lines or max(drawing.program.depths().values()) < DEPTH - 1:
-        drawing.line()
-    drawing.finish()
-    return drawing.program
+    for attempt in count():
+        chance = random.Random(seed + 1_000_003 * attempt)
+        family = chance.choices(list(FAMILIES), [share for share, _ in FAMILIES.values()])[0]
+        drawing, lines = _Drawing(chance, seed, family), chance.randint(*LINES)
+        while len(drawing.program.lines) < lines or max(drawing.program.depths().values()) < DEPTH - 1:
+            if not drawing.line():  # a dead end, as of few numbers that are all alike
+                break
+        else:
+            drawing.finish()
+            return drawing.program
+    raise AssertionError("unreachable")
 
 
 class _Drawing:
@@ -182,19 +186,19 @@ class _Drawing:
         if "ids0" in inputs:
             self.take(f"<nn.Embedding({IDS}, 4)>(ids0)", last=True)
 
-    def line(self) -> None:
-        """Draw until something fits."""
-        for _ in range(1000):
+    def line(self) -> bool:
+        """Draw until something fits; whether anything does."""
+        for _ in range(300):
             if self.chance.random() < 0.08 and self.layers:
                 layer, value = self.chance.choice(list(self.layers)), self.operand()
                 if isinstance(self.layers[layer], nn.Module) and self.take(f"self.{layer}({value}){self.index(layer)}"):
-                    return
+                    return True
                 continue
             row = self.chance.choice(self.rows)
             value = self.operand()
             if self.values[value].ndim in row.ranks and self.take(*self.filled(row, value)):
-                return
-        raise RuntimeError(f"no line fits program {self.program.seed}")
+                return True
+        return False
 
     def index(self, layer: str) -> str:
         """What picks the sequence out of what a recurrent layer returns."""

@@ -13,7 +13,7 @@ from termwise.functions import JET_RULES, Jet
 from termwise.predictions import RULES
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_a_program(seed):
     outcome = judge(seed)
     assert not outcome.failures, "\n\n".join(outcome.failures.values())
@@ -21,7 +21,7 @@ def test_a_program(seed):
 
 def test_programs_are_deep_and_of_every_row():
     """Every row of the grammar is drawn; branches split and rejoin, values and layers are used again."""
-    programs = [random_program(seed) for seed in range(400)]
+    programs = [random_program(seed) for seed in range(250)]
     text = "\n".join(line for p in programs for line in p.lines.values())
     assert all(p.depths()[p.output] >= DEPTH for p in programs)
     missing = [row.text for row in ROWS if not re.search(_pattern(row.text), text)]
@@ -32,7 +32,7 @@ def test_programs_are_deep_and_of_every_row():
             any(t.count(f"self.{n}(") for n in p.layers for t in [" ".join(p.lines.values())] if t.count(f"self.{n}(") > 1)
             for p in programs
         )
-        > 40
+        > 30
     )
 
 
@@ -50,7 +50,13 @@ def test_a_seed_is_a_program():
     assert torch.equal(a.model()(*a.draw()), b.model()(*b.draw()))
 
 
-LINES = {"v0": "torch.tanh(x0)", "v1": "v0 @ x0.transpose(1, 2)", "v2": "torch.sin(v1)", "v3": "v2 * v1", "v4": "v3.sum(2)"}
+LINES = {
+    "v0": "torch.tanh(x0)",
+    "v1": "v0 @ x0.transpose(1, 2)",
+    "v2": "torch.sin(v1)",
+    "v3": "v2 - v2.mean(1, keepdim=True)",
+    "v4": "v3.sum(2)",
+}
 BROKEN = {
     "a rule that takes the own derivative": (RULES, "sin", lambda at, x: at.op(x), "relevance_closes", "torch.sin"),
     "half a product": (RULES, "matmul", lambda at, a, b: at.op(a, b.detach()), "relevance_is_its_twin", "@"),
