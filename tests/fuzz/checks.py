@@ -195,7 +195,8 @@ def relevance_is_its_twin(subject: Subject) -> None:
         if (twin.splits and "batch_norm" in subject.ops) or (why := subject.explained(rules)) is None:
             continue
         start = subject.target if callable(subject.target) else lambda y: y[:, subject.target]
-        found = walk(program, alone, start, rules)
+        if (found := walk(program, alone, start, rules)) is None:
+            continue
         size = sum(part[sample].abs().sum().item() for part in why.inputs.values()) + abs(why.whole[sample].item())
         for name, ours in why.inputs.items():
             theirs = found.inputs.get(name, torch.zeros(1))

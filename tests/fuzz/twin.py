@@ -25,6 +25,7 @@ __all__ = ["TWINS", "Found", "walk"]
 
 SOFTMAX = ("softmax", "_softmax", "_safe_softmax")
 AFFINE = ("linear", "addmm", "mm", "bmm", "matmul", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "convolution")
+DIFFERENCES = ("add", "sub", "rsub", "diff")
 HELD = {**dict.fromkeys(SOFTMAX, definitions.softmax_constant), "scaled_dot_product_attention": definitions.attention_with_constant_weights,
         **dict.fromkeys(("log_softmax", "logsumexp"), definitions.logarithmic_constant)}  # fmt: skip
 
@@ -72,8 +73,8 @@ class Found:
     lost: float = 0.0
 
 
-def walk(program: Program, tensors: list[Tensor], start: Callable[[Tensor], Tensor], rules: str) -> Found:
-    """Relevance of one sample.
+def walk(program: Program, tensors: list[Tensor], start: Callable[[Tensor], Tensor], rules: str) -> Found | None:
+    """Relevance of one sample; None where two equal numbers leave 0, in which R is 0 whatever the ratio was.
 
     Args:
         program: what was recorded.
@@ -117,6 +118,8 @@ def walk(program: Program, tensors: list[Tensor], start: Callable[[Tensor], Tens
             send(node.args[0], arrived[node], node.args[1])
             continue
         args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+        if op_name(node) in DIFFERENCES and _cancels(node, values[node], args, kwargs):
+            return None
         positions = [
             i
             for i, a in enumerate(node.args)
@@ -132,6 +135,12 @@ def walk(program: Program, tensors: list[Tensor], start: Callable[[Tensor], Tens
         found.constants += float(relevance.constants)
         found.lost += float(relevance.lost)
     return found
+
+
+def _cancels(node: fx.Node, value: Tensor, args: Any, kwargs: Any) -> bool:
+    """Whether a 0 among the values is one number less an equal one: of other numbers there is no 0."""
+    others = [v * (1.5 + v.abs().cumsum(-1).sin()) if is_float(v) and v.ndim else v for v in args]
+    return bool(((value == 0) & (node.target(*others, **kwargs) != 0)).any())  # type: ignore[operator]
 
 
 def _values(program: Program, tensors: list[Tensor]) -> dict[fx.Node, Any]:
