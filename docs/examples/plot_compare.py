@@ -8,10 +8,6 @@ Seven methods explain one photograph: one table, one picture. Then a sentence.
 # %%
 # MobileNetV2 sees a palace. Patches of 28 pixels go blurred, in the order that each map gives.
 
-import io
-
-import matplotlib.pyplot as plt
-
 import termwise as tw
 
 subject = tw.zoo.load("mobilenet-v2")
@@ -25,10 +21,7 @@ found.show()
 # photograph has no interval: this table is about it and about nothing else. Over many, ``compare`` gives intervals, and
 # ``difference`` the paired one.
 
-plt.figure(figsize=(9, 5))
-plt.imshow(plt.imread(io.BytesIO(found.figure())))
-plt.axis("off")
-plt.tight_layout()
+found.plot()
 
 # %%
 # A sentence, and a real transformer. What stays in place (``keep``) is the token that begins every text.
@@ -44,10 +37,7 @@ found = tw.compare(
     keep=keep, baseline=subject.baseline, names=subject.names(tokens), classes=subject.classes,
 )  # fmt: skip
 found.show()
-plt.figure(figsize=(9, 3.6))
-plt.imshow(plt.imread(io.BytesIO(found.figure())))
-plt.axis("off")
-plt.tight_layout()
+found.plot()
 
 # %%
 # The same from the command line: ``termwise compare --model mobilenet-v2 --image photo.jpg --out compare.html``. A method of

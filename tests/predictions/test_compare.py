@@ -107,6 +107,7 @@ def test_what_cannot_run_says_so_and_the_others_do(capsys):
     only = tw.compare(model, x, ["gradcam"])
     with pytest.raises(ValueError, match="nothing to draw"):
         only.figure()
+    assert [type(p).__name__ for p in only.pictures()] == ["Table"]
     assert "<img" not in only.html()
 
 
@@ -129,7 +130,12 @@ def test_pictures_and_rows_are_drawn(tmp_path):
     html = found.html(title="<b>")
     assert "&lt;b&gt;" in html
     assert "data:image/png;base64," in html
-    assert "<script" not in html
+    slider, table = found.pictures(1)
+    assert slider.names == ["z+", "gradcam", "occlusion"]
+    assert [p.values.sum() for p in slider.pictures] == pytest.approx([float(row.map[1].sum()) for row in found.rows])
+    assert [row[0] for row in table.rows] == slider.names
+    assert [row[1] for row in table.rows] == [row["abpc"] for row in found.table()]
+    assert found.plot(1).axes
     model, x = dense()
     assert tw.compare(model, x, ["zero"]).figure()[:4] == b"\x89PNG"
     assert repr(found) == "Comparison(z+, gradcam, occlusion)"

@@ -29,9 +29,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from termwise.core.capture import arguments
+from termwise.core.pictures import Picture, Pictured, Pixels
 from termwise.core.program import Program
 
 from .attention_maps import attentions, by_path, heads, in_windows, weights_and_gradients
+from .attention_pictures import index_of_tokens, layer_maps
 from .call import PredictionCall
 from .explanation import Explanation
 from .labels import class_names, token_names
@@ -140,6 +142,15 @@ class AttentionExplanation(Explanation):
         """The rollout map, of an image by pixels: what the method says is most relevant is its index, not its relevance."""
         return _ranking(self.tokens, self.picture, name, self.why_not)
 
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """What adds up, the index of tokens, and what each attention looks at."""
+        found = [p for p in super().pictures(sample) if not isinstance(p, Pixels)]  # of which `heatmap` is the index
+        names = None if self.names is None else self.names[sample]
+        if self.tokens:
+            heat = None if self.picture is None else self.heatmap(sample=sample)
+            found.append(index_of_tokens("What attention looks at", self.token_relevance[sample], names, heat))
+        return found + layer_maps("Relevance of attention", self.attention_relevance, names, sample)
+
     def heatmap(self, name: str | None = None, sample: int = 0) -> Float[Tensor, "height width"]:
         """The rollout map of one image, its patches interpolated to the image's size.
 
@@ -154,7 +165,7 @@ class AttentionExplanation(Explanation):
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionReadout:
+class AttentionReadout(Pictured):
     """What a method reads out of the attention layers: an index of the input tokens, which adds up to nothing.
 
     Attributes:
@@ -177,6 +188,12 @@ class AttentionReadout:
     def ranking(self, name: str | None = None) -> Tensor:
         """The map of the tokens of an input, or of the pixels of an image; see `Explanation.ranking`."""
         return _ranking(self.tokens, self.size, name)
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """The index, and what the method makes of each attention."""
+        heat = None if self.size is None else self.heatmap(sample=sample)
+        index = index_of_tokens("What attention looks at", self.token_relevance[sample], None, heat)
+        return [index, *layer_maps("Attention by layer", self.attention_relevance, None, sample)]
 
     def heatmap(self, name: str | None = None, sample: int = 0) -> Float[Tensor, "height width"]:
         """The map of one image, its patches interpolated to the image's size; arguments as of `AttentionExplanation`."""

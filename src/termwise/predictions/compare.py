@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from termwise.core.arguments import whole_number
 from termwise.core.capture import capture
 from termwise.core.decomposition import Decomposition
+from termwise.core.pictures import Matrix, Picture, Pictured, Pixels, Steps, Table, Words
 from termwise.core.program import info
 
 from .chefer import (
@@ -86,6 +87,15 @@ METHODS: dict[str, Method] = {
 }
 """Name -> method, called as ``method(model, *inputs, kwargs=..., target=...)``. Names of rule sets are methods too."""
 
+COSTS = {"error": "error", "cancellation": "cancels", "passes": "passes", "seconds": "seconds"}
+"""Columns that every comparison has, after its metrics, as a reader calls them."""
+
+ALIKE = (
+    "Faithfulness is measured alike for all: the same features taken in the order of each map, from either end. The error is the "
+    "remainder over the whole, and cancellation says how much the parts fight. Methods that are no decompositions (SmoothGrad, "
+    "GradCAM) do not close, and do not claim to."
+)
+
 METRICS = ("abpc", "aopc", "deletion", "insertion", "comprehensiveness", "sufficiency")
 """What is read from the perturbation curves."""
 
@@ -117,8 +127,8 @@ class Compared:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
-    """Methods side by side. `show()` prints the table, `figure()` draws the maps or the sentences, `to_frame()` has the numbers.
+class Comparison(Pictured):
+    """Methods side by side. `show()` prints the table, `plot()` draws the maps or the sentences, `to_frame()` has the numbers.
 
     Attributes:
         rows: one for each method, in the order asked.
@@ -181,34 +191,62 @@ class Comparison:
         return (a - b).interval(clusters=self.clusters)
 
     def show(self) -> None:
-        """Print the table."""
+        """Print the table, and below it what did not run and why."""
         from rich.console import Console
 
-        from termwise.report.comparison import table
+        from termwise.report.terminal import lines
 
-        Console().print(table(self.table()))
+        Console().print(lines(self._numbers([row for row in self.table() if not row["problem"]])))
+        for row in self.rows:
+            if row.problem:
+                Console().print(f"{row.name} does not run: {row.problem}", style="yellow", markup=False, highlight=False)
 
     def figure(self, sample: int = 0, title: str = "") -> bytes:
-        """The maps, or the sentences, side by side, as a PNG."""
-        from termwise.report.comparison import figure
+        """The maps, or the sentences, as a PNG."""
+        from termwise.report.figures import png
 
-        return figure(self._explained(), sample=sample, picture=self.picture, title=title)
+        return png(self._maps(sample), title)
 
     def html(self, title: str = "Methods compared", lead: str = "") -> str:
-        """A self-contained page: the picture and the table."""
-        from termwise.report.comparison import page
+        """A self-contained page: the pictures and the table."""
+        from termwise.report import Section, page
 
-        return page(self.table(), self._explained(), picture=self.picture, title=title, lead=lead)
+        return page([Section(self)], title=title, lead=lead)
 
-    def _explained(self) -> list[tuple[str, Explanation]]:
-        """The maps, as explanations that can be drawn."""
-        found = []
-        for row in self.rows:
-            if row.map is not None:
-                drawn = row.map if row.map.ndim == 2 else row.map[:, None] if row.map.ndim == 3 else row.map
-                whole = drawn.flatten(1).sum(1)
-                found.append((row.name, Explanation(whole, {"input:map": drawn}, names=self.names)))
-        return found
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """The map of every method, and the table of all numbers."""
+        return [*self._maps(sample), self._numbers(self.table())]
+
+    def _numbers(self, rows: Sequence[Mapping[str, Any]]) -> Table:
+        """One row per method; why one did not run stands in its row."""
+        failed = any(row["problem"] for row in rows)
+        heads = ["method", *(h for name in self.metrics for h in (name, "95 % interval")), *COSTS.values()]
+        cells = []
+        for row in rows:
+            line = [row["method"]]
+            for name in self.metrics:
+                low, high = row[f"{name}_low"], row[f"{name}_high"]
+                line += [row[name], "" if low != low else f"{low:.3g} to {high:.3g}"]
+            line += [row[name] for name in COSTS]
+            cells.append([*line, row["problem"]] if failed else line)
+        return Table("Methods compared", [*heads, "does not run"] if failed else heads, cells, note=ALIKE)
+
+    def _maps(self, sample: int) -> list[Picture]:
+        """Of images a slider over the methods, of texts a sentence for each, of numbers one table of colours."""
+        maps = {row.name: row.map[sample].detach().double().cpu() for row in self.rows if row.map is not None}
+        if not maps:
+            return []
+        first = next(iter(maps.values()))
+        if first.ndim > 1:
+            planes = [(m.sum(0) if m.ndim == 3 else m).numpy() for m in maps.values()]
+            return [Steps("The maps", "method", list(maps), [Pixels("", plane, self.picture) for plane in planes])]
+        names = None if self.names is None else self.names[sample]
+        if names is not None and len(names) == len(first):
+            return [Words(name, names, m.tolist()) for name, m in maps.items()]
+        features = [str(i) for i in range(len(first))]
+        scaled = [(m / (m.abs().max() or 1.0)).tolist() for m in maps.values()]
+        note = "Each method by its largest entry: their scales differ."
+        return [Matrix("The maps", scaled, list(maps), features, value="relevance over its largest", x="feature", note=note)]
 
     def __repr__(self) -> str:
         """One line."""

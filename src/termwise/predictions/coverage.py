@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from termwise.core.capture import arguments, capture
+from termwise.core.pictures import Bars, Picture, Pictured, Table
 from termwise.core.program import Program, describe, info, op_name
 from termwise.core.rewrite import rewrite
 
@@ -34,9 +35,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Coverage", "coverage"]
 
+SHOWN = 24
+"""Operators that get a bar."""
+
 
 @dataclass(frozen=True)
-class Coverage:
+class Coverage(Pictured):
     """A census of a recorded model.
 
     Attributes:
@@ -74,6 +78,18 @@ class Coverage:
 
         rows = [{"op": op, "nodes": n, "rule": self.rules[op]} for op, n in self.counts.items()]
         return pandas.DataFrame(rows, columns=["op", "nodes", "rule"])
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """How often each operator occurs, the rule it has, and what has none."""
+        first, *_ = str(self).partition("\n")
+        shown = dict(list(self.counts.items())[:SHOWN])
+        more = f" {len(self.counts) - len(shown)} rarer operators are in the table only." if len(self.counts) > len(shown) else ""
+        rows = [[op, n, self.rules[op] or "no rule"] for op, n in self.counts.items()]
+        found: list[Picture] = [
+            Bars("Operations", list(shown), {"nodes": list(shown.values())}, y="nodes", note=f"{first}.{more}"),
+            Table("Rules", ["operator", "nodes", "rule"], rows),
+        ]
+        return found + ([Table("Without a rule", ["node"], [[where] for where in self.missing])] if self.missing else [])
 
     def __str__(self) -> str:
         """The census in a few lines: the total, the operators, what is missing."""

@@ -31,7 +31,7 @@ from torch import Tensor, fx, nn
 
 from termwise.core.capture import arguments, capture
 from termwise.core.decomposition import Decomposition
-from termwise.core.pictures import Picture
+from termwise.core.pictures import Matrix, Picture
 from termwise.core.program import Program, info, op_name
 
 from .enlarge import enlarged
@@ -47,6 +47,9 @@ from .token_run import Plan, Run, Sources, plan
 from .token_sharing import ACTIVATIONS, BIASES
 
 __all__ = ["TokenDecomposition", "decompx"]
+
+CLASSES, TOKENS = 24, 48
+"""Columns and rows of the picture of all classes, at most."""
 
 
 def decompx(
@@ -231,9 +234,30 @@ class TokenDecomposition(Explanation):
         super(TokenDecomposition, self.of_class()).show()
 
     def pictures(self, sample: int = 0) -> list[Picture]:
-        """As `Explanation.pictures`, of each sample's largest class where there are all of them."""
-        every = self.target is None and self.asked is None
-        return super(TokenDecomposition, self.of_class() if every else self).pictures(sample)
+        """As `Explanation.pictures`; of all classes of each sample's largest, and all of them in a table of colours."""
+        if self.whole.ndim == 1 or self.target is not None or self.asked is not None:
+            return super().pictures(sample)
+        found = super(TokenDecomposition, self.of_class()).pictures(sample)
+        return found + [self._every(name, part, sample) for name, part in self.inputs.items() if part.ndim == 3]
+
+    def _every(self, name: str, part: Tensor, sample: int) -> Matrix:
+        """What every token gives to every class, of the largest of many."""
+        n = self.whole.shape[1]
+        classes = self.whole[sample].topk(min(n, CLASSES)).indices.sort().values
+        given = part[sample, classes].double()
+        tokens = given.abs().sum(0).topk(min(given.shape[1], TOKENS)).indices.sort().values
+        known = self.names[sample] if self.names and len(self.names[sample]) == given.shape[1] else [""] * given.shape[1]
+        left = [f"the {CLASSES} largest of {n} classes"] * (n > CLASSES)
+        left += [f"the {TOKENS} strongest of {given.shape[1]} tokens"] * (given.shape[1] > TOKENS)
+        return Matrix(
+            "What each token gives to each class",
+            given[:, tokens].T.tolist(),
+            [f"{i} {known[i]}".strip() for i in tokens.tolist()],
+            [f"class {c}" for c in classes.tolist()],
+            value="contribution",
+            y=f"tokens of {name}",
+            note=f"Shown are {' and '.join(left)}." if left else "",
+        )
 
 
 def _known(argument: str, value: str, table: Mapping[str, Any]) -> None:

@@ -237,7 +237,7 @@ class Explanation(Decomposition):
     def label(self, sample: int = 0) -> str:
         """What is explained: the name or index of the target class, or "output"; and against what."""
         if self.whole.ndim == 2:
-            return f"{self.whole.shape[1]} targets"
+            return f"{self.whole.shape[1]} {'classes' if self.target is None and self.asked is None else 'targets'}"
         text = (self.asked or ["{}"])[0]
         if self.target is None:
             return text.replace("{}", "output")
@@ -254,7 +254,7 @@ class Explanation(Decomposition):
     def summary(self) -> str:
         """One honest line for the first sample: closing, shares, cancellation."""
         if self.whole.ndim == 2:
-            return f"{self.whole.shape[1]} targets, each adds up to {self.error():.1e} (cancellation {self.cancellation():.3g}x)"
+            return f"{self.label()}, each adds up to {self.error():.1e} (cancellation {self.cancellation():.3g}x)"
         shares = "no shares, the output is exactly 0"
         if len(self) and self.whole[0] != 0:
             shares = ", ".join(f"{group} {round(100 * s[0].item())} %" for group, s in self.shares().items())

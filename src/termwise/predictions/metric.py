@@ -21,12 +21,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from termwise.core.arguments import seeded
+from termwise.core.pictures import Line, Lines, Picture, Pictured, Table
 
 __all__ = ["Metric"]
 
+POINTS = 200
+"""Of more samples so many are drawn."""
+
 
 @dataclass(frozen=True, eq=False)
-class Metric:
+class Metric(Pictured):
     """What a metric says of each sample.
 
     Attributes:
@@ -119,6 +123,19 @@ class Metric:
         name = self.name if self.name == other.name else f"{self.name} - {other.name}"
         return replace(self, name=f"difference in {name}", values=self.values - other.values)
 
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """The values of all samples in order of size, and the mean with its interval."""
+        low, high = self.interval()
+        ends = ([low] * 2, [high] * 2) if low == low else ((), ())
+        lines = [Line("mean" + (", 95 % interval" if low == low else ""), [0, 100], [self.mean] * 2, *ends, role="chance")]
+        if self.of_means is None:
+            at = torch.linspace(0, len(self) - 1, min(len(self), POINTS)).round().long()
+            values = self.values.detach().double().cpu().sort().values[at]
+            lines.insert(0, Line("each sample", (100 * (at + 0.5) / len(self)).tolist(), values.tolist()))
+        good = {True: "High is good.", False: "Low is good.", None: ""}[self.higher_is_better]
+        note = f"{self!r}. {good}".strip()
+        return [Lines(self.name, lines, x="samples in order of size, %", y=self.name, note=note)]
+
     def _made(self, means: Tensor) -> Tensor:
         return means if self.of_means is None else self.of_means(means)
 
@@ -127,3 +144,9 @@ class Metric:
         low, high = self.interval()
         known = f" [{low:.4g}, {high:.4g}]" if low == low else ""
         return f"{self.name} {self.mean:.4g}{known} of {len(self)} sample{'s' if len(self) > 1 else ''}"
+
+
+def table(title: str, metrics: Sequence[Metric]) -> Table:
+    """Several metrics of the same samples, a row each."""
+    rows = [[m.name, m.mean, *m.interval(), {True: "high", False: "low", None: ""}[m.higher_is_better]] for m in metrics]
+    return Table(title, ["metric", "mean", "95 % from", "to", "good is"], rows)

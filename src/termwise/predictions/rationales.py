@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from termwise.core.arguments import seeded
+from termwise.core.pictures import Picture, Pictured
 
-from .metric import Metric
+from .metric import Metric, table
 from .perturbation import Features
 from .perturbation_curves import walk
 from .rules.selection import nearest
@@ -46,12 +47,16 @@ TENTHS = tuple(k / 10 for k in range(1, 10))
 
 
 @dataclass(frozen=True, eq=False)
-class MaskedText:
+class MaskedText(Pictured):
     """DecompX's three numbers; see the module."""
 
     aopc: Metric
     accuracy: Metric
     prediction_performance: Metric
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """The three numbers with their intervals."""
+        return [table("Text with masks", [self.aopc, self.accuracy, self.prediction_performance])]
 
 
 def comprehensiveness_eraser(

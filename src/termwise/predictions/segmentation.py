@@ -20,19 +20,25 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from .metric import Metric
+from termwise.core.pictures import Picture, Pictured
+
+from .metric import Metric, table
 
 __all__ = ["Segmentation", "average_precision", "segmentation"]
 
 
 @dataclass(frozen=True, eq=False)
-class Segmentation:
+class Segmentation(Pictured):
     """The four tests; `miou` is a statistic of the data set and no mean over images."""
 
     pixel_accuracy: Metric
     miou: Metric
     map: Metric
     f1: Metric
+
+    def pictures(self, sample: int = 0) -> list[Picture]:
+        """The four numbers with their intervals."""
+        return [table("Maps against masks", [self.pixel_accuracy, self.miou, self.map, self.f1])]
 
 
 def segmentation(relevance: Float[Tensor, "batch ..."], masks: Bool[Tensor, "batch height width"]) -> Segmentation:

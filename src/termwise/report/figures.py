@@ -35,6 +35,9 @@ WIDTH = 7.2
 MOST = 6
 """Of a slider's pictures so many are printed, evenly chosen, with the first and the last."""
 
+ACROSS = 4
+"""Maps of a slider stand so many in a row."""
+
 FAINT = "#c3c9d1"
 NAMED = {"remainder": REMAINDER, "whole": ACCENT}
 ROLES = {"remainder": REMAINDER, "chance": NEUTRAL, "whole": INK}
@@ -331,8 +334,22 @@ def _chosen(picture: Steps) -> list[int]:
     return sorted({round(i * (count - 1) / max(1, min(MOST, count) - 1)) for i in range(min(MOST, count))})
 
 
+def _maps(picture: Steps) -> list[tuple[str, Any]]:
+    """Where every step is a map of one image: the image, and each map beside the others, overlaid where there is an image."""
+    if not all(isinstance(p, Pixels) for p in picture.pictures):
+        return []
+    seen = picture.pictures[0].picture  # type: ignore[attr-defined]
+    panels = [] if seen is None else [("what the model saw", np.asarray(seen))]
+    for name, p in zip(picture.names, picture.pictures, strict=True):
+        values = p.values  # type: ignore[attr-defined]
+        panels.append((name, relevance_map(values) if seen is None else overlay(seen, values)))
+    return panels
+
+
 @_height.register
 def _(picture: Steps) -> float:
+    if panels := _maps(picture):
+        return 0.4 + 2.0 * -(-len(panels) // ACROSS)
     return sum(_height(picture.pictures[i]) for i in _chosen(picture))
 
 
@@ -340,6 +357,15 @@ def _(picture: Steps) -> float:
 def _(picture: Steps, place: SubFigure) -> None:
     from dataclasses import replace
 
+    if panels := _maps(picture):
+        place.suptitle(_plain(picture.title), fontsize=10, fontweight="bold", color=_rgb(INK), x=0.02, ha="left")
+        axes = place.subplots(-(-len(panels) // ACROSS), ACROSS, squeeze=False).flatten()
+        for axis in axes:
+            axis.set_axis_off()
+        for axis, (name, pixels) in zip(axes, panels, strict=False):
+            axis.imshow(pixels, interpolation="nearest")
+            axis.set_title(_short(name, 24), fontsize=8, color=_rgb(SOFT))
+        return
     shown = [picture.pictures[i] for i in _chosen(picture)]
     names = [f"{picture.what} {picture.names[i]}" for i in _chosen(picture)]
     places = place.subfigures(len(shown), 1, height_ratios=[_height(p) for p in shown], squeeze=False)[:, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from dataclasses import replace
 from functools import singledispatch
 from typing import Any
@@ -136,7 +137,7 @@ def _rows(table: Table) -> Context:
     """Cells with the text to read and the number to sort by."""
     left = len(table.rows) - ROWS
     rows = [
-        [{"text": number(cell), "value": cell if isinstance(cell, int | float) else None} for cell in row]
+        [{"text": number(cell), "value": cell if isinstance(cell, int | float) and math.isfinite(cell) else None} for cell in row]
         for row in table.rows[:ROWS]
     ]
     return {

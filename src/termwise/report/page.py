@@ -86,19 +86,21 @@ def fragment(result: Pictured, sample: int = 0) -> str:
     return "\n".join(template.render(card=_context(section, static=True), static=True) for section in sections)
 
 
-def rendered(template: str, *, interactive: bool = True, **context: Any) -> str:
-    """A page of the house, with its scripts where there is something to touch."""
-    return templates().get_template(template).render(scripts=scripts() if interactive else [], **context)
+def rendered(template: str, **context: Any) -> str:
+    """A page of the house, with its scripts."""
+    return templates().get_template(template).render(scripts=scripts(), **context)
 
 
 def _one_question_each(section: Section) -> list[Section]:
     """Where several targets were explained at once, a section for each."""
     if not isinstance(section, Section):
         raise TypeError(f"a page is made of sections, got {type(section).__name__}: page([Section(decomposition)])")
-    if not isinstance(section.decomposition, Pictured):
-        raise TypeError(f"a section shows a decomposition, got {type(section.decomposition).__name__}")
-    only, whole = getattr(section.decomposition, "only", None), getattr(section.decomposition, "whole", None)
-    if only is None or whole is None or whole.ndim != 2:
+    result = section.decomposition
+    if not isinstance(result, Pictured):
+        raise TypeError(f"a section shows a decomposition, got {type(result).__name__}")
+    only, whole = getattr(result, "only", None), getattr(result, "whole", None)
+    asked = any(getattr(result, name, None) is not None for name in ("target", "asked"))  # else: all classes in one picture
+    if only is None or whole is None or whole.ndim != 2 or not asked:
         return [section]
     return [replace(section, decomposition=only(t)) for t in range(whole.shape[1])]
 
@@ -168,7 +170,7 @@ def _tiles(one: Decomposition) -> list[dict[str, str]]:
     """The numbers of the honest line, to be read at a glance."""
     tiles = [{"name": "adds up to", "value": f"{one.error():.0e}" if one.error() else "0", "hint": "remainder over the whole"}]
     shares = getattr(one, "shares", None)
-    if callable(shares) and one.whole[0] != 0:
+    if callable(shares) and one.whole.ndim == 1 and one.whole[0] != 0:
         for group, value in shares().items():
             percent = 100 * float(value[0])
             name = "lost by rules" if group == "rules" else group

@@ -11,15 +11,17 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from termwise.core import pictures
 from termwise.core.decomposition import Decomposition
 from termwise.core.waterfall import bars, check_sample
 
+from .reading import number
 from .tokens import printable, rich_text, words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["classes_table", "rendered", "show"]
+__all__ = ["classes_table", "lines", "rendered", "show"]
 
 WIDTH = 18
 """Characters of the longest bar."""
@@ -64,6 +66,16 @@ def classes_table(scores: Sequence[tuple[str, float]], explained: str = "") -> T
         filled = Text("█" * round(WIDTH * probability), style="cyan")
         style = "bold" if name == explained else ""
         table.add_row(Text(printable(name), style=style), Text(f"{100 * probability:5.1f} %"), filled)
+    return table
+
+
+def lines(picture: pictures.Table) -> Table:
+    """A table of a picture, names to the left and numbers to the right."""
+    table = Table(box=None, header_style="dim", padding=(0, 1))
+    for i, head in enumerate(picture.heads):
+        table.add_column(Text(printable(head)), justify="right" if i else "left", no_wrap=True)
+    for row in picture.rows:
+        table.add_row(*(Text(number(cell)) for cell in row))
     return table
 
 
