@@ -64,11 +64,11 @@ def smoothed(relevance: Any, sigma: float = 3.0) -> NDArray[np.float64]:
 
 
 def png(pixels: Any) -> bytes:
-    """A PNG file of (height, width, 3 or 4) pixels, the same bytes every time."""
+    """A PNG file of (height, width, 3 or 4) pixels, 0 to 255, the same bytes every time."""
     from matplotlib.image import imsave
 
     buffer = io.BytesIO()
-    imsave(buffer, np.ascontiguousarray(pixels), format="png", metadata={"Software": None})  # type: ignore[dict-item]  # None: no version in the file
+    imsave(buffer, np.ascontiguousarray(pixels, dtype=np.uint8), format="png", metadata={"Software": None})  # type: ignore[dict-item]  # None: no version in the file
     return buffer.getvalue()
 
 
