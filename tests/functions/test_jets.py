@@ -167,6 +167,10 @@ OPERATIONS = {
     "cosine_similarity": (
         lambda a, b: F.cosine_similarity(a, b, 1), lambda a, b: (a * b).sum(1) / ((a * a).sum(1) * (b * b).sum(1)).sqrt(), [(2, 4, 3), (1, 4, 3)],
     ),
+    "cdist": (lambda a, b: torch.cdist(a, b), lambda a, b: ((a.unsqueeze(2) - b.unsqueeze(1)) ** 2).sum(-1).sqrt(), [(2, 3, 4), (2, 5, 4)]),
+    "prod": (lambda x: x.prod(1, keepdim=True), lambda x: (x[:, 0] * x[:, 1] * x[:, 2]).unsqueeze(1), [(2, 3)]),
+    "cumprod": (lambda x: x.cumprod(1), lambda x: torch.stack([x[:, 0], x[:, 0] * x[:, 1], x[:, 0] * x[:, 1] * x[:, 2]], 1), [(2, 3)]),
+    "ndtr": (torch.special.ndtr, lambda x: 0.5 * (1 + torch.erf(x / math.sqrt(2))), [(2, 3)]),
     "index_fill": (lambda x: (x * x).index_fill(1, torch.tensor([0, 2]), 1.5) ** 2, lambda x: torch.where(torch.tensor([True, False, True, False]), 1.5, x * x) ** 2, [(2, 4)]),
     "split": (lambda x: (x.split(2, 1)[1] * x.chunk(2, 1)[0]), None, [(2, 4)]),
 }  # fmt: skip
@@ -227,7 +231,7 @@ PIECEWISE = {
     "max": lambda x: x.amax(1), "max and index": lambda x: x.max(1).values, "min": lambda x: x.amin((0, 2)),
     "maximum": lambda x: torch.maximum(x, x.flip(1)), "max_pool": lambda x: F.max_pool1d(x, 2), "topk": lambda x: x.topk(2, 1).values,
     "threshold": lambda x: F.threshold(x, 0.1, 0.7), "hardshrink": lambda x: F.hardshrink(x, 0.6), "softshrink": lambda x: F.softshrink(x, 0.6),
-    "order": lambda x: x.take_along_dim(x.flip(1).argsort(1), 1), "sort": lambda x: x.sort(1).values, "prelu": lambda x: F.prelu(x, W[:3]),
+    "cummax": lambda x: x.cummax(1).values, "cummin": lambda x: x.cummin(2).values, "order": lambda x: x.take_along_dim(x.flip(1).argsort(1), 1), "sort": lambda x: x.sort(1).values, "prelu": lambda x: F.prelu(x, W[:3]),
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from tests.fuzz.programs import CLASSES, Program
-from tests.fuzz.twin import TWINS, walk
+from tests.fuzz.twin import TWINS, cancels, walk
 from torch import Tensor, nn
 
 import termwise as tw
@@ -101,6 +101,8 @@ class Subject:
                 warnings.simplefilter("ignore")
                 return call()
         except ValueError as problem:
+            if "relevance form" in str(problem):  # documented: recurrent layers in `dynamiclrp`
+                return None
             if any(text in str(problem) for text in ("no rule for", "no jet rule for", "hold constant")):
                 self.refused.append(str(problem).partition(" (")[0].partition(":")[0])
                 return None
@@ -152,6 +154,8 @@ def relevance_closes(subject: Subject) -> None:
         why = subject.explained(rules)
         if why is None:
             continue
+        if rules == "dynamiclrp" and cancels(subject.recorded, list(subject.inputs)):
+            continue  # R of a sum that is exactly 0 goes to both summands, divided by next to nothing: all digits are lost
         near(why.whole, chosen(subject), subject.tolerance, f"{rules}: the whole is another number")
         sizes = sum(part.abs().reshape(len(part), -1).sum(1) for part in why.parts.values())
         gap = (why.whole - why.total()).abs()

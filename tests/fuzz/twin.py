@@ -21,11 +21,11 @@ from torch import Tensor, fx
 from termwise.core.interpret import interpret
 from termwise.core.program import Program, info, op_name
 
-__all__ = ["TWINS", "Found", "walk"]
+__all__ = ["TWINS", "Found", "cancels", "walk"]
 
 SOFTMAX = ("softmax", "_softmax", "_safe_softmax")
 AFFINE = ("linear", "addmm", "mm", "bmm", "matmul", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "convolution")
-DIFFERENCES = ("add", "sub", "rsub", "diff")
+DIFFERENCES = ("add", "sub", "rsub", "diff", "pointwise")
 HELD = {**dict.fromkeys(SOFTMAX, definitions.softmax_constant), "scaled_dot_product_attention": definitions.attention_with_constant_weights,
         **dict.fromkeys(("log_softmax", "logsumexp"), definitions.logarithmic_constant)}  # fmt: skip
 
@@ -139,8 +139,21 @@ def walk(program: Program, tensors: list[Tensor], start: Callable[[Tensor], Tens
 
 def _cancels(node: fx.Node, value: Tensor, args: Any, kwargs: Any) -> bool:
     """Whether a 0 among the values is one number less an equal one: of other numbers there is no 0."""
+    if op_name(node) == "pointwise":  # f(x) = 0 where f(0) is not
+        return bool(((value == 0) & (node.target(torch.zeros_like(args[0])) != 0)).any())  # type: ignore[operator]
     others = [v * (1.5 + v.abs().cumsum(-1).sin()) if is_float(v) and v.ndim else v for v in args]
     return bool(((value == 0) & (node.target(*others, **kwargs) != 0)).any())  # type: ignore[operator]
+
+
+def cancels(program: Program, tensors: list[Tensor]) -> bool:
+    """Whether two equal numbers leave 0 anywhere."""
+    values = _values(program, tensors)
+    for node in program.nodes:
+        if info(node).active and op_name(node) in DIFFERENCES:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            if _cancels(node, values[node], args, kwargs):
+                return True
+    return False
 
 
 def _values(program: Program, tensors: list[Tensor]) -> dict[fx.Node, Any]:

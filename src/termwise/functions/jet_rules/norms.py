@@ -115,6 +115,16 @@ def hypot(at: Any, a: Any, b: Any) -> Jet:
     return Jet(at.series.power(at.series.added(at.series.square(rows_of(at, a)), at.series.square(rows_of(at, b))), 0.5))
 
 
+@jet_rule("cdist", "_euclidean_dist")
+def distances(at: Any, a: Any, b: Any, p: float = 2.0, *_: Any) -> Jet:
+    """The length of every difference."""
+    if p != 2:
+        raise ValueError(f"{at.where} of order {p} has no jet rule: there is one for lengths (p=2)")
+    a, b = rows_of(at, a).unsqueeze(-2), rows_of(at, b).unsqueeze(-3)
+    squares = at.series.square(at.series.added(a, b, -1)).sum(-1)
+    return Jet(at.series.power(squares, 0.5))
+
+
 @jet_rule("cosine_similarity")
 def cosine_similarity(at: Any, a: Any, b: Any, axis: int = 1, eps: float = 1e-8) -> Jet:
     """A b over both lengths, which are eps at least."""

@@ -207,6 +207,14 @@ def ordered(at: Any, x: Jet, *args: Any, **kwargs: Any) -> Any:
     return Jet(x.rows.gather(axis, index.expand(len(x.rows), *index.shape))), index
 
 
+@jet_rule("cummax", "cummin")
+def running_extreme(at: Any, x: Jet, axis: int) -> tuple[Jet, Tensor]:
+    """The winners of t = 0, for every row."""
+    at.unwatched()
+    _, index = at.op(x.value, axis)
+    return Jet(x.rows.gather(axis % x.ndim + 1, index.expand(len(x.rows), *index.shape))), index
+
+
 @jet_rule("eq", "ne", "lt", "le", "gt", "ge")
 def compared(at: Any, a: Any, b: Any) -> Tensor:
     """As it is at t = 0; where the two are equal it changes."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .smooth import softmax_rows
-from .table import Jet, channels, jet_rule, moves, rows_of, smooth
+from .table import Jet, channels, jet_rule, leveled, moves, rows_of, smooth
 
 
 @jet_rule("mul")
@@ -153,6 +153,20 @@ def addcmul(at: Any, x: Any, a: Any, b: Any, *, value: float = 1) -> Jet:
     """X + value a b."""
     rows = mul(at, a, b).rows if moves(a) or moves(b) else at.series.constant(a * b)
     return Jet(at.series.added(rows_of(at, x), rows, value))
+
+
+@jet_rule("prod", "cumprod")
+def running_product(at: Any, x: Jet, axis: int | None = None, keepdim: bool = False, **_: Any) -> Jet:
+    """One factor after the other."""
+    rows = x.rows.flatten(1) if axis is None else x.rows
+    axis = 1 if axis is None else axis % x.ndim + 1
+    factors = rows.unbind(axis)
+    found = [factors[0]]
+    for factor in factors[1:]:
+        found.append(at.series.product(found[-1], factor))
+    if at.op.__name__.startswith("cumprod"):
+        return Jet(torch.stack(leveled(found), axis))
+    return Jet(found[-1].unsqueeze(axis) if keepdim else found[-1])
 
 
 @jet_rule("einsum")

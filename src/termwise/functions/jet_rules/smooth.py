@@ -147,6 +147,13 @@ def erf(at: Any, x: Jet) -> Jet:
     return Jet(found if not at.op.__name__.startswith("erfc") else at.series.with_value(-found, x.value.erfc()))
 
 
+@smooth("special_ndtr")
+def normal_distribution(at: Any, x: Jet) -> Jet:
+    """(1 + erf(x / sqrt 2)) / 2."""
+    rows = at.series.shifted(_erf(at, x.rows / math.sqrt(2)), 1.0) / 2
+    return Jet(at.series.with_value(rows, torch.special.ndtr(x.value)))
+
+
 @smooth("gelu")
 def gelu(at: Any, x: Jet, *, approximate: str = "none") -> Jet:
     """X (1 + erf(x / sqrt 2)) / 2, or the form with tanh: they differ by up to 5e-4."""
