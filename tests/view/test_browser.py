@@ -129,7 +129,7 @@ def test_a_file_can_be_taken_away(seen, tmp_path):
 
 
 @needs_chromium
-@pytest.mark.parametrize("place", ["", "row/0", "failed", "?column=key&is=above&value=1"])
+@pytest.mark.parametrize("place", ["", "row/0", "failed", "mean", "?column=key&is=above&value=1"])
 def test_everybody_can_read_it_on_anything(chromium, address, place):
     for width, dark in ((1280, False), (390, True), (320, False)):
         seen = look(chromium, address + place, width, dark=dark, bypass_csp=True)  # for axe, which the policy would refuse

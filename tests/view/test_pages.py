@@ -2,9 +2,11 @@
 
 import html
 import json
+import math
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
 from starlette.testclient import TestClient
@@ -191,7 +193,7 @@ def test_failed_rows_have_a_page_of_their_own(tmp_path):
     assert site.get("/row/25").status_code == 404
 
 
-@pytest.mark.parametrize("address", ["/", "/row/2", "/failed", "/row/2/page.html"])
+@pytest.mark.parametrize("address", ["/", "/row/2", "/failed", "/mean", "/row/2/page.html"])
 def test_whatever_was_named_is_text(tmp_path, address):
     names = {"verb": EVIL, "settings": {EVIL: EVIL, "model": HOSTILE[1]}}
     path = made(
@@ -276,7 +278,7 @@ def test_this_machine_is_answered(site, host):
 
 
 def test_no_other_site_may_read_or_frame_an_answer(site):
-    for address in ("/", "/row/0", "/failed", "/nothing", "/row/0/row.safetensors", "/?page=x"):
+    for address in ("/", "/row/0", "/failed", "/mean", "/nothing", "/row/0/row.safetensors", "/?page=x"):
         answer = site.get(address, headers={"origin": "http://evil.example"})
         for name, value in HEADERS.items():
             assert answer.headers[name] == value
@@ -411,6 +413,40 @@ def test_folders_that_hold_no_results(tmp_path):
 
 
 def test_columns_that_are_shown_are_those_of_the_run(folder, site):
-    heads = re.findall(r'<th scope="col".*?>(?:<a [^>]*>)?(\w+)', site.get("/").text)
-    assert set(heads[: len(SCALARS) + 6]) == {"row", "key", "label", "whole", "error", "cancellation", *SCALARS}
+    heads = re.findall(r'<th scope="col"[^>]*><a [^>]*>(\w+)', site.get("/").text)
+    assert set(heads) == {"row", "key", "label", "whole", "error", "cancellation", *SCALARS}
     assert heads[:5] == ["row", "key", "label", "class", "text"]  # texts first
+
+
+def test_columns_without_a_cell_are_not_shown(tmp_path):
+    text = client(made(tmp_path / "out", 20, batch=10, labels=lambda i: None)).get("/").text
+    assert ">label</a>" not in text
+    assert ">class</a>" in text
+
+
+def test_the_mean_of_the_rows_that_were_asked_for(tmp_path):
+    path = made(tmp_path / "out", 300, batch=50, bad=(4,))
+    results, site = Results(path), client(path)
+    frame = results.scalars().to_pandas()
+    query = "column=class&is=equal&value=spam&column=count&is=above&value=400"
+    places = frame.index[(frame["class"] == "spam") & (frame["count"] > 400)]
+    assert 20 < len(places) < 200
+    assert read(site.get(f"/?{query}&sort=score")).links["the mean of their parts"] == f"/mean?{query}"
+    text = html.unescape(site.get(f"/mean?{query}").text)
+    assert f"Mean of {len(places)} rows" in text
+    assert "class = spam and count > 400" in text
+    rows = re.findall(r"<tr data-row.*?</tr>", text.partition("Means with intervals")[2])
+    found = {
+        re.sub("<.*?>", "", cells[0]): [float(v) for v in re.findall('data-value="(.*?)"', r)]
+        for r in rows
+        if (cells := r.split("</td>"))
+    }
+    for name, values in {
+        "whole": [results[int(p)].whole.item() for p in places],
+        **{n: [results[int(p)].contribution(n).item() for p in places] for n in ("left", "right")},
+    }.items():
+        m, half = np.mean(values), 1.96 * np.std(values, ddof=1) / math.sqrt(len(values))
+        assert found[name] == pytest.approx([m, m - half, m + half])
+    assert site.get("/mean?text=nowhere").status_code == 404
+    assert "Mean of 200 rows, evenly spaced among 299" in html.unescape(site.get("/mean").text)
+    assert client(made(tmp_path / "plain", 20, batch=10, decomposes=False)).get("/mean").status_code == 404

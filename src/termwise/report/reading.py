@@ -25,7 +25,7 @@ def number(value: Any) -> str:
         return str(value).replace("-", "\N{MINUS SIGN}")
     if math.isnan(value):
         return "–"
-    text = f"{value:.4g}"
+    text = f"{value:z.4g}"  # z: no "-0"
     return "\N{MINUS SIGN}" + text[1:] if text.startswith("-") else text
 
 

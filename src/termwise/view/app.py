@@ -79,6 +79,10 @@ def application(path: str | Path) -> Starlette:
         query = Query.parse(request.query_params.multi_items())
         return HTMLResponse(browsed.answer(lambda b: pages.failed(b, query.page)))
 
+    def mean(request: Request) -> Response:
+        query = Query.parse(request.query_params.multi_items())
+        return HTMLResponse(there(browsed.answer(lambda b: pages.mean_of(b, query))))
+
     def row(request: Request) -> Response:
         query, index = Query.parse(request.query_params.multi_items()), request.path_params["index"]
         return HTMLResponse(there(browsed.answer(lambda b: pages.row(b, query, index))))
@@ -110,7 +114,7 @@ def application(path: str | Path) -> Starlette:
 
     known = {script_name(script): str(script["code"]) for script in scripts()}
     routes: list[tuple[str, Callable[[Request], Response]]] = [
-        ("/", rows), ("/failed", failed), ("/row/{index:int}", row), ("/row/{index:int}/page.html", row_alone),
+        ("/", rows), ("/failed", failed), ("/mean", mean), ("/row/{index:int}", row), ("/row/{index:int}/page.html", row_alone),
         ("/row/{index:int}/row.safetensors", row_file), ("/script/{name}", script),
     ]  # fmt: skip
     return Starlette(

@@ -82,10 +82,17 @@ class Browsed:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the columns, texts before numbers: they say what a row is."""
+        """Names of the columns that say something, texts before numbers: they say what a row is."""
         kinds = {"key": "str", "label": "str", **self.results.manifest["columns"]}
-        names = self.results.columns
-        return [*names[:2], *(n for n in names[2:] if kinds.get(n) == "str"), *(n for n in names[2:] if kinds.get(n) != "str")]
+        row, key, *names = self.results.columns
+        if len(self.table):
+            names = [n for n in names if self.table[n].null_count < len(self.table)]
+        return [row, key, *sorted(names, key=lambda n: kinds.get(n) != "str")]
+
+    @property
+    def averages(self) -> bool:
+        """Whether there are rows whose whole is one number, of which a mean can be taken."""
+        return "whole" in self.table.column_names and self.table["whole"].null_count < len(self.table)
 
     def order(self, query: Query) -> Order:
         """The places that a query asks for, of all pages; filters and orders are worked out once."""

@@ -17,15 +17,19 @@ from termwise.report.reading import number
 from termwise.report.tokens import printable
 
 from .browsed import Browsed
+from .mean import mean
 from .query import OPERATORS, PAGE, Query, page
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["complaint", "failed", "row", "row_alone", "rows", "script_name"]
+__all__ = ["complaint", "failed", "mean_of", "row", "row_alone", "rows", "script_name"]
 
 FIRST = 5
 """Failed rows on the first page."""
+
+MEAN_ROWS = 200
+"""A mean is of at most as many rows, which are read one after the other."""
 
 
 def rows(browsed: Browsed, query: Query, problem: str = "") -> str:
@@ -40,6 +44,7 @@ def rows(browsed: Browsed, query: Query, problem: str = "") -> str:
     at, pages, shown = page(places, query.page)
     finished, failures = browsed.results.finished, len(browsed.errors)
     kinds = _kinds(browsed)
+    told = {name: value for name, value in browsed.results.manifest.items() if name != "columns"}  # they are in the table
     return _rendered(
         "rows.html",
         **_about(browsed),
@@ -49,6 +54,7 @@ def rows(browsed: Browsed, query: Query, problem: str = "") -> str:
         columns=browsed.columns,
         kinds=kinds,
         opens=browsed.results.manifest["decomposes"],
+        averages=browsed.averages and bool(len(places)),
         tiles=_tiles(browsed, failures),
         finished=finished,
         charts=[markup(p) for p in browsed.distributions(query)],
@@ -57,7 +63,7 @@ def rows(browsed: Browsed, query: Query, problem: str = "") -> str:
         heads=[_head(name, kind, query) for name, kind in kinds.items()],
         pages=_pages(lambda n: query.encoded(page=n), at, pages),
         conditions=[{"text": printable(str(c)), "without": query.without(c)} for c in query.conditions],
-        run=[{"name": printable(n), "value": number(v)} for n, v in _leaves(browsed.results.manifest)],
+        run=[{"name": printable(n), "value": number(v)} for n, v in _leaves(told)],
         failed=_failures(browsed, 0, FIRST),
         failed_count=failures,
     )
@@ -101,6 +107,30 @@ def row_alone(browsed: Browsed, index: int) -> str | None:
     return whole_page([section], title=section.heading, lead=section.source)
 
 
+def mean_of(browsed: Browsed, query: Query) -> str | None:
+    """The page of the mean over the rows that a query lets through, or over some of them; None where there is none."""
+    if not browsed.averages:
+        return None
+    places = browsed.order(query.unsorted())
+    numbers = places[browsed.table["whole"].take(places).is_valid().to_numpy()]
+    if not len(numbers):
+        return None
+    chosen = numbers[np.unique(np.linspace(0, len(numbers) - 1, MEAN_ROWS).astype(int))]
+    terms, table = mean(browsed.results[int(place)] for place in chosen)
+    of = (
+        f"{len(numbers):,} rows" if len(chosen) == len(numbers) else f"{len(chosen):,} rows, evenly spaced among {len(numbers):,}"
+    )
+    asked = " and ".join([*([f"“{query.text}”"] if query.text else []), *map(str, query.conditions)])
+    note = "Each part is the mean of what it adds to a row's whole. The interval (95 %) says how well that mean is known."
+    return _rendered(
+        "mean.html",
+        **_about(browsed),
+        back=query.encoded(),
+        cards=cards([Section(terms, f"Mean of {of}", printable(asked), note=note)]),
+        intervals=markup(table),
+    )
+
+
 def failed(browsed: Browsed, number_: int) -> str:
     """A page of the rows that have no result, with their reasons."""
     count = len(browsed.errors)
@@ -139,8 +169,8 @@ def _about(browsed: Browsed) -> dict[str, Any]:
             f". The run is not finished: this is how far it was at {time.strftime('%H:%M:%S', time.localtime(browsed.looked))}"
         )
     versions = ", ".join(f"{n} {v}" for n, v in manifest["versions"].items())
-    named = [manifest["verb"], manifest["settings"].get("model"), PurePath(dataset["path"]).name]
-    title = " · ".join(printable(str(n)) for n in named if n)
+    named = [manifest["verb"], PurePath(str(manifest["settings"].get("model") or "")).name, PurePath(dataset["path"]).name]
+    title = " · ".join(printable(n) for n in named if n)
     return {"title": title, "lead": f"{told}.", "footer": f"Made with {versions}."}
 
 
