@@ -6,9 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import closing, contextmanager
 
 import pytest
+from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from report.browser import faults, look, needs_chromium, opened
@@ -148,6 +150,21 @@ def test_without_scripts_it_is_all_there(chromium, address):
     seen.page.locator("summary").first.click()
     assert seen.page.get_by_role("region", name="the numbers of error").is_visible()
     seen.page.context.close()
+
+
+def test_a_page_of_many_rows_is_quick(folder):
+    """In seconds of the processor, which other tests beside this one do not lengthen."""
+    client = TestClient(application(folder), base_url="http://127.0.0.1")
+    client.get("/")
+
+    def spent(query):
+        begun = time.process_time()
+        assert client.get(f"/?{query}").status_code == 200
+        return time.process_time() - begun
+
+    ask = "sort=score&order=descending&text=snow&column=row&is=least&value"
+    assert min(spent(f"{ask}={i}") for i in range(3)) < 0.15  # 0.04 where it was written
+    assert min(spent(f"{ask}=0&page={i}") for i in range(3)) < 0.05  # 0.007
 
 
 # ---------------------------------------------------------------------------------------------------------- the command
