@@ -82,14 +82,14 @@ def test_pointer_and_keys_show_what_the_tensors_hold(results, seen):
     box.locator("[data-mark]").nth(14 + 3).focus()
     seen.page.keyboard.press("ArrowRight")  # row 2, column 5 of 14
     assert "patch 2, 5" in box.locator("figcaption").last.inner_text()
-    _, carried = read(box)
-    for path, share in (("0", 16 / 14), ("2", 8 / 14)):
-        size = image.layers[path].shape[-1]
+    at_input, carried = read(box)
+    for value, map_ in ((at_input, image.inputs["input"]), (carried["0"], image.layers["0"]), (carried["2"], image.layers["2"])):
+        size = map_.shape[-1]  # what of each entry lies in the patch
         rows, columns = (
-            torch.tensor([max(0.0, min((k + 1) * share, j + 1) - max(k * share, j)) for j in range(size)]).double()
+            torch.tensor([max(0.0, min((k + 1) * size / 14, j + 1) - max(k * size / 14, j)) for j in range(size)]).double()
             for k in (1, 4)
         )
-        assert carried[path] == pytest.approx(float(rows @ image.layers[path][0].sum(0) @ columns), rel=1e-3)
+        assert value == pytest.approx(float(rows @ map_[0].sum(0) @ columns), rel=1e-3)
     assert seen.problems == []
     assert faults(seen.page) == []
 
