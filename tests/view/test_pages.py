@@ -450,3 +450,14 @@ def test_the_mean_of_the_rows_that_were_asked_for(tmp_path):
     assert site.get("/mean?text=nowhere").status_code == 404
     assert "Mean of 200 rows, evenly spaced among 299" in html.unescape(site.get("/mean").text)
     assert client(made(tmp_path / "plain", 20, batch=10, decomposes=False)).get("/mean").status_code == 404
+
+
+def test_a_row_that_cannot_be_read_says_why(tmp_path, monkeypatch):
+    site = client(made(tmp_path / "out", 20, batch=10))
+    monkeypatch.delitem(Decomposition._classes, "termwise.core.decomposition:Decomposition")
+    for address in ("/row/3", "/row/3/page.html", "/row/3/row.safetensors", "/mean"):
+        answer = site.get(address)
+        assert answer.status_code == 500
+        assert "which is not defined here: import its module first" in answer.text
+        assert answer.headers["X-Frame-Options"] == "DENY"
+    assert site.get("/").status_code == 200

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from termwise.report.page import scripts
 
 from . import pages
-from .browsed import Browsed
+from .browsed import Browsed, Unreadable
 from .pages import script_name
 from .query import BadQuery, Query
 
@@ -77,7 +77,7 @@ def application(path: str | Path) -> Starlette:
 
     def failed(request: Request) -> Response:
         query = Query.parse(request.query_params.multi_items())
-        return HTMLResponse(browsed.answer(lambda b: pages.failed(b, query.page)))
+        return HTMLResponse(browsed.answer(lambda b: pages.failed(b, query)))
 
     def mean(request: Request) -> Response:
         query = Query.parse(request.query_params.multi_items())
@@ -108,6 +108,9 @@ def application(path: str | Path) -> Starlette:
         text = f"{problem}. They were there when this page was started."
         return HTMLResponse(pages.complaint("The results are gone", text), 503)
 
+    def unreadable(request: Request, problem: Exception) -> Response:
+        return HTMLResponse(pages.complaint("This row cannot be opened", f"{problem}."), 500)
+
     def nothing(request: Request, problem: Exception) -> Response:
         text = "No page, and no row that has a decomposition to look at, has this address."
         return HTMLResponse(pages.complaint("There is nothing here", text), 404)
@@ -120,7 +123,7 @@ def application(path: str | Path) -> Starlette:
     return Starlette(
         routes=[Route(address, answer, methods=["GET"]) for address, answer in routes],
         middleware=[Middleware(_Headed), Middleware(TrustedHostMiddleware, ["127.0.0.1", "localhost"], www_redirect=False)],
-        exception_handlers={404: nothing, BadQuery: bad, FileNotFoundError: gone},
+        exception_handlers={404: nothing, BadQuery: bad, Unreadable: unreadable, FileNotFoundError: gone},
     )
 
 
@@ -148,7 +151,7 @@ def _saved(browsed: Browsed, index: int) -> bytes | None:
     if place is None or not browsed.results.manifest["decomposes"]:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        return browsed.results[place].save(Path(folder) / "row.safetensors").read_bytes()
+        return browsed.opened(place).save(Path(folder) / "row.safetensors").read_bytes()
 
 
 def _as_file(name: str) -> dict[str, str]:

@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from termwise.core.decomposition import Decomposition
 from termwise.core.pictures import Bars
 from termwise.engine import Results
 
 from .distribution import distribution
 from .query import Order, Query, kept, ranked
 
-__all__ = ["Browsed"]
+__all__ = ["Browsed", "Unreadable"]
 
 T = TypeVar("T")
 
@@ -28,6 +29,10 @@ KEPT = 16
 
 SHARE = 10
 """A run that goes on is looked at again after so many times as long as the last look took."""
+
+
+class Unreadable(ValueError):
+    """A row of the table that is damaged, or of a class that is not defined here."""
 
 
 class Browsed:
@@ -119,6 +124,20 @@ class Browsed:
         numbers = self.table["row"].to_numpy() if len(self.table) else np.empty(0, np.int64)
         place = int(np.searchsorted(numbers, min(row, 2**62)))
         return place if place < len(numbers) and numbers[place] == row else None
+
+    def opened(self, place: int) -> Decomposition:
+        """The decomposition of a row.
+
+        Raises:
+            Unreadable: when the table does not hold one that can be made here.
+        """
+        try:
+            return self.results[place]
+        except FileNotFoundError:  # the run has ended: see `answer`
+            raise
+        except Exception as problem:  # a table that came from elsewhere may be damaged in any way
+            row = self.table["row"][place].as_py()
+            raise Unreadable(f"Row {row} cannot be read ({type(problem).__name__}: {problem})") from problem
 
     def rows(self, places: Sequence[int] | Order) -> list[dict[str, Any]]:
         """What the table says of some rows."""

@@ -59,7 +59,7 @@ def rows(browsed: Browsed, query: Query, problem: str = "") -> str:
         finished=finished,
         charts=[markup(p) for p in browsed.distributions(query)],
         rows=[_cells(values, kinds) for values in browsed.rows(shown)],
-        here=_here(at, pages, len(places)),
+        here=_here(at, len(places)),
         heads=[_head(name, kind, query) for name, kind in kinds.items()],
         pages=_pages(lambda n: query.encoded(page=n), at, pages),
         conditions=[{"text": printable(str(c)), "without": query.without(c)} for c in query.conditions],
@@ -116,7 +116,7 @@ def mean_of(browsed: Browsed, query: Query) -> str | None:
     if not len(numbers):
         return None
     chosen = numbers[np.unique(np.linspace(0, len(numbers) - 1, MEAN_ROWS).astype(int))]
-    terms, table = mean(browsed.results[int(place)] for place in chosen)
+    terms, table = mean(browsed.opened(int(place)) for place in chosen)
     of = (
         f"{len(numbers):,} rows" if len(chosen) == len(numbers) else f"{len(chosen):,} rows, evenly spaced among {len(numbers):,}"
     )
@@ -131,15 +131,15 @@ def mean_of(browsed: Browsed, query: Query) -> str | None:
     )
 
 
-def failed(browsed: Browsed, number_: int) -> str:
-    """A page of the rows that have no result, with their reasons."""
+def failed(browsed: Browsed, query: Query) -> str:
+    """A page of the rows that have no result, with their reasons; of the query, only the page counts."""
     count = len(browsed.errors)
-    at, pages, shown = page(np.arange(count, dtype=np.uint32), number_)
+    at, pages, shown = page(np.arange(count, dtype=np.uint32), query.page)
     return _rendered(
         "failed.html",
         **_about(browsed),
         failed=_failures(browsed, int(shown[0]) if len(shown) else 0, PAGE),
-        here=_here(at, pages, count),
+        here=_here(at, count),
         pages=_pages(lambda n: f"page={n}", at, pages),
     )
 
@@ -178,7 +178,7 @@ def _section(browsed: Browsed, place: int) -> Section:
     (values,) = browsed.rows([place])
     said = f"the data set says {values['label']}" if values["label"] is not None else ""
     source = " · ".join(filter(None, [_about(browsed)["title"], f"row {values['row']}", said]))
-    return Section(browsed.results[place], printable(str(values["key"])), printable(source))
+    return Section(browsed.opened(place), printable(str(values["key"])), printable(source))
 
 
 def _tiles(browsed: Browsed, failures: int) -> list[dict[str, str]]:
@@ -228,7 +228,7 @@ def _head(name: str, kind: str, query: Query) -> dict[str, str]:
     }
 
 
-def _here(at: int, pages: int, count: int) -> str:
+def _here(at: int, count: int) -> str:
     if not count:
         return "no rows"
     return f"rows {(at - 1) * PAGE + 1:,} to {min(at * PAGE, count):,} of {count:,}"
