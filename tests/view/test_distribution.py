@@ -52,5 +52,6 @@ def test_what_lies_far_out_has_a_bar_at_each_end():
     assert next(iter(found)) == "below"
     assert list(found)[-1] == "above"
     assert sum(found.values()) == 1002
-    assert found["below"] + found["above"] < 15
+    assert 1 <= found["below"] < 8
+    assert 1 <= found["above"] < 8
     assert min(n for name, n in found.items() if name not in ("below", "above")) > 90

@@ -148,7 +148,7 @@ class _Headed:
 def _saved(browsed: Browsed, index: int) -> bytes | None:
     """The file of one decomposition, by way of a folder that is gone at once."""
     place = browsed.place(index)
-    if place is None or not browsed.results.manifest["decomposes"]:
+    if place is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         return browsed.opened(place).save(Path(folder) / "row.safetensors").read_bytes()

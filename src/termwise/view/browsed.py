@@ -120,7 +120,9 @@ class Browsed:
         return _once(self._pictures, query.unsorted().encoded(), drawn)
 
     def place(self, row: int) -> int | None:
-        """Where the row of this number in the data set stands in the table; None where it has no result."""
+        """Where the row of this number in the data set stands in the table; None where there is nothing to open."""
+        if not self.results.manifest["decomposes"]:
+            return None
         numbers = self.table["row"].to_numpy() if len(self.table) else np.empty(0, np.int64)
         place = int(np.searchsorted(numbers, min(row, 2**62)))
         return place if place < len(numbers) and numbers[place] == row else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -42,7 +43,7 @@ def rows(browsed: Browsed, query: Query, problem: str = "") -> str:
     """
     places = browsed.order(query)
     at, pages, shown = page(places, query.page)
-    finished, failures = browsed.results.finished, len(browsed.errors)
+    failures = len(browsed.errors)
     kinds = _kinds(browsed)
     told = {name: value for name, value in browsed.results.manifest.items() if name != "columns"}  # they are in the table
     return _rendered(
@@ -56,7 +57,6 @@ def rows(browsed: Browsed, query: Query, problem: str = "") -> str:
         opens=browsed.results.manifest["decomposes"],
         averages=browsed.averages and bool(len(places)),
         tiles=_tiles(browsed, failures),
-        finished=finished,
         charts=[markup(p) for p in browsed.distributions(query)],
         rows=[_cells(values, kinds) for values in browsed.rows(shown)],
         here=_here(at, len(places)),
@@ -72,7 +72,7 @@ def rows(browsed: Browsed, query: Query, problem: str = "") -> str:
 def row(browsed: Browsed, query: Query, index: int) -> str | None:
     """The page of one row, with its neighbours in a query's order; None where it has no result."""
     place = browsed.place(index)
-    if place is None or not browsed.results.manifest["decomposes"]:
+    if place is None:
         return None
     places = browsed.order(query)
     found = np.flatnonzero(places == place)
@@ -101,7 +101,7 @@ def row(browsed: Browsed, query: Query, index: int) -> str | None:
 def row_alone(browsed: Browsed, index: int) -> str | None:
     """A page of one row that needs no server, to give away."""
     place = browsed.place(index)
-    if place is None or not browsed.results.manifest["decomposes"]:
+    if place is None:
         return None
     section = _section(browsed, place)
     return whole_page([section], title=section.heading, lead=section.source)
@@ -196,8 +196,8 @@ def _tiles(browsed: Browsed, failures: int) -> list[dict[str, str]]:
     ]
     if "error" in browsed.table.column_names and have:
         errors = browsed.table["error"].to_numpy()
-        worst = f"{np.nanmax(errors):.0e}" if np.isfinite(errors).any() else "–"
-        tiles.append({"name": "adds up to", "value": worst, "hint": "worst remainder over the whole"})
+        worst = float(np.nanmax(errors)) if np.isfinite(errors).any() else math.nan
+        tiles.append({"name": "adds up to", "value": f"{worst:.0e}" if worst else "0", "hint": "worst remainder over the whole"})
     return tiles
 
 
