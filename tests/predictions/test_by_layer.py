@@ -153,8 +153,12 @@ def test_what_cannot_be_read_is_refused():
             explain(model, *inputs, **options, rules="gamma", layers=layers)
     with pytest.raises(ValueError, match="leave it out, or at= and through="):
         explain(model, *inputs, **options, layers="auto", at="4")
-    with pytest.raises(TypeError, match=r"layers is 'auto', a path of a module or a list of them, got \[4\]"):
-        explain(model, *inputs, **options, layers=[4])
+    for layers in ([4], 4, None):
+        with pytest.raises(TypeError, match="layers is 'auto', a path of a module or a list of them, got"):
+            explain(model, *inputs, **options, layers=layers)
+    with pytest.raises(ValueError, match="no module 'head'"):
+        explain(lambda x: x.tanh(), torch.randn(2, 3), target=1, layers="head")
+    assert explain(lambda x: x.tanh(), torch.randn(2, 3), target=1, layers="auto").layers == {}
     with pytest.raises(ValueError, match=r"carries relevance itself.*layers out"):
         explain(model, *inputs, **options, rules="dynamiclrp", layers="4")
     assert explain(model, *inputs, **options, rules="dynamiclrp", layers="auto").layers == {}

@@ -265,7 +265,7 @@ def _layers(layers: Layers, rules: Rules, *, inside: bool) -> Layers:
     """As given, in a form that can be kept with the recording."""
     if layers and inside:
         raise ValueError("layers= is read in the pass that explains everything: leave it out, or at= and through=")
-    if not isinstance(layers, str) and not all(isinstance(path, str) for path in layers):
+    if not isinstance(layers, (str, list, tuple)) or not all(isinstance(path, str) for path in layers):
         raise TypeError(f"layers is 'auto', a path of a module or a list of them, got {layers!r}")
     if layers == "auto" and isinstance(rules, str) and rules in IN_ITS_FORM:
         return ()
