@@ -133,6 +133,8 @@ def test_pictures_and_rows_are_drawn(tmp_path):
     assert slider.names == ["z+", "gradcam", "occlusion"]
     assert [p.values.sum() for p in slider.pictures] == pytest.approx([float(row.map[1].sum()) for row in found.rows])
     assert [row[0] for row in table.rows] == slider.names
+    assert list(table.heads) == ["method", "abpc", "95 % interval", "error", "cancels", "passes", "seconds"]
+    assert "95 % interval" not in tw.compare(model, x[:1], ["z+"], patch=4, steps=2).pictures()[-1].heads
     assert [row[1] for row in table.rows] == [row["abpc"] for row in found.table()]
     assert found.plot(1).axes
     model, x = dense()

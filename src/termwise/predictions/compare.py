@@ -220,13 +220,15 @@ class Comparison(Pictured):
     def _numbers(self, rows: Sequence[Mapping[str, Any]]) -> Table:
         """One row per method; why one did not run stands in its row."""
         failed = any(row["problem"] for row in rows)
-        heads = ["method", *(h for name in self.metrics for h in (name, "95 % interval")), *COSTS.values()]
+        spread = any(row[f"{name}_low"] == row[f"{name}_low"] for row in rows for name in self.metrics)
+        measured = [h for name in self.metrics for h in ((name, "95 % interval") if spread else (name,))]
+        heads = ["method", *measured, *COSTS.values()]
         cells = []
         for row in rows:
             line = [row["method"]]
             for name in self.metrics:
                 low, high = row[f"{name}_low"], row[f"{name}_high"]
-                line += [row[name], "" if low != low else f"{low:.3g} to {high:.3g}"]
+                line += [row[name], *(["" if low != low else f"{low:.3g} to {high:.3g}"] if spread else [])]
             line += [row[name] for name in COSTS]
             cells.append([*line, row["problem"]] if failed else line)
         return Table("Methods compared", [*heads, "does not run"] if failed else heads, cells, note=ALIKE)
