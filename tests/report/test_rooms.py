@@ -14,6 +14,7 @@ from termwise.core.mosaic import averaged
 from termwise.core.pictures import MANY, Bars, Line, Lines, Matrix, Pictured, Points, Steps, Waterfall
 from termwise.report import Section, charts, page, reading
 
+from .browser import faults, look, needs_chromium, opened
 from .rooms import MAKERS
 
 ROOMS = ["functions", "weights", "computation", "layers", "optimizers"]
@@ -107,7 +108,7 @@ def test_what_is_not_shown_is_said():
 
 def test_a_notebook_shows_nothing_of_what_was_not_fitted():
     assert termwise.MultiStage(2)._repr_html_() is None
-    with pytest.raises(RuntimeError, match="call fit first"):
+    with pytest.raises(ValueError, match="call fit first"):
         termwise.MultiStage(2).plot()
 
 
@@ -230,3 +231,41 @@ def test_layers_that_ran_are_the_fields():
     report = made("computation.DepthReport")
     count, which = report.pictures()
     assert [int(sum(column)) for column in zip(*which.values, strict=True)] == count.lines[0].y == [len(r) for r in report.layers]
+
+
+# -- in a browser -----------------------------------------------------------------------------------------------------
+
+
+@needs_chromium
+@pytest.mark.slow  # axe reads every number of every table
+@pytest.mark.parametrize(("width", "dark"), [(1100, False), (390, True)])
+def test_nobody_is_kept_out_and_nothing_runs_over(tmp_path, width, dark):
+    shown = {name: made(name) for name in MAKERS if name.partition(",")[2] == "" and not name.startswith("core")}
+    path = tmp_path / "rooms.html"
+    path.write_text(page([Section(result, name) for name, result in shown.items()]), "utf-8")
+    with opened() as chromium:
+        seen = look(chromium, path, width, dark=dark, bypass_csp=True)
+        assert seen.problems == []
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+        drawn = "[...document.querySelectorAll('.tw-chart')].filter(e => e.offsetParent && !e.querySelector('svg path')).length"
+        assert seen.page.evaluate(drawn) == 0
+        assert faults(seen.page) == []
+
+
+@needs_chromium
+def test_bars_on_a_logarithmic_axis_stand_on_its_foot(tmp_path):
+    """And do not hang from 1."""
+
+    class One(Pictured):
+        def pictures(self, sample=0):
+            return [Bars("t", ["a", "b"], {"v": [1e-3, 0.1]}, log=True)]
+
+    path = One().to_html(tmp_path / "a.html")
+    with opened() as chromium:
+        seen = look(chromium, path)
+        boxes = (
+            "[...document.querySelectorAll('.tw-chart svg path[fill=\"#0072b2\"]')].map(e => e.getBoundingClientRect().toJSON())"
+        )
+        small, large = sorted(seen.page.evaluate(boxes), key=lambda box: box["height"])[-2:]
+        assert small["bottom"] == pytest.approx(large["bottom"], abs=1)
+        assert large["height"] == pytest.approx(3 * small["height"], rel=0.1)

@@ -47,9 +47,10 @@ class TunedDepth(Pictured):
     def pictures(self, sample: int = 0) -> list[Picture]:
         """How much every schedule that was tried changes the model, the best first."""
         shown = self.tried[:MANY]
-        names = [f"decay {m.decay:.3g} from layer {m.start}, at least {m.min_layers}" for m, _ in shown]
+        names = [f"{m.decay:.3g}, from {m.start}, least {m.min_layers}" for m, _ in shown]
         more = f" The best {len(shown)} of {len(self.tried)} are shown." if len(shown) < len(self.tried) else ""
-        note = f"All skip as many layers; the best changes {self.kl:.3g} nats per token.{more}"
+        what = "Decay of the depth, first layer that is skipped, least depth"
+        note = f"{what}: all skip as many layers, and the best changes {self.kl:.3g} nats per token.{more}"
         divergence = {"KL divergence": [kl for _, kl in shown]}
         return [Bars("Schedules that were tried", names, divergence, y="nats per generated token", note=note)]
 

@@ -113,7 +113,7 @@ class Staged(Pictured):
         """What is left after each stage, and the frequency of what each was given.
 
         Raises:
-            RuntimeError: before `fit`.
+            ValueError: before `fit`.
         """
         self._check_fitted()
         left = [self.history[0].eps, *(r.left for r in self.history)]

@@ -69,7 +69,10 @@
   const draw = (box, options) => {
     const chart = charts.get(box) ?? echarts.init(box, null, { renderer: "svg" });
     charts.set(box, chart);
-    chart.setOption(filled({ ...options, tooltip: { ...options.tooltip, confine: true, backgroundColor: "--paper", borderColor: "--faint", textStyle: { color: "--ink", fontSize: 13 } } }), true);
+    const drawn = filled({ ...options, tooltip: { ...options.tooltip, confine: true, backgroundColor: "--paper", borderColor: "--faint", textStyle: { color: "--ink", fontSize: 13 } } });
+    const names = drawn.yAxis?.axisLabel;
+    if (names?.width) names.width = Math.min(names.width, 0.4 * box.clientWidth); // the bars need room, too
+    chart.setOption(drawn, true);
     box.options = options;
     return chart;
   };
