@@ -104,6 +104,12 @@ def stages():
     return tw.MultiStage(3, (8,), iterations=60).fit(x, y, progress=False)
 
 
+def pinn():
+    x, start = torch.linspace(0, 1, 40, **DOUBLE), torch.zeros(1, **DOUBLE)
+    equation, at_start = (lambda x, u: u[1] + u[0]), [(start, 0, start + 1)]
+    return functions.MultiStagePINN(equation, 1, at_start, stages=1, hidden=(8,), iterations=20).fit(x, progress=False)
+
+
 def channels():
     x = rand(96, 8).float()
     return tw.linearize_channels(mlp().float(), (x, (x.norm(dim=1) > 2.8).long()), omega=0.02, epochs=12, progress=False)
@@ -279,6 +285,7 @@ MAKERS = {
     "functions.DCReport": dc_report,
     "functions.CompositionalLoss": composition,
     "functions.MultiStage": stages,
+    "functions.MultiStagePINN": pinn,
     "functions.LinearizedChannels": channels,
     "core.Decomposition, tangent": tangent,
     "core.Decomposition, shallow": shallow,

@@ -16,8 +16,8 @@ from termwise.report.markup import markup
 from . import prediction_results, rooms
 
 MAKERS = prediction_results.MAKERS
-MADE = {name.partition(",")[0] for table in (MAKERS, rooms.MAKERS) for name in table} | {"functions.MultiStagePINN"}
-"""Every class that a table makes (those of the other rooms are drawn in `test_rooms`); a PINN is staged as a fit is."""
+MADE = {name.partition(",")[0] for table in (MAKERS, rooms.MAKERS) for name in table}
+"""Every class that a table makes; those of the other rooms are drawn in `test_rooms`."""
 
 made = cache(lambda name: MAKERS[name]())
 

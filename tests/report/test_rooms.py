@@ -1,4 +1,4 @@
-"""What every result outside of the predictions shows of itself: drawn, read, quick, of a bearable size, and with its remainder."""
+"""What results outside of the predictions show of themselves: quick, of a bearable size, with the remainder, and the right numbers."""
 
 import json
 import time
@@ -17,7 +17,6 @@ from termwise.report import Section, charts, page, reading
 from .browser import faults, look, needs_chromium, opened
 from .rooms import MAKERS
 
-ROOMS = ["functions", "weights", "computation", "layers", "optimizers"]
 made = cache(lambda name: MAKERS[name]())
 
 results = pytest.mark.parametrize("name", MAKERS)
@@ -29,18 +28,8 @@ def every(pictures):
         yield from every(picture.pictures) if isinstance(picture, Steps) else [picture]
 
 
-def test_every_class_that_can_be_looked_at_has_a_row():
-    shown = {name.partition(",")[0] for name in MAKERS} | {"functions.MultiStagePINN"}  # a Staged, as MultiStage is
-    found = set()
-    for room in ROOMS:
-        face = __import__(f"termwise.{room}", fromlist=["x"])
-        found |= {f"{room}.{n}" for n in face.__all__ if isinstance(v := getattr(face, n), type) and issubclass(v, Pictured)}
-    assert len(found) > 25
-    assert found <= shown
-
-
 @results
-def test_it_is_drawn_everywhere(name):
+def test_it_is_drawn_quickly_and_of_a_bearable_size(name):
     result = made(name)
     start = time.perf_counter()
     pictures = result.pictures()

@@ -49,8 +49,8 @@ def _(picture: Table, static: bool = False) -> Context:
 @markup.register
 def _(picture: Steps, static: bool = False) -> Context:
     if static:
-        last = markup(picture.pictures[-1], static)
-        return last | _head(picture) | {"src": _uri(svg([replace(picture, title="")]), "svg+xml")}
+        numbers = _rows(as_table(picture.pictures[-1]))
+        return _head(picture) | {"kind": "chart", "table": numbers, "src": _uri(svg([replace(picture, title="")]), "svg+xml")}
     steps = [markup(p) for p in picture.pictures]
     return _head(picture) | {
         "kind": "steps",
