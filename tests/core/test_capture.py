@@ -923,3 +923,22 @@ def test_samples_are_told_apart_in_a_strided_batch():
     x = torch.zeros(8, 6, dtype=torch.float64).T[::2, ::2][:2].copy_(torch.randn(2, 4, dtype=torch.float64))
     assert not x.is_contiguous()
     assert set(capture(model, x).axes.values()) == {SampleAxis(0)}
+
+
+def test_a_view_is_the_reshape_that_it_is():
+    """What it views may have other strides in another batch, in a rewrite, or where a pooled map comes out of another kernel."""
+    torch.manual_seed(0)
+    up = nn.ConvTranspose1d(3, 2, 2).eval()
+    model = Lambda(
+        lambda m, a: m.up(F.avg_pool1d(torch.rot90(a, 1, (1, 2)), 1) + m.shift.weight).flatten(1),
+        up=up,
+        shift=nn.Linear(1, 1, bias=False),
+    ).eval()
+    x = torch.randn(2, 4, 3)
+    program = capture(model, x)
+    assert not {"view", "_unsafe_view"} & {op_name(n) for n in program.nodes}
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, 4, 3)
+        torch.testing.assert_close(program(x), model(x), rtol=0, atol=0)
+    strided = torch.randn(2, 3, 4).transpose(1, 2)
+    torch.testing.assert_close(program(strided), model(strided))

@@ -247,7 +247,7 @@ def test_one_class_is_one_of_all():
         assert torch.equal(one.target, alone.target)
     assert every.of_class(1).label() == "y"
     assert every.of_class(1).top(1)[0][0].startswith("input:ids[")
-    assert every.label() == "3 targets"
+    assert every.label() == "3 classes"
     assert [w.text for w in words(every.of_class())] == list("abcde")
     assert "adds up" in every.summary()
     with pytest.raises(ValueError, match="one class per sample already"):

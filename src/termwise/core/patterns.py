@@ -41,12 +41,18 @@ _REDUCTIONS = {"mean", "sum", "var", "std", "amax", "linalg_vector_norm", "norm"
 
 
 def clean(graph: fx.Graph) -> None:
-    """Drop what computes nothing: checks, identities of eval mode, dead code."""
+    """Drop what computes nothing: checks, identities of eval mode, dead code.
+
+    A `view` was recorded for the strides of that call. Where another batch, a rewrite or a richer value has other ones it
+    would be refused, so it becomes the `reshape` that it is.
+    """
     for node in reversed(list(graph.nodes)):
         if node.op != "call_function":
             continue
         name = op_name(node)
-        if name in _CHECKS:
+        if name in ("view", "_unsafe_view"):
+            node.target = aten.reshape.default
+        elif name in _CHECKS:
             graph.erase_node(node)
         elif name in _IDENTITIES and _is_identity(node):
             users = list(node.users)

@@ -402,9 +402,7 @@ def views_of_ids(cut: fx.Node) -> Views | None:
     graph, seen = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in cut.graph.nodes:
         if node in wanted or node.op == "placeholder":
-            new = seen[node] = graph.node_copy(node, seen.__getitem__)
-            if op_name(node) == "view":  # tags may have other strides than the ids
-                new.target = torch.ops.aten.reshape.default
+            seen[node] = graph.node_copy(node, seen.__getitem__)
     graph.output(seen[last])
     ids = next(n.name for n in wanted if n.op == "placeholder" and info(n).role == "index")
     return Views(ids, graph)

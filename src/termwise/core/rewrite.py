@@ -17,11 +17,6 @@ from .program import Program, op_name
 
 __all__ = ["rewrite"]
 
-aten = torch.ops.aten
-
-# A copy between two operators may be gone after a rewrite, and `view` then finds strides it cannot take.
-_SAFER = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
-
 
 def rewrite(program: Program, sites: Mapping[str, Callable[..., Any]], *, lift: torch.dtype | None = None) -> fx.GraphModule:
     """Replace the operators of some nodes.
@@ -51,6 +46,4 @@ def rewrite(program: Program, sites: Mapping[str, Callable[..., Any]], *, lift: 
             site.__name__ = site.__qualname__ = f"{op_name(node).replace('.', '_')}_{node.name}"
             site.__module__ = __name__
             new.target, new.args = site, (context, *new.args)
-        elif node.target in _SAFER:
-            new.target = _SAFER[node.target]
     return fx.GraphModule({}, graph)

@@ -30,8 +30,6 @@ __all__ = ["FOLLOWED", "HELD", "TABLE", "Parts", "each_row", "plain"]
 BIAS, CONSTANT, FIRST = 0, 1, 2
 """Rows: collected biases, constants that are no token's, and from here on the tokens."""
 
-aten = torch.ops.aten
-
 
 class Parts:
     """A value and its rows, (rows, *shape of value); of several values a tuple of each.
@@ -115,12 +113,10 @@ def pending(args: Any) -> bool:
 @parts(*MOVES, *SUMS, "detach", follow=(0,))
 def linear_map(at: Place, y: Any, *args: Any, **kwargs: Any) -> Parts:
     """Every row by itself."""
-    # rows of a view may have other strides than their value
-    op = aten.reshape.default if at.name in ("view", "_unsafe_view") else at.op
     if at.name == "getitem":
         x, i = args
         return Parts(y, x.rows[i], x.pending) if isinstance(x.rows, (tuple, list)) else Parts(y, x.rows[:, i], x.pending)
-    return Parts(y, each_row(lambda *a: op(*a, **kwargs), *args, loop=at.name in LOOPED), pending(args))
+    return Parts(y, each_row(lambda *a: at.op(*a, **kwargs), *args, loop=at.name in LOOPED), pending(args))
 
 
 @parts("view_as", "expand_as", "type_as", follow=(0,), hold=(1,))
