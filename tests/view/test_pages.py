@@ -242,14 +242,23 @@ def test_whatever_was_typed_is_text(site, text):
         assert answer.status_code == 400, name
         assert 'role="alert"' in answer.text
         assert Reader(answer.text).tags <= Reader(site.get("/").text).tags
+        assert Reader(answer.text).attributes <= Reader(site.get("/").text).attributes | {"selected", "role"}
         assert EVIL not in answer.text
 
 
 def test_a_query_that_cannot_be_answered_says_why_above_all_rows(site):
-    answer = site.get("/?column=error&is=above&value=much")
+    answer = site.get("/?text=snow&column=error&is=most&value=much")
     assert answer.status_code == 400
     assert "error is a number, and &#39;much&#39; is none" in answer.text
     assert "rows 1 to 50 of 328" in answer.text
+    for kept in (
+        'value="snow"',
+        "<option selected>error</option>",
+        '<option value="most" selected>',
+        'name="value" value="much"',
+    ):
+        assert kept in answer.text  # to be mended
+        assert kept not in site.get("/").text
     assert site.get("/row/0?page=x").status_code == 400
     assert site.get("/failed?page=0").status_code == 400
 

@@ -73,7 +73,7 @@ def application(path: str | Path) -> Starlette:
             return HTMLResponse(browsed.answer(lambda b: pages.rows(b, query)))
         except BadQuery as problem:
             said = str(problem)
-            return HTMLResponse(browsed.answer(lambda b: pages.rows(b, Query(), said)), 400)
+            return HTMLResponse(browsed.answer(lambda b: pages.rows(b, Query(), said, request.query_params)), 400)
 
     def failed(request: Request) -> Response:
         query = Query.parse(request.query_params.multi_items())

@@ -33,13 +33,14 @@ MEAN_ROWS = 200
 """A mean is of at most as many rows, which are read one after the other."""
 
 
-def rows(browsed: Browsed, query: Query, problem: str = "") -> str:
+def rows(browsed: Browsed, query: Query, problem: str = "", typed: Mapping[str, str] | None = None) -> str:
     """The first page.
 
     Args:
         browsed: the results.
         query: which rows.
         problem: what was wrong with the query that was asked instead.
+        typed: that query, so that it can be mended in the form.
     """
     places = browsed.order(query)
     at, pages, shown = page(places, query.page)
@@ -51,6 +52,7 @@ def rows(browsed: Browsed, query: Query, problem: str = "") -> str:
         **_about(browsed),
         query=query,
         problem=problem,
+        typed=typed or {},
         operators={name: sign for name, (_, sign) in OPERATORS.items()},
         columns=browsed.columns,
         kinds=kinds,
