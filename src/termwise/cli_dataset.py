@@ -31,7 +31,12 @@ ColumnOption = Annotated[
         metavar="NAME", help="Its column of texts or pictures.", show_default="the likely one", rich_help_panel=OVER_DATASET
     ),
 ]
-EngineOption = Annotated[str, typer.Option(metavar="NAME", help="Where to compute: local.", rich_help_panel=OVER_DATASET)]
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Where to compute: local, or ray (a cluster, by RAY_ADDRESS).", rich_help_panel=OVER_DATASET
+    ),
+]
 WorkersOption = Annotated[
     int | None,
     typer.Option(

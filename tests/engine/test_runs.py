@@ -247,7 +247,7 @@ def test_scalars_that_are_not_declared_or_hide_a_column(tmp_path):
 
 def test_bad_arguments(tmp_path):
     data = Dataset.open(texts(tmp_path / "a.txt", LINES))
-    with pytest.raises(ValueError, match="no engine 'spark': choose from local"):
+    with pytest.raises(ValueError, match="no engine 'spark': choose from local, ray"):
         run(Lengths(), data, tmp_path / "out", engine="spark")
     for name in ("workers", "threads", "batch_size"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):

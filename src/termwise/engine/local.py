@@ -24,7 +24,7 @@ from .dataset import Dataset
 from .job import Job
 from .worker import Done, Lost, Task, answer
 
-__all__ = ["InProcess", "Processes", "cores"]
+__all__ = ["THREADS", "InProcess", "Processes", "cores", "plain"]
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Read by the libraries when they are first imported."""
@@ -224,7 +224,7 @@ def _serve(connection: Connection, job: Job, dataset: Dataset, threads: int) -> 
             connection.send(("done", answer(job, dataset, task)))
     except Exception as problem:
         with contextlib.suppress(OSError):
-            connection.send(("failed", _plain(problem)))
+            connection.send(("failed", plain(problem)))
 
 
 def _end_with_parent() -> None:
@@ -235,7 +235,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _plain(problem: Exception) -> Exception:
+def plain(problem: Exception) -> Exception:
     """The same as an error that any process can read."""
     kind = next((k for k in MISTAKES if isinstance(problem, k)), RuntimeError)
     return kind(str(problem) or type(problem).__name__)

@@ -13,13 +13,13 @@ import platform
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .bar import Bar
+from .cluster import Actors
 from .dataset import Dataset
 from .folder import FORMAT, Folder
 from .job import Job
@@ -28,7 +28,7 @@ from .merging import errors_in, finish, join
 from .parquet import arrow
 from .results import Results
 from .table import as_bytes, batch_table, schema
-from .worker import Done, Executor, Lost, Task
+from .worker import Done, Executor, Lost, Task, versions
 
 __all__ = ["ENGINES", "TooManyErrors", "run"]
 
@@ -45,7 +45,7 @@ def _local(workers: int | None, threads: int, batches: int) -> Executor:
     return InProcess(threads) if workers == 1 else Processes(workers, threads)
 
 
-ENGINES: dict[str, Callable[[int | None, int, int], Executor]] = {"local": _local}
+ENGINES: dict[str, Callable[[int | None, int, int], Executor]] = {"local": _local, "ray": Actors}
 """Name -> what makes an executor from (workers, threads of each, batches to do)."""
 
 
@@ -191,12 +191,11 @@ class _Run:
 
 def _manifest(job: Job, dataset: Dataset, batch_size: int, threads: int) -> dict[str, Any]:
     """Everything that decides the numbers, but for what `start` finds."""
-    versions = {name: metadata.version(name) for name in ("termwise", "torch", "numpy", "pyarrow")}
     columns = {name: kind.__name__ for name, kind in job.scalars.items()}
     return {
         "format": FORMAT, "verb": job.verb, "settings": job.settings(), "dataset": dataset.describe(),
         "decomposes": job.decomposes, "columns": columns,
-        "batch_size": batch_size, "threads": threads, "versions": versions,
+        "batch_size": batch_size, "threads": threads, "versions": versions(),
     }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Protocol
 
 import torch
@@ -12,7 +13,7 @@ from .dataset import Dataset
 from .job import Answers, Job, Row, RowResult, total
 from .table import as_bytes, batch_table, schema
 
-__all__ = ["Done", "Executor", "Lost", "Task", "answer"]
+__all__ = ["Done", "Executor", "Lost", "Task", "answer", "versions"]
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,11 @@ class Lost:
 
 
 class Executor(Protocol):
-    """Where tasks are done: this process, processes beside it, other machines.
+    """Where tasks are done: this process, processes beside it, other machines."""
 
-    Attributes:
-        slots: how many tasks to hand in at a time so that no worker waits.
-    """
-
-    slots: int
+    @property
+    def slots(self) -> int:
+        """How many tasks to hand in at a time so that no worker waits; it may grow."""
 
     def start(self, job: Job, dataset: Dataset) -> dict[str, object]:
         """Start the job where it will run; returns what `job.start()` says there."""
@@ -61,6 +60,11 @@ class Executor(Protocol):
 
     def stop(self) -> None:
         """End everything at once; tasks in flight are dropped."""
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers and the bytes of a table come from."""
+    return {name: metadata.version(name) for name in ("termwise", "torch", "numpy", "pyarrow")}
 
 
 def answer(job: Job, dataset: Dataset, task: Task) -> Done:
