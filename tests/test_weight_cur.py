@@ -131,6 +131,21 @@ def test_parts_are_columns():
     assert found.rank == 3
 
 
+def test_pictures_join_no_columns():
+    found = cur(normal(9, 7), 3)
+    columns, rows = found.pictures()[-2:]
+    for picture, places, norms in (
+        (columns, found.columns, found.whole.norm(dim=0)),
+        (rows, found.rows, found.whole.norm(dim=1)),
+    ):
+        every, picked = picture.lines
+        assert every.stems  # an index has no neighbours: nothing is between two
+        assert picked.markers
+        assert {every.role, picked.role} == {"term"}
+        assert every.y == pytest.approx(norms.tolist())
+        assert picked.x == sorted(places.tolist())
+
+
 def test_saved_and_loaded(tmp_path):
     found = cur(normal(6, 8), 3)
     again = Decomposition.load(found.save(tmp_path / "cur"))

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -175,7 +175,8 @@ def test_words_carry_the_sum_over_their_width():
     assert shown.layers == ["layer.0", "layer.1"]
     for row, value in zip(shown.by_layer, why.layers.values(), strict=True):
         assert row == pytest.approx([float(v) for v in value[1].sum(-1)], abs=1e-14)
-    assert "biases behind the block, or past it" in shown.note
+    assert "behind attention a position holds a mixture" in shown.note
+    assert "lost by rules, or went to biases behind the block, or past it" in shown.note
     passes = why.pictures(1)[-1].lines
     assert passes[0].y == pytest.approx([float(v[1]) for v in why.passing().values()])
     assert [a + b for a, b in zip(passes[0].y, passes[1].y, strict=True)] == pytest.approx(passes[2].y)
@@ -228,3 +229,12 @@ def test_short_names_keep_their_last_words():
     assert short(["encoder.block.0", "decoder.block.0"]) == ["encoder.block.0", "decoder.block.0"]
     assert short(["a.b.c"]) == ["b.c"]
     assert short([]) == []
+    assert short(["model.model.layers.0", "model.model.layers.1"]) == ["layers.0", "layers.1"]
+
+
+@given(st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=5).map(".".join), unique=True))
+@example(["a.b.x", "b.b.x"])
+def test_short_names_differ_where_names_do(names):
+    shown = short(names)
+    assert len(set(shown)) == len(names)
+    assert all(name.endswith(s) for name, s in zip(names, shown, strict=True))

@@ -21,7 +21,10 @@ __all__ = ["carried_by_patches", "carried_by_tokens", "passing", "short"]
 ACROSS = 14
 """Patches along the longer side of a picture, at most."""
 
-NOTE = "relevance at the output of each block, by position; what is missing went to biases behind the block, or past it."
+NOTE = (
+    "relevance at the output of each block, by position; behind attention a position holds a mixture of what stood at all of "
+    "them. What is missing was lost by rules, or went to biases behind the block, or past it."
+)
 
 
 def carried_by_tokens(layers: Mapping[str, Tensor], tokens: int, sample: int) -> dict[str, list[float]]:
@@ -76,7 +79,7 @@ def short(names: Sequence[str]) -> list[str]:
     """
     split = [name.split(".") for name in names]
     shared = 0
-    while all(len(s) > shared + 2 for s in split) and len({s[shared] for s in split} | {s[shared + 1] for s in split}) == 2:
+    while all(len(s) > shared + 2 for s in split) and len({tuple(s[: shared + 2]) for s in split}) == 1:
         shared += 1
     return [".".join(s[shared:]) for s in split]
 

@@ -83,7 +83,7 @@ def chosen(title: str, weight: Tensor, places: Tensor, dim: int) -> Lines:
     step = -(-len(norms) // 512)
     what = ("row", "column")[dim]
     name = f"every {what}" if step == 1 else f"one {what} of {step}"
-    every = Line(name, list(range(0, len(norms), step)), norms[::step], role="chance")
+    every = Line(name, list(range(0, len(norms), step)), norms[::step], stems=True)
     at = sorted(places.tolist())
     picked = Line("chosen", at, [norms[i] for i in at], markers=True)
     return Lines(title, [every, picked], x=what, y="Euclidean norm", note=f"{len(at)} of {len(norms)} are kept as they are.")
