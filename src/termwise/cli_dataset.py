@@ -66,7 +66,7 @@ class Options:
 
 
 def over_dataset(job: Any, dataset: Path, out: Path | None, options: Options, settings: Any) -> Results:
-    """Run a job over a data set and say how it went. Exit code 1 for too many errors, 130 for an interrupt."""
+    """Run a job over a data set and say how it went. Exit code 1 for too many errors or no result, 130 for an interrupt."""
     from termwise.engine import Dataset, TooManyErrors, run
 
     if out is None:
@@ -90,4 +90,8 @@ def over_dataset(job: Any, dataset: Path, out: Path | None, options: Options, se
     if not settings.quiet:
         failed = f"; {len(results.errors)} failed, with the reasons in {out / 'errors.parquet'}" if len(results.errors) else ""
         typer.echo(f"{len(results)} rows in {out}{failed}")
+    if not len(results):
+        reason = results.errors["reason"][0].as_py()
+        typer.echo(f"error: no row has a result. The first: {reason}", err=True)
+        raise typer.Exit(FOUND_WANTING)
     return results

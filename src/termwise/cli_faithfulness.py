@@ -47,6 +47,9 @@ def faithfulness(
     random_orders: Annotated[
         int, typer.Option(min=1, metavar="N", help="Random orders to compare each explanation with.", rich_help_panel=HOW)
     ] = 8,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Of the random orders: row i has those of N + i.", rich_help_panel=HOW)
+    ] = 0,
     float32: Annotated[
         bool, typer.Option("--float32", metavar="", help="Explain in float32 instead of float64.", rich_help_panel=HOW)
     ] = False,
@@ -68,7 +71,7 @@ def faithfulness(
 
     job = FaithfulnessJob(
         model, target=as_target(target), rules=rules, float32=float32, weights=weights, classes=classes, size=size,
-        random_orders=random_orders,
+        random_orders=random_orders, seed=seed,
     )  # fmt: skip
     assert dataset is not None  # it has no default
     results = over_dataset(job, dataset, out, Options(column, engine, workers, batch_size, max_errors), ctx.obj)

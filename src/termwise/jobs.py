@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -14,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from termwise.engine import Answers, Results, Row, RowResult
-from termwise.own_model import named_or_own
+from termwise.own_model import is_own, named_or_own, sources
 from termwise.predictions.explain import explain
+from termwise.predictions.rules.selection import nearest
+from termwise.predictions.rules.sets import IN_ITS_FORM, RULE_SETS
 from termwise.showcase import deleted
 from termwise.zoo.pictures import PicturePreparation
 
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
     from termwise.predictions.explanation import Explanation
     from termwise.zoo import Subject
 
-__all__ = ["ExplainJob", "FaithfulnessJob", "means", "weights_digest"]
+__all__ = ["ExplainJob", "FaithfulnessJob", "identity", "means", "weights_digest"]
 
 
 @dataclass
@@ -62,24 +66,28 @@ class ExplainJob:
     _subject: Subject | None = field(default=None, init=False, repr=False)
 
     def settings(self) -> dict[str, Any]:
-        """What was asked."""
+        """What was asked. Files may move: what is in them is told by `start`."""
         return {
-            "model": self.model, "target": self.target, "rules": self.rules, "dtype": "float32" if self.float32 else "float64",
-            "weights": None if self.weights is None else str(self.weights), "size": self.size,
+            "model": Path(self.model).name if is_own(self.model) else self.model, "target": self.target, "rules": self.rules,
+            "dtype": "float32" if self.float32 else "float64", "size": self.size,
         }  # fmt: skip
 
     def start(self) -> dict[str, Any]:
         """Load the model.
 
         Raises:
-            ValueError: a model that takes something else, no such class; else as `own_model.load` and `zoo.load`.
+            ValueError: a model that takes something else, no such class or rules; else as `own_model.load` and `zoo.load`.
         """
         subject = named_or_own(self.model, self.weights, self.classes, self.size)
         if subject.kind != self.takes:
             raise ValueError(f"{self.model} takes {_several(subject.kind)}, the data set holds {_several(self.takes)}")
-        loaded = weights_digest(subject.model)
+        loaded = identity(self.model, subject)
         subject.model.to(torch.float32 if self.float32 else torch.float64)
         self._subject, self._index = subject, subject.index(self.target) if isinstance(self.target, str) else self.target
+        if self._index is not None and not -len(subject.classes) <= self._index < len(subject.classes):
+            raise ValueError(f"{self.model} has {len(subject.classes)} classes: there is no target {self._index}")
+        if self.rules not in (known := ["default", "EpsilonGammaBox", *RULE_SETS, *IN_ITS_FORM]):
+            raise ValueError(f"unknown rules {self.rules!r}{nearest(self.rules, known)}")
         self._rules: Any = self.rules
         if self.rules == "EpsilonGammaBox":  # the one set that has to know the range of the input
             from termwise.predictions.rules import EpsilonGammaBox
@@ -87,7 +95,7 @@ class ExplainJob:
             if not isinstance(subject.preparation, PicturePreparation):
                 raise ValueError("EpsilonGammaBox is for pictures: its first layer takes the range of pixels")
             self._rules = EpsilonGammaBox(*subject.preparation.box)
-        return {"weights": loaded, "classes": _digest(repr(list(subject.classes)).encode())}
+        return loaded
 
     def run(self, rows: Sequence[Row]) -> Answers:
         """Explain a batch."""
@@ -136,9 +144,11 @@ class FaithfulnessJob(ExplainJob):
 
     Args:
         random_orders: per row; the others are those of `ExplainJob`.
+        seed: of the orders; those of row i are drawn with seed + i.
     """
 
     random_orders: int = 8
+    seed: int = 0
 
     verb: ClassVar[str] = "faithfulness"
     decomposes: ClassVar[bool] = False
@@ -148,7 +158,7 @@ class FaithfulnessJob(ExplainJob):
 
     def settings(self) -> dict[str, Any]:
         """What was asked."""
-        return super().settings() | {"random_orders": self.random_orders}
+        return super().settings() | {"random_orders": self.random_orders, "seed": self.seed}
 
     def start(self) -> dict[str, Any]:
         """Load the model, and a copy in float32 for the test."""
@@ -167,7 +177,8 @@ class FaithfulnessJob(ExplainJob):
         return Answers(answers.rows, sums)
 
     def _result(self, row: Row, x: Any, why: Explanation) -> RowResult:
-        curve = deleted(self.subject, x, why, model=self._single, random_orders=self.random_orders)
+        drawn = torch.Generator().manual_seed(self.seed + row.index)
+        curve = deleted(self.subject, x, why, model=self._single, random_orders=self.random_orders, generator=drawn)
         area, chance = float(curve.area.values[0]), float(curve.random_area[0][0])
         known = {k: v for k, v in self._scalars(row, why).items() if k in self.scalars}
         return RowResult(known | {"area": area, "random_area": chance, "gain": chance - area})
@@ -188,6 +199,27 @@ def means(results: Results) -> dict[str, tuple[float, float, float]]:
         half = 1.96 * math.sqrt(variance / n) if n > 1 else math.nan
         found[name] = (mean, mean - half, mean + half)
     return found
+
+
+def identity(name: str, subject: Subject) -> dict[str, Any]:
+    """What decides a model's numbers, as JSON: hashes of its weights, modules, class names and own code; versions of packages.
+
+    Args:
+        name: as it was asked for, of which the code is hashed where it is one's own.
+        subject: the model.
+    """
+    model = subject.model
+    used = {type(part).__module__.partition(".")[0] for part in (*model.modules(), *vars(subject.preparation).values())}
+    used |= {"PIL"} if subject.kind == "image" else set()
+    known = metadata.packages_distributions()
+    packages = {p: metadata.version(p) for module in used - {"torch", "termwise"} for p in known.get(module, ())}
+    modules = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(model))  # where a function lies in memory
+    return {
+        "weights": weights_digest(model), "modules": _digest(modules.encode()),
+        "classes": _digest(repr(list(subject.classes)).encode()),
+        "code": {place: _digest(file.read_bytes()) for place, file in sources(name).items()} if is_own(name) else {},
+        "packages": dict(sorted(packages.items())),
+    }  # fmt: skip
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,15 @@ from termwise.zoo.pictures import PicturePreparation
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["load", "load_weights", "named_or_own", "read_names"]
+__all__ = ["is_own", "load", "load_weights", "named_or_own", "read_names", "sources"]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, on a scale of 0..1: what most image models were trained with."""
+
+
+def is_own(model: str) -> bool:
+    """Whether "path/to/file.py:factory" is meant and no model of the zoo."""
+    return ":" in model or model.endswith(".py")
 
 
 def named_or_own(model: str, weights: Path | None, classes: Path | None, size: int | None) -> Subject:
@@ -42,7 +48,7 @@ def named_or_own(model: str, weights: Path | None, classes: Path | None, size: i
     Raises:
         ValueError: what is for one's own model was given for one of the zoo; else as `load` and `zoo.load`.
     """
-    if ":" in model or model.endswith(".py"):
+    if is_own(model):
         names = None if classes is None else read_names(classes)
         return load(model, weights, classes=names, size=224 if size is None else size)
     if weights is not None or classes is not None or size is not None:
@@ -91,6 +97,24 @@ def load(spec: str, weights: str | Path | None = None, *, classes: Sequence[str]
         raise ValueError(f"there are {len(classes)} class names for {count} outputs")
     names = list(classes) if classes is not None else [f"class {i}" for i in range(count)]
     return Subject(name, model, preparation, names, "your own")
+
+
+def sources(spec: str) -> dict[str, Path]:
+    """The file of a model of one's own, and the modules beside it that it imports, and those that these import.
+
+    They are found by reading, not by running: not those whose names are put together, nor what is loaded in other ways.
+
+    Args:
+        spec: "path/to/file.py:factory".
+
+    Returns:
+        Path, relative to the file's folder -> file; the one that was named first.
+    """
+    path = Path(spec.rpartition(":")[0]).resolve()
+    finder = ModuleFinder(path=[str(path.parent)])
+    finder.run_script(str(path))
+    beside = sorted(Path(module.__file__) for module in finder.modules.values() if module.__file__)
+    return {file.relative_to(path.parent).as_posix(): file for file in (path, *beside)}
 
 
 def read_names(path: Path) -> list[str]:

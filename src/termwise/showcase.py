@@ -140,6 +140,7 @@ def deleted(
     *,
     model: nn.Module | None = None,
     random_orders: int = 8,
+    generator: torch.Generator | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> DeletionCurve:
     """What the model says while the input is removed, the most relevant first, and in random orders.
@@ -150,6 +151,7 @@ def deleted(
         why: the explanation of it.
         model: the subject's model in float32, since the test asks for percent; a copy when not given.
         random_orders: to compare with.
+        generator: they are drawn from it; one with seed 0 when not given.
         progress: called with (done, all) passes.
     """
     name, relevance = next(iter(why.inputs.items()))
@@ -164,7 +166,8 @@ def deleted(
         baseline = blurred(x)
     return deletion(
         copy.deepcopy(subject.model).float() if model is None else model, x, relevance, why.target,
-        baseline=baseline, patch=PATCH, keep=keep, name=name, random_orders=random_orders, progress=progress,
+        baseline=baseline, patch=PATCH, keep=keep, name=name, random_orders=random_orders, generator=generator,
+        progress=progress,
     )  # fmt: skip
 
 

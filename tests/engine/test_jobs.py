@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from assets import subject
 from engine.subjects import OWN
 from termwise import cli
 from termwise.engine import Dataset, Results, run
-from termwise.jobs import ExplainJob, FaithfulnessJob, means, weights_digest
+from termwise.jobs import ExplainJob, FaithfulnessJob, identity, means, weights_digest
 from termwise.own_model import load
 from termwise.predictions import deletion
 
@@ -137,6 +138,8 @@ def test_faithfulness_and_its_sums(own, films, tmp_path):
         (["--column", "label"], "column 'label' of .* holds neither texts nor pictures"),
         (["--engine", "spark"], "no engine 'spark': choose from local"),
         (["--target", "maybe"], "has no class 'maybe'"),
+        (["--target", "2"], "has 2 classes: there is no target 2"),
+        (["--rules", "EpsilonPlu"], "unknown rules 'EpsilonPlu'.*EpsilonPlus"),
         (["--rules", "EpsilonGammaBox"], "EpsilonGammaBox is for pictures"),
     ],
 )
@@ -144,6 +147,74 @@ def test_bad_options_end_with_2(own, films, tmp_path, options, says):
     code, said = invoke("explain", "--model", own, "--dataset", films, "--out", tmp_path / "out", "--workers", 1, *options)
     assert code == 2
     assert re.search(says, said.replace("\n", " ")), said
+
+
+@pytest.mark.parametrize("changed", ["own.py", "parts.py"])
+def test_code_that_was_changed_meanwhile_is_refused(films, tmp_path, changed):
+    """The weights stay: only the code says that `relu` has become `abs`."""
+    for name, text in {"own.py": "from parts import *\n", "parts.py": OWN}.items():
+        (tmp_path / name).write_text(text)
+    sys.modules.pop("parts", None)
+    options = ["--dataset", films, "--out", tmp_path / "out", "--workers", 1, "--batch-size", 4]
+    code, said = invoke("explain", "--model", f"{tmp_path}/own.py:load", *options, "--max-errors", 0)
+    assert code == 2
+    (tmp_path / "own.py").write_text("from parts import bag as made\n\ndef load(): return made()\n")
+    code, said = invoke("explain", "--model", f"{tmp_path}/own.py:load", *options, "--max-errors", 0)
+    assert code == 1, said
+    before = Results(tmp_path / "out").scalars("row", "inputs")
+    path = tmp_path / changed
+    path.write_text(path.read_text().replace(".relu()", ".abs()") + "\n# edited\n")
+    sys.modules.pop("parts", None)
+    code, said = invoke("explain", "--model", f"{tmp_path}/own.py:load", *options)
+    assert code == 2, said
+    assert f"loaded.code.{changed}: '" in said
+    assert Results(tmp_path / "out").scalars("row", "inputs").equals(before)
+
+
+def test_the_same_file_by_another_path_is_the_same_model(own, films, tmp_path, monkeypatch):
+    options = ["--dataset", films, "--out", tmp_path / "out", "--workers", 1]
+    assert invoke("explain", "--model", own, *options)[0] == 0
+    monkeypatch.chdir(tmp_path)
+    code, said = invoke("explain", "--model", "own.py:bag", *options)
+    assert code == 0, said
+    code, said = invoke("explain", "--model", "own.py:pixels", *options)
+    assert (code, "settings.model: 'own.py:bag' there, 'own.py:pixels' now" in said) == (2, True)
+
+
+def test_modules_and_packages_are_part_of_what_a_model_is(own):
+    bag = load(own)
+    found = identity(own, bag)
+    assert list(found["code"]) == ["own.py"]
+    assert found["packages"] == {}
+    assert "pillow" in identity(own, load(own.replace(":bag", ":pixels"), size=32))["packages"]
+    bag.model.table = torch.nn.EmbeddingBag.from_pretrained(bag.model.table.weight.detach(), freeze=False)  # the same weights
+    other = identity(own, bag)
+    assert other["weights"] == found["weights"]
+    assert other["modules"] != found["modules"]
+
+
+def test_when_no_row_has_a_result_the_command_fails(own, tmp_path):
+    (tmp_path / "long.txt").write_text("x" * 33 + "\n" + "y" * 40 + "\n")
+    for _ in range(2):  # a finished folder has no result the second time either
+        code, said = invoke(
+            "explain", "--model", own, "--dataset", tmp_path / "long.txt", "--out", tmp_path / "out", "--workers", 1
+        )
+        assert code == 1
+        assert "no row has a result. The first: ValueError:" in said
+    assert Results(tmp_path / "out").finished
+
+
+def test_random_orders_are_of_the_seed_and_the_row(own, tmp_path):
+    """Rows with one text differ by their orders only, and row i + 1 of a seed is row i of the next."""
+    (tmp_path / "same.txt").write_text("a good film\n" * 4)
+    data, found = Dataset.open(tmp_path / "same.txt"), []
+    for seed in (0, 1):
+        job = FaithfulnessJob(own, "text", random_orders=2, seed=seed)
+        results = run(job, data, tmp_path / f"o{seed}", workers=1, batch_size=3 - seed)
+        found.append(results.scalars("random_area")["random_area"].to_pylist())
+        assert results.manifest["settings"]["seed"] == seed
+    assert len(set(found[0])) > 1
+    assert found[0][1:] == found[1][:-1]
 
 
 def test_what_is_missing_or_does_not_fit(own, films, tmp_path):

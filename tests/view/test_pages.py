@@ -427,6 +427,15 @@ def test_columns_that_are_shown_are_those_of_the_run(folder, site):
     assert heads[:5] == ["row", "key", "label", "class", "text"]  # texts first
 
 
+def test_a_row_of_a_data_set_without_labels(tmp_path):
+    site = client(made(tmp_path / "out", 5, labels=lambda i: None))
+    for page in ("/row/2", "/row/2/page.html"):
+        answer = site.get(page)
+        assert answer.status_code == 200
+        assert "line 3" in answer.text
+        assert "the data set says" not in answer.text
+
+
 def test_columns_without_a_cell_are_not_shown(tmp_path):
     text = client(made(tmp_path / "out", 20, batch=10, labels=lambda i: None)).get("/").text
     assert ">label</a>" not in text

@@ -178,7 +178,8 @@ def _about(browsed: Browsed) -> dict[str, Any]:
 
 def _section(browsed: Browsed, place: int) -> Section:
     (values,) = browsed.rows([place])
-    said = f"the data set says {values['label']}" if values["label"] is not None else ""
+    label = values.get("label")  # a column without a cell is left out
+    said = f"the data set says {label}" if label is not None else ""
     source = " · ".join(filter(None, [_about(browsed)["title"], f"row {values['row']}", said]))
     return Section(browsed.opened(place), printable(str(values["key"])), printable(source))
 
