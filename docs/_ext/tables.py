@@ -21,6 +21,7 @@ from typing import Any
 
 import peers
 
+import engine
 import termwise
 
 
@@ -47,6 +48,7 @@ def write(app: Any) -> None:
         "accelerate": accelerate(docs / "data" / "accelerate.json"),
         "standing": peers.standing(docs / "data"), "compress": peers.compress(docs / "data"),
         "clicks": peers.clicks(docs / "data"), "low_rank": peers.low_rank(docs / "data"), "tangent": peers.tangent(docs / "data"),
+        "engine_rates": engine.rates(docs / "data"), "engine_costs": engine.costs(docs / "data"),
     }  # fmt: skip
     tables |= {f"names_{room}": names(room) for room in termwise._ROOMS}
     for name, lines in tables.items():

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from termwise.cli_map import HOW, TAKE_APART, examples
+from termwise.cli_dataset import (
+    BatchOption,
+    ColumnOption,
+    EngineOption,
+    ErrorsOption,
+    Options,
+    WorkersOption,
+    over_dataset,
+)
+from termwise.cli_map import HOW, OVER_DATASET, TAKE_APART, examples
 from termwise.cli_subject import JsonOption, ModelOption, SizeOption, WeightsOption, chosen_subject
 from termwise.cli_words import COMPRESSED, UNITS, any_of
 
@@ -27,6 +36,7 @@ def register(app: typer.Typer) -> None:
     lines = (
         "termwise compress --model mobilenet-v2 --data photos --out small --budget .7",
         "termwise compress --model smollm2-135m --data prose.txt --out small",
+        "termwise compress --model nanoguard --dataset texts.jsonl --workers 2 --out small",
     )
     app.command(rich_help_panel=TAKE_APART, epilog=examples(*lines))(compress)
 
@@ -34,11 +44,11 @@ def register(app: typer.Typer) -> None:
 def compress(
     ctx: typer.Context,
     model: ModelOption,
-    data: Annotated[
-        Path,
-        typer.Option(metavar="PATH", help="A folder of pictures, or a file of text: one a line, prose for a language model."),
-    ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write the smaller model.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="A folder of pictures, or a file of text: one a line, prose for a language model."),
+    ] = None,
     budget: Annotated[
         float, typer.Option(metavar="SHARE", help="What to keep; for --unit error the largest change of the output.")
     ] = 0.9,
@@ -61,6 +71,20 @@ def compress(
         int, typer.Option(min=8, metavar="TOKENS", help="In a window of a language model's text.", rich_help_panel=HOW)
     ] = 512,
     as_json: JsonOption = False,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA",
+            rich_help_panel=OVER_DATASET,
+            help="Gather what layers read over all rows of it, in OUT.statistics; what errors do to the output is then looked "
+            "at on --samples rows, drawn with seed 0.",
+        ),
+    ] = None,
+    column: ColumnOption = None,
+    engine: EngineOption = "local",
+    workers: WorkersOption = None,
+    batch_size: BatchOption = 1024,
+    max_errors: ErrorsOption = None,
     weights: WeightsOption = None,
     size: SizeOption = None,
 ) -> None:
@@ -70,16 +94,31 @@ def compress(
     """
     from termwise.weights import compress as smaller
 
-    if not data.exists():
+    if (data is None) == (dataset is None):
+        raise ValueError("give --data, or --dataset for statistics of many rows")
+    if data is not None and not data.exists():
         raise ValueError(f"--data {data} does not exist")
     if out.exists() and not (out / "recipe.json").is_file():
         raise ValueError(f"--out {out} exists and holds something else than a compressed model: choose another folder")
-    subject = chosen_subject(model, weights, None, size)
-    net, batches = _batches(subject, data, samples, window)
+    ready = None
+    if data is not None:
+        net, batches = _batches(chosen_subject(model, weights, None, size), data, samples, window)
+    else:
+        from termwise.engine import Dataset
+        from termwise.gathering import StatisticsJob, sample, statistics
+
+        assert dataset is not None
+        job, folder = StatisticsJob(model, keep=keep or (), weights=weights, size=size), out.with_name(out.name + ".statistics")
+        options, settings = (
+            Options(column, engine, workers, batch_size, max_errors),
+            replace(ctx.obj, quiet=ctx.obj.quiet or as_json),
+        )
+        ready = statistics(over_dataset(job, dataset, folder, options, settings))
+        net, batches = sample(job, Dataset.open(dataset, column), samples, folder)
     work = out.with_name(out.name + ".work")
     try:
         found = smaller(
-            net, budget, data=batches, unit=unit, method=method, keep=keep or (), work=work,
+            net, budget, data=batches, unit=unit, method=method, keep=keep or (), work=work, statistics=ready,
             progress=ctx.obj.progress and not ctx.obj.quiet and not as_json,
         )  # fmt: skip
         found.save(out)

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from termwise.predictions.explanation import Explanation
     from termwise.zoo import Subject
 
-__all__ = ["ExplainJob", "FaithfulnessJob", "identity", "means", "weights_digest"]
+__all__ = ["ExplainJob", "FaithfulnessJob", "alike", "identity", "means", "together", "weights_digest"]
 
 
 @dataclass
@@ -99,16 +99,9 @@ class ExplainJob:
 
     def run(self, rows: Sequence[Row]) -> Answers:
         """Explain a batch."""
-        found: dict[int, RowResult | Exception] = {}
-        alike: dict[Any, list[tuple[Row, Any]]] = {}
-        for row in rows:
-            try:
-                x = self.subject.prepare(row.value)
-            except Exception as problem:  # this row's, and no reason to lose the others
-                found[row.index] = problem
-            else:
-                alike.setdefault(_shape(x), []).append((row, x))
-        for group in alike.values():
+        failed, groups = alike(self.subject.prepare, rows)
+        found: dict[int, RowResult | Exception] = {**failed}
+        for group in groups:
             for i, (row, why) in enumerate(zip((row for row, _ in group), self._explained([x for _, x in group]), strict=True)):
                 found[row.index] = self._result(row, group[i][1], why)
         return Answers([found[row.index] for row in rows])
@@ -121,7 +114,7 @@ class ExplainJob:
         return self._subject
 
     def _explained(self, inputs: Sequence[Any]) -> Explanation:
-        x = _together(inputs)
+        x = together(inputs)
         names = [self.subject.names(one) for one in inputs] if self.takes == "text" else None
         return explain(self.subject.model, x, target=self._index, rules=self._rules, names=names, classes=self.subject.classes)
 
@@ -244,7 +237,21 @@ def _shape(x: Any) -> Any:
     return tuple((name, v.shape) for name, v in x.items()) if isinstance(x, Mapping) else x.shape
 
 
-def _together(inputs: Sequence[Any]) -> Any:
+def alike(prepare: Callable[[Any], Any], rows: Sequence[Row]) -> tuple[dict[int, Exception], list[list[tuple[Row, Any]]]]:
+    """Rows that cannot be prepared, with the reason, and the others with what the model takes, grouped by its shape."""
+    failed: dict[int, Exception] = {}
+    groups: dict[Any, list[tuple[Row, Any]]] = {}
+    for row in rows:
+        try:
+            x = prepare(row.value)
+        except Exception as problem:  # this row's, and no reason to lose the others
+            failed[row.index] = problem
+        else:
+            groups.setdefault(_shape(x), []).append((row, x))
+    return failed, [*groups.values()]
+
+
+def together(inputs: Sequence[Any]) -> Any:
     """Inputs of one shape as a batch."""
     if isinstance(inputs[0], Mapping):
         return {name: torch.cat([x[name] for x in inputs]) for name in inputs[0]}

@@ -144,13 +144,17 @@ class _Run:
                             waiting.extendleft(self._lost(outcome, bar))
                         else:
                             self._done(outcome, bar)
+                merging = time.monotonic()
                 finish(self.folder, count, self.columns)
             except KeyboardInterrupt:
                 self.folder.note("interrupted", rows_done=bar.done)
                 raise KeyboardInterrupt(
                     f"interrupted: {bar.done} of {rows} rows are done and kept in {self.folder.path}; the same command goes on"
                 ) from None
-        self.folder.note("finished", rows=left, seconds=round(time.monotonic() - begun, 3), failed=self.failed)
+        now = time.monotonic()
+        self.folder.note(
+            "finished", rows=left, seconds=round(now - begun, 3), merging=round(now - merging, 3), failed=self.failed
+        )
 
     def _done(self, done: Done, bar: Bar) -> None:
         """Keep a batch that is whole."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +17,13 @@ from termwise.core.arguments import a_module, seeded
 
 from .allocation import Allocation
 from .batches import read_batches
+from .calibration import CalibrationStats
 from .compressed import Compressed, LayerRow
 from .evidence import Evidence
 from .kept_work import KeptWork, fingerprint
 from .ladder import Curve, Fitted, Replacement
 from .latency import latencies
-from .layers import find_layers, put, sharing_copy
+from .layers import Layer, find_layers, put, sharing_copy
 from .low_rank_linear import GroupedLinear, LowRankLinear
 from .methods import METHODS, Method
 from .sensitivity import Distance
@@ -45,6 +46,7 @@ def compress(
     keep: Sequence[str] = (),
     metric: Distance | Literal["auto"] = "auto",
     shrinkage: float = 0.1,
+    statistics: CalibrationStats | None = None,
     progress: bool = True,
     inplace: bool = False,
     work: str | Path | None = None,
@@ -73,6 +75,8 @@ def compress(
             tensor of floating point counts, each relative to its own size, and the report says which did not and why (wrap the
             model for others). Where a batch has an `attention_mask`, padding counts in nothing.
         shrinkage: share of the identity in every statistic, against over-fitting few rows.
+        statistics: what the layers read, gathered before from more rows than `data` holds (`CalibrationStats.collect`); it takes
+            the place of that of the first half of `data`, which then serves for what errors do to the output.
         progress: show a bar.
         work: folder to keep finished layers in: an interrupted run with the same arguments goes on there, and ends with the same
             result. What was worked out then lies on disk and not in memory.
@@ -109,7 +113,9 @@ def compress(
         raise ValueError(f"method={named!r} puts zeros into layers, which saves no {unit}: its unit is 'params' or 'error'")
     layers, left = find_layers(model, keep)
     seed = 0 if generator is None else int(torch.randint(2**62, (1,), generator=seeded(generator)))
-    task = Task(model, layers, read_batches(data), shrinkage=shrinkage, seed=seed)
+    if statistics is not None:
+        _check_statistics(statistics, layers)
+    task = Task(model, layers, read_batches(data), shrinkage=shrinkage, seed=seed, statistics=statistics)
     task.metric = _metric(metric, unit, task)
     with _bar(progress, task, chosen, unit):
         positions = task.positions()
@@ -208,6 +214,15 @@ def _check(budget: float, unit: str, shrinkage: float) -> None:
         raise ValueError(f"shrinkage is a share from 0 to 1, got {shrinkage!r}")
 
 
+def _check_statistics(statistics: CalibrationStats, layers: Mapping[str, Layer]) -> None:
+    if not set(statistics) & set(layers):
+        raise ValueError(f"statistics are of none of the layers to compress; they are of {', '.join([*statistics][:3])}")
+    for name in set(statistics) & set(layers):
+        found, size = len(statistics[name].mean), layers[name].shape[1]
+        if found != size:
+            raise ValueError(f"statistics of {name} are of {found} inputs, and it reads {size}: they are of another model")
+
+
 def _metric(metric: str, unit: str, task: Task) -> Distance:
     if metric not in ("l2", "kl", "auto"):
         raise ValueError(f"metric is 'l2', 'kl' or 'auto', got {metric!r}")
@@ -247,6 +262,7 @@ def _kept(folder: str | Path, task: Task, name: str, method: Method) -> KeptWork
         "metric": task.metric,
         "shrinkage": task.shrinkage,
         "seed": task.seed,
+        "statistics": None if task.statistics is None else fingerprint({n: s.scatter for n, s in task.statistics.items()}),
         "layers": list(task.layers),
     }
     return KeptWork(folder, asked)

@@ -41,6 +41,7 @@ class Task:
         metric: how far one output is from another, see `distance`.
         shrinkage: of statistics, see `calibration.shrink`.
         seed: of everything random.
+        statistics: what the layers read, where it is known: of more rows than `batches` hold.
         step: called with what was done, after each unit of work.
     """
 
@@ -50,6 +51,7 @@ class Task:
     metric: Distance = "l2"
     shrinkage: float = 0.1
     seed: int = 0
+    statistics: CalibrationStats | None = None
     step: Callable[[str], None] = lambda what: None
     scales: dict[str, float] = field(default_factory=dict)
 
@@ -89,7 +91,8 @@ class Task:
 
     def passes(self, sensitive: bool, held: bool = True) -> int:
         """How often the model is run on a batch for the evidence; where sensitive, each time with a backward pass."""
-        return len(self.groups(sensitive, held)) * (len(self.batches.fit) + (len(self.batches.select) if held else 0))
+        fit = len(self.batches.fit) if sensitive or self.statistics is None else 0
+        return len(self.groups(sensitive, held)) * (fit + (len(self.batches.select) if held else 0))
 
     @property
     def draws(self) -> int:
@@ -112,13 +115,19 @@ class Task:
         for batches in ((self.batches.fit, self.batches.select) if held else (self.batches.fit,)) if names else ():
             draws = [torch.Generator().manual_seed(self.seed) for _ in range(2)]  # alike whichever layers are looked at
             stepping = self.stepping(batches)
+            ready = self.statistics if batches is self.batches.fit else None
             if sensitive:
                 both = Sensitivity(layers, self.metric, self.judged, draws[1], coherent=held)
                 with both.attached(self.model):
-                    known.append(CalibrationStats.collect(self.model, stepping, layers, generator=draws[0], run=both.run))
+                    if ready is None:
+                        known.append(CalibrationStats.collect(self.model, stepping, layers, generator=draws[0], run=both.run))
+                    else:
+                        known.append(ready)
+                        for batch in stepping:
+                            both.run(self.model, batch)
                 felt.append(both.found())
             else:
-                known.append(CalibrationStats.collect(self.model, stepping, layers, generator=draws[0]))
+                known.append(ready or CalibrationStats.collect(self.model, stepping, layers, generator=draws[0]))
         for name, layer in layers.items():
             stats, h = ([split.get(name) for split in splits] + [None] * 2 for splits in (known, felt))
             yield Evidence(layer, stats[0], stats[1], h[0], h[1], self.shrinkage)

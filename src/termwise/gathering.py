@@ -1,0 +1,138 @@
+"""What the layers of a model read, over a data set of any size: sums of batches, which `tw.compress` takes.
+
+    N, sum x, sum |x|, sum x x^T     per layer,     scatter = sum x x^T - N mean mean^T
+
+Sums of batches are added in their order, whoever made them: the result does not depend on the number of workers. In float64 that
+loses the square of what the mean is larger than the spread: 1e-16 becomes 1e-12 where it is a hundred times as large.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from termwise.engine import Answers, Dataset, Results, Row, RowResult
+from termwise.jobs import alike, together, weights_digest
+from termwise.own_model import named_or_own
+from termwise.weights import CalibrationStats, LayerStats, find_layers
+
+if TYPE_CHECKING:
+    from termwise.zoo import Subject
+
+__all__ = ["StatisticsJob", "sample", "statistics"]
+
+CHUNK = 32
+"""Rows in a pass, at most: those of a batch pass one after another."""
+
+
+@dataclass
+class StatisticsJob:
+    """Gather statistics of what the layers read that `tw.compress` may take apart.
+
+    A batch leaves 8 n^2 bytes for each layer of n inputs on the disk until the run is finished: make batches large. Rows of a
+    batch that have the same shape share passes of 32.
+
+    Args:
+        model: a name of the zoo, or path/to/file.py:factory.
+        takes: what the data set holds, "text" or "image".
+        keep: as of `tw.compress`.
+        weights: as of `own_model.load`.
+        size: side of the picture that your model takes.
+    """
+
+    model: str
+    takes: Literal["text", "image"] = "text"
+    keep: Sequence[str] = ()
+    weights: Path | None = None
+    size: int | None = None
+
+    verb: ClassVar[str] = "statistics"
+    decomposes: ClassVar[bool] = False
+    scalars: ClassVar[Mapping[str, type]] = {}
+
+    _subject: Subject | None = field(default=None, init=False, repr=False)
+
+    def settings(self) -> dict[str, Any]:
+        """What was asked."""
+        weights = None if self.weights is None else str(self.weights)
+        return {"model": self.model, "keep": list(self.keep), "weights": weights, "size": self.size}
+
+    def start(self) -> dict[str, Any]:
+        """Load the model.
+
+        Raises:
+            ValueError: a model that takes something else, a language model; else as `own_model.load` and `find_layers`.
+        """
+        subject = named_or_own(self.model, self.weights, None, self.size)
+        if subject.kind != self.takes:
+            raise ValueError(f"{self.model} takes {subject.kind}, the data set holds {self.takes}")
+        if hasattr(subject.model, "language_model"):
+            raise ValueError(f"{self.model} is calibrated on windows of prose, not on rows: give --data a text file")
+        self._subject, self._layers = subject, find_layers(subject.model, self.keep)[0]
+        return {"weights": weights_digest(subject.model)}
+
+    def run(self, rows: Sequence[Row]) -> Answers:
+        """Sums of a batch. What is drawn (patches of pictures) is drawn from the numbers of its rows."""
+        assert self._subject is not None
+        failed, groups = alike(self._prepared, rows)
+        passes = [group[i : i + CHUNK] for group in groups for i in range(0, len(group), CHUNK)]
+        if not passes:
+            return Answers([failed[row.index] for row in rows])
+        batches = [together([x for _, x in some]) for some in passes]
+        seed = torch.Generator().manual_seed(rows[0].index)
+        found = CalibrationStats.collect(self._subject.model, batches, self._layers, generator=seed)
+        sums: dict[str, Tensor] = {}
+        for name, one in found.items():
+            n = one.count
+            sums |= {f"{name}/count": torch.tensor(n), f"{name}/sum": one.mean * n, f"{name}/absolute": one.abs_mean * n}
+            sums[f"{name}/products"] = one.scatter + torch.outer(one.mean, one.mean) * n
+        return Answers([failed.get(row.index, RowResult()) for row in rows], sums)
+
+    def _prepared(self, value: Any) -> Any:
+        assert self._subject is not None
+        return self._subject.prepare(value, truncate=True) if self.takes == "text" else self._subject.prepare(value)
+
+
+def statistics(results: Results) -> CalibrationStats:
+    """Those of all rows of a finished run.
+
+    Raises:
+        ValueError: when it is not finished, or gathered something else.
+    """
+    sums = results.statistics
+    names = [key.removesuffix("/products") for key in sums if key.endswith("/products")]
+    if not names:
+        raise ValueError(f"{results.path} holds no statistics of layers: it is of {results.manifest['verb']}, or not finished")
+    found = {}
+    for name in names:
+        count = int(sums[f"{name}/count"])
+        mean = sums[f"{name}/sum"] / count
+        scatter = sums[f"{name}/products"] - torch.outer(mean, mean) * count
+        found[name] = LayerStats(count, mean, scatter, sums[f"{name}/absolute"] / count)
+    return CalibrationStats(found)
+
+
+def sample(job: StatisticsJob, data: Dataset, count: int, folder: Path) -> tuple[Any, list[Any]]:
+    """The model, and some rows of the data as it takes them, for what is no sum over all. They are drawn with seed 0.
+
+    Args:
+        job: whose model.
+        data: from where.
+        count: how many, at most; those that cannot be read are left out.
+        folder: where `sample.json` says which they are.
+    """
+    job.start()
+    assert job._subject is not None
+    chosen = random.Random(0).sample(range(len(data)), min(count, len(data)))
+    rows = [row for i in chosen for row in data.rows(i, i + 1) if row.problem is None]
+    failed, _ = alike(job._prepared, rows)
+    good = [row for row in rows if row.index not in failed]
+    (folder / "sample.json").write_text(json.dumps({"seed": 0, "rows": [row.index for row in good]}), "utf-8")
+    return job._subject.model, [job._prepared(row.value) for row in good]
