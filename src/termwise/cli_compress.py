@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
     lines = (
         "termwise compress --model mobilenet-v2 --data photos --out small --budget .7",
         "termwise compress --model smollm2-135m --data prose.txt --out small",
-        "termwise compress --model nanoguard --dataset texts.jsonl --workers 2 --out small",
+        "termwise compress --model mobilenet-v2 --dataset photos --out small",
     )
     app.command(rich_help_panel=TAKE_APART, epilog=examples(*lines))(compress)
 
