@@ -177,8 +177,7 @@ def rates(folder: Path, factor: float, repeats: int) -> list[dict[str, Any]]:
             row["rates"].append(round(rows[subject] / one["seconds"], 3))
             row["starts"].append(round(one["start"], 2))
             if how == "local 1":
-                table = (out / "table.parquet").stat().st_size
-                row |= {"bytes": round(table / rows[subject]), "merging": round(1e9 * one["merging"] / table, 3)}
+                row["bytes"] = round((out / "table.parquet").stat().st_size / rows[subject])
             if how != "loop 1" and how != "loop 2":
                 shutil.rmtree(out)
             print(f"{turn} {subject:<10} {how:<8} {row['rates'][-1]:8.2f} rows/s after {row['starts'][-1]:.1f} s", flush=True)
@@ -207,7 +206,8 @@ def memory(folder: Path) -> list[dict[str, Any]]:
         path = pictures(folder / f"{rows}", rows, SIDE["small"])
         one = child("local 1", "small", path, folder / f"out {rows}")
         size = (folder / f"out {rows}" / "table.parquet").stat().st_size
-        found.append({"rows": rows, "MB": round(one["MB"], 1), "table_MB": round(size / 1e6, 1)})
+        merging = round(one["merging"], 3)
+        found.append({"rows": rows, "MB": round(one["MB"], 1), "table_MB": round(size / 1e6, 1), "merging": merging})
         print(found[-1], flush=True)
     return found
 

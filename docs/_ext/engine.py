@@ -57,8 +57,8 @@ def costs(data: Path) -> Iterator[str]:
     for title, pair in zip(SUBJECTS.values(), starts, strict=True):
         yield f"| start, s: {title} | {pair[0]:.1f} | {pair[1]:.1f} |"
     yield f"| a batch besides its rows, ms | {empty['local 2']['batch_ms']:.1f} | {empty['ray 2']['batch_ms']:.1f} |"
-    merging = max(0.0, *(_row(found, s, "local 1")["merging"] for s in SUBJECTS))
-    each = empty["local 1"]["merging_ms"]
+    each, large = empty["local 1"]["merging_ms"], found["memory"][-1]
+    merging = max(0.0, large["merging"] - large["rows"] / batch * each / 1000) / large["table_MB"] * 1000
     yield f"| merging: a batch, ms; a GB, s | {each:.1f}; {merging:.1f} | the same |"
     for subject, title in SUBJECTS.items():
         row = _row(found, subject, "local 1")

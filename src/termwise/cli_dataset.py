@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from termwise.engine import Results
 
 __all__ = [
-    "BatchOption", "ColumnOption", "DatasetOption", "EngineOption", "ErrorsOption", "Options", "WorkersOption", "over_dataset",
+    "BatchOption", "ColumnOption", "DatasetOption", "EngineOption", "ErrorsOption", "Options", "WorkersOption",
+    "carried_out", "over_dataset",
 ]  # fmt: skip
 
 DatasetOption = Annotated[
@@ -67,7 +68,7 @@ class Options:
 
 def over_dataset(job: Any, dataset: Path, out: Path | None, options: Options, settings: Any) -> Results:
     """Run a job over a data set and say how it went. Exit code 1 for too many errors or no result, 130 for an interrupt."""
-    from termwise.engine import Dataset, TooManyErrors, run
+    from termwise.engine import Dataset
 
     if out is None:
         raise ValueError("--dataset needs --out, the folder of the results")
@@ -76,6 +77,13 @@ def over_dataset(job: Any, dataset: Path, out: Path | None, options: Options, se
     if not settings.quiet:
         held = f"column {data.column!r}" if data.column else "pictures" if data.kind == "image" else "lines"
         typer.echo(f"{dataset}: {len(data)} rows, {held} ({data.kind})", err=True)
+    return carried_out(job, data, out, options, settings)
+
+
+def carried_out(job: Any, data: Any, out: Path, options: Options, settings: Any) -> Results:
+    """The same for rows that are there already."""
+    from termwise.engine import TooManyErrors, run
+
     try:
         results = run(
             job, data, out, engine=options.engine, workers=options.workers, batch_size=options.batch_size,

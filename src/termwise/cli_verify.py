@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 import json
 import os
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from termwise.cli_map import CHECK, FOUND_WANTING, HOW, LOOK, examples
+from termwise.cli_dataset import EngineOption, Options, WorkersOption, carried_out
+from termwise.cli_map import CHECK, FOUND_WANTING, HOW, LOOK, OVER_DATASET, examples
 from termwise.cli_subject import JsonOption
 from termwise.cli_words import papers as paper_keys
 from termwise.cli_words import rooms
@@ -21,7 +24,7 @@ _COLOURS = {"holds": "green", "contradicted": "yellow", "failed": "bold red"}
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    lines = "termwise verify dynamiclrp curing", "termwise verify --room weights --slow", "termwise verify --all"
+    lines = "termwise verify dynamiclrp curing", "termwise verify --room weights --slow", "termwise verify --all --out claims/"
     app.command(rich_help_panel=CHECK, epilog=examples(*lines))(verify)
     app.command(rich_help_panel=LOOK, epilog=examples("termwise papers --room functions"))(papers)
     lines = "termwise cite why.safetensors", "termwise cite curing welore --bibtex"
@@ -60,13 +63,22 @@ def verify(
         bool, typer.Option("-v", "--verbose", metavar="", help="Show tracebacks of claims that raised.", rich_help_panel=HOW)
     ] = False,
     as_json: JsonOption = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            rich_help_panel=OVER_DATASET,
+            help="Keep the results, for `termwise view`; an interrupted run goes on where it was.",
+        ),
+    ] = None,
+    engine: EngineOption = "local",
+    workers: WorkersOption = None,
 ) -> None:
     """Measure what papers claim; published beside measured.
 
     Ends with 1 when a claim failed.
     """
     from rich.console import Console
-    from rich.markup import escape
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from termwise.core import claims
@@ -74,6 +86,13 @@ def verify(
     chosen = [c for c in _chosen(keys or [], room, everything) if slow or not c.slow]
     if not chosen:
         raise ValueError("nothing to verify: these claims are all slow, add --slow")
+    if out is not None:
+        from termwise.verifying import ClaimRows, VerifyJob, measured
+
+        options, settings = Options(None, engine, workers, 1, None), replace(ctx.obj, quiet=ctx.obj.quiet or as_json)
+        kept = carried_out(VerifyJob(), ClaimRows(chosen), out, options, settings)
+        _say(chosen, measured(kept), as_json, verbose or ctx.obj.verbose)
+        return
     results = []
     console = Console(stderr=True)
     with Progress(
@@ -84,6 +103,13 @@ def verify(
         for result in claims.verify(chosen, processes=(os.cpu_count() or 1) if everything else 1):
             results.append(result)
             progress.update(task, advance=1, description=result.name)
+    _say(chosen, results, as_json, verbose or ctx.obj.verbose)
+
+
+def _say(chosen: list[Any], results: list[Any], as_json: bool, verbose: bool) -> None:
+    """Published beside measured, in the order of the claims; ends with 1 when one failed."""
+    from rich.markup import escape
+
     order = {c.name: i for i, c in enumerate(chosen)}
     results.sort(key=lambda r: order[r.name])
     if as_json:
@@ -97,7 +123,7 @@ def verify(
                 r.paper, escape(r.statement) + note, escape(r.published), escape(r.measured), outcome, f"{r.seconds:.1f}"
             )
         _print(table)
-        for r in results if verbose or ctx.obj.verbose else []:
+        for r in results if verbose else []:
             if r.details:
                 typer.echo(f"\n{r.name}\n{r.details}", err=True)
     if any(r.outcome == "failed" for r in results):
