@@ -19,24 +19,6 @@ def invoke(*arguments):
     return done.exit_code, done.output
 
 
-def test_the_command_keeps_what_it_measured(tmp_path):
-    code, said = invoke("verify", "rom", "--out", tmp_path / "out", "--workers", 1, "--json")
-    assert code == 0, said
-    rows = json.loads(said)
-    plain = json.loads(invoke("verify", "rom", "--json")[1])
-    assert [{k: v for k, v in r.items() if k != "seconds"} for r in rows] == [
-        {k: v for k, v in r.items() if k != "seconds"} for r in plain
-    ]
-    results = Results(tmp_path / "out")
-    assert results.finished
-    assert results.scalars("label", "outcome").to_pylist() == [{"label": "rom", "outcome": r["outcome"]} for r in rows]
-    code, again = invoke("verify", "rom", "--out", tmp_path / "out", "--workers", 1, "--json")
-    assert json.loads(again) == rows  # the seconds too: nothing was measured again
-    code, said = invoke("verify", "welore", "--out", tmp_path / "out", "--workers", 1)
-    assert code == 2
-    assert "dataset.rows" in said or "dataset.digest" in said
-
-
 def _first():
     return "7", True
 
@@ -52,6 +34,24 @@ def toys(monkeypatch):
     monkeypatch.setattr(claims, "CLAIMS", {c.name: c for c in found})
     monkeypatch.setattr(claims, "load_claims", lambda room=None: found)
     return found
+
+
+def test_the_command_keeps_what_it_measured(toys, tmp_path):
+    def asked(*more):
+        code, said = invoke("verify", toys[0].paper, "--json", *more)
+        assert code == 1  # one of them failed
+        return json.loads(said[said.index("[\n") :])
+
+    rows = asked("--out", tmp_path / "out", "--workers", 1)
+    assert [{**r, "seconds": 0} for r in rows] == [{**r, "seconds": 0} for r in asked()]
+    results = Results(tmp_path / "out")
+    assert results.finished
+    assert results.scalars("label", "outcome").to_pylist() == [{"label": toys[0].paper, "outcome": r["outcome"]} for r in rows]
+    assert asked("--out", tmp_path / "out", "--workers", 1) == rows  # the seconds too: nothing was measured again
+    toys.pop()
+    code, said = invoke("verify", toys[0].paper, "--out", tmp_path / "out")
+    assert code == 2
+    assert "dataset.rows: 2 there, 1 now" in said
 
 
 def test_a_claim_that_raises_failed_and_so_did_one_that_is_an_error(toys, tmp_path):
