@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from termwise.engine import Answers, Dataset, Results, Row, RowResult
-from termwise.jobs import alike, together, weights_digest
-from termwise.own_model import named_or_own
+from termwise.jobs import alike, identity, together
+from termwise.own_model import is_own, named_or_own
 from termwise.weights import CalibrationStats, LayerStats, find_layers
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ class StatisticsJob:
     _subject: Subject | None = field(default=None, init=False, repr=False)
 
     def settings(self) -> dict[str, Any]:
-        """What was asked."""
-        weights = None if self.weights is None else str(self.weights)
-        return {"model": self.model, "keep": list(self.keep), "weights": weights, "size": self.size}
+        """What was asked. Files may move: what is in them is told by `start`."""
+        model = Path(self.model).name if is_own(self.model) else self.model
+        return {"model": model, "keep": list(self.keep), "size": self.size}
 
     def start(self) -> dict[str, Any]:
         """Load the model.
@@ -76,7 +76,7 @@ class StatisticsJob:
         if hasattr(subject.model, "language_model"):
             raise ValueError(f"{self.model} is calibrated on windows of prose, not on rows: give --data a text file")
         self._subject, self._layers = subject, find_layers(subject.model, self.keep)[0]
-        return {"weights": weights_digest(subject.model)}
+        return identity(self.model, subject)
 
     def run(self, rows: Sequence[Row]) -> Answers:
         """Sums of a batch. What is drawn (patches of pictures) is drawn from the numbers of its rows."""
