@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.subjects import Lengths, texts
-from termwise.engine import Dataset, Results, TooManyErrors, run
+from termwise.core.decomposition import Decomposition
+from termwise.engine import Answers, Dataset, Results, RowResult, TooManyErrors, run
 from termwise.engine.job import total
 
 LINES = [f"text {i} " + "x" * (i % 7) for i in range(41)]
@@ -162,6 +164,77 @@ def test_a_row_that_kills_its_worker_is_found(reference, tmp_path):
     assert (tmp_path / "once").exists()
 
 
+class Troubled(Lengths):
+    """Raises what is not a row's fault: the first `times` times, and for "large" texts always."""
+
+    def __init__(self, problem, times, within=False):
+        super().__init__()
+        self.problem, self.times, self.within = problem, times, within
+
+    def run(self, rows):
+        if any("large" in row.value for row in rows) or self.times:
+            self.times = max(0, self.times - 1)
+            if self.within:
+                return Answers([self.problem for _ in rows])
+            raise self.problem
+        return super().run(rows)
+
+
+NO_MEMORY = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+)
+
+
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("problem", [MemoryError(), NO_MEMORY, OSError(errno.EIO, "Input/output error")])
+def test_what_passes_is_no_row_s_fault(reference, tmp_path, problem, within):
+    data = Dataset.open(texts(tmp_path / "a.txt", LINES))
+    run(Troubled(problem, 1, within), data, tmp_path / "out", workers=1, batch_size=4)
+    assert same(reference, tmp_path / "out")  # whole batches: nothing shows
+    lines = [*LINES[:6], "large", *LINES[7:10]]
+    data = Dataset.open(texts(tmp_path / "b.txt", lines))
+    results = run(Troubled(problem, 0, within), data, tmp_path / "o2", workers=1, batch_size=4)
+    (error,) = results.errors.to_pylist()
+    assert (error["row"], type(problem).__name__ in error["reason"]) == (6, True)
+    assert results.scalars("text")["text"].to_pylist() == [t for t in lines if t != "large"]
+
+
+class Meddling(Lengths):
+    """Changes the data while they are read."""
+
+    def __init__(self, path, line):
+        super().__init__()
+        self.path, self.line = path, line
+
+    def run(self, rows):
+        if self.line is None:
+            self.path.unlink(missing_ok=True)
+        else:
+            texts(self.path, [*LINES[:-1], self.line])
+        return super().run(rows)
+
+
+def test_data_that_change_meanwhile_are_refused(tmp_path):
+    path = texts(tmp_path / "a.txt", LINES)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"was changed while it was read|dataset\.digest"):
+            run(Meddling(path, "another"), Dataset.open(path), tmp_path / "out", workers=1, batch_size=4)
+        assert not Results(tmp_path / "out").finished
+
+
+def test_a_picture_that_is_gone_ends_the_run_and_is_no_bad_row(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(4):
+        (pictures / f"{i}.png").write_bytes(b"picture")
+    data = Dataset.open(pictures)
+    with pytest.raises(FileNotFoundError, match=r"3\.png was there and is gone.*the same command goes on"):
+        run(Meddling(pictures / "3.png", None), data, tmp_path / "out", workers=1, batch_size=2)
+    (pictures / "3.png").write_bytes(b"picture")
+    results = run(Lengths(), data, tmp_path / "out", workers=1, batch_size=2)
+    assert (len(results), len(results.errors)) == (4, 0)
+
+
 def test_what_was_made_with_other_settings_is_refused_with_the_difference(reference, tmp_path):
     data = Dataset.open(texts(tmp_path / "a.txt", LINES))
     with pytest.raises(ValueError, match=r"settings.scale: 1.0 there, 2.0 now\n") as refused:
@@ -243,6 +316,32 @@ def test_scalars_that_are_not_declared_or_hide_a_column(tmp_path):
     job.scalars = {"whole": float}
     with pytest.raises(ValueError, match="columns of its own called whole"):
         run(job, data, tmp_path / "o2", workers=1)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Vowels(Decomposition):
+    chosen: torch.Tensor
+
+
+class Odd(Lengths):
+    """A scalar of another kind in the second row, and a tensor of yes and no in all."""
+
+    def run(self, rows):
+        answers = super().run(rows)
+        found = []
+        for row, one in zip(rows, answers.rows, strict=True):
+            scalars = one.scalars | ({"length": "seven"} if row.index == 1 else {})
+            chosen = torch.tensor([[c in "aeiou" for c in row.value]])
+            found.append(RowResult(scalars, Vowels(one.terms.whole, one.terms.parts, chosen=chosen)))
+        return Answers(found, answers.sums)
+
+
+def test_a_scalar_of_another_kind_costs_its_row(tmp_path):
+    results = run(Odd(), Dataset.open(texts(tmp_path / "a.txt", LINES[:4])), tmp_path / "out", workers=1)
+    (error,) = results.errors.to_pylist()
+    assert (error["row"], error["reason"]) == (1, "TypeError: column 'length' takes int64, the job gave 'seven'")
+    assert results.scalars("row")["row"].to_pylist() == [0, 2, 3]
+    assert results[1].chosen.tolist() == [[c in "aeiou" for c in LINES[2]]]
 
 
 def test_bad_arguments(tmp_path):

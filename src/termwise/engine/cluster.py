@@ -176,7 +176,7 @@ class _Worker:
         torch.set_num_threads(threads)
         return self._job.start()
 
-    def answer(self, task: Task) -> Done:
+    def answer(self, task: Task) -> Done | Lost:
         """One batch."""
         return answer(self._job, self._dataset, task)
 

@@ -31,8 +31,12 @@ class Pictures(Dataset):
         return [self.path / name for name in self._names]
 
     def rows(self, start: int, stop: int) -> list[Row]:
-        """Their paths; they are read by who wants them."""
-        return [
-            Row(start + i, name, self.path / name, name.rpartition("/")[0] or None)
-            for i, name in enumerate(self._names[start:stop])
-        ]
+        """Their paths; they are read by who wants them.
+
+        Raises:
+            FileNotFoundError: one that was there is gone, which says more of the disk than of the row.
+        """
+        names = self._names[start:stop]
+        if gone := [name for name in names if not (self.path / name).exists()]:
+            raise FileNotFoundError(f"{self.path / gone[0]} was there and is gone: bring it back, and the same command goes on")
+        return [Row(start + i, name, self.path / name, name.rpartition("/")[0] or None) for i, name in enumerate(names)]

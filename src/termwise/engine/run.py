@@ -106,7 +106,9 @@ def run(
             if folder.finished:
                 log.warning("%s is finished: there was nothing left to do", out)
             else:
-                _Run(job, dataset, folder, executor, max_errors).do(tasks, count, len(dataset), progress)
+                _Run(job, dataset, folder, executor, max_errors).do(
+                    tasks, count, len(dataset), manifest["dataset"]["digest"], progress
+                )
         finally:
             executor.stop()
         folder.tidy()
@@ -114,7 +116,7 @@ def run(
 
 
 class _Run:
-    """What is on its way: tasks, their deaths, and the rows of batches that killed their worker twice."""
+    """What is on its way: tasks, how often they were lost, and the rows of batches that were lost twice."""
 
     def __init__(self, job: Job, dataset: Dataset, folder: Folder, executor: Executor, max_errors: int | None) -> None:
         self.dataset, self.folder, self.executor = dataset, folder, executor
@@ -124,7 +126,7 @@ class _Run:
         self.single: dict[int, list[Done]] = {}  # batch -> its rows, asked one by one
         self.size: dict[int, int] = {}  # batch -> number of rows
 
-    def do(self, tasks: list[Task], count: int, rows: int, progress: bool) -> None:
+    def do(self, tasks: list[Task], count: int, rows: int, digest: str, progress: bool) -> None:
         """Every task, then the table."""
         begun, left = time.monotonic(), sum(t.stop - t.start for t in tasks)
         self.size = {t.number: t.stop - t.start for t in tasks}
@@ -144,6 +146,7 @@ class _Run:
                             waiting.extendleft(self._lost(outcome, bar))
                         else:
                             self._done(outcome, bar)
+                self._unchanged(digest)
                 merging = time.monotonic()
                 finish(self.folder, count, self.columns)
             except KeyboardInterrupt:
@@ -181,9 +184,16 @@ class _Run:
         if len(rows) > 1:
             self.single[task.number] = []
             return [Task(task.number, i, i + 1) for i in reversed(rows)]  # they are put in front one after another
-        failed = batch_table(self.columns, [(self.dataset.rows(task.start, task.stop)[0], ChildProcessError(lost.reason))])
+        failed = batch_table(self.columns, [(self.dataset.rows(task.start, task.stop)[0], RuntimeError(lost.reason))])
         self._done(Done(task, as_bytes(failed), b""), bar)
         return []
+
+    def _unchanged(self, digest: str) -> None:
+        if self.dataset.describe()["digest"] != digest:
+            raise ValueError(
+                f"{self.dataset.path} was changed while it was read, so {self.folder.path} may hold rows of both: keep the data "
+                "as they are, and choose another folder"
+            )
 
     def _enough(self) -> None:
         if self.most is not None and self.failed > self.most:

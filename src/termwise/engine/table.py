@@ -66,12 +66,18 @@ def batch_table(columns: Any, answered: Sequence[tuple[Row, RowResult | Exceptio
     """
     pa, _ = arrow()
     records, errors = [], []
+    kinds = {field.name: field.type for field in columns}
     for row, result in answered:
         try:
             if isinstance(result, Exception):
                 raise result
             if unknown := [name for name in result.scalars if name not in columns.names]:
                 raise TypeError(f"the job gave {', '.join(unknown)}, which are none of its scalars")
+            for name, value in result.scalars.items():
+                try:
+                    pa.scalar(value, kinds[name])
+                except (pa.ArrowException, TypeError, ValueError, OverflowError):
+                    raise TypeError(f"column {name!r} takes {kinds[name]}, the job gave {value!r:.80}") from None
             records.append(_record(row, result))
         except Exception as problem:
             errors.append({"row": row.index, "key": row.key, "reason": _reason(problem)})
@@ -144,7 +150,8 @@ def _record(row: Row, result: RowResult) -> dict[str, Any]:
         tensors, header = terms.packed()
         json.dumps(header)  # raises here, where the row is known
         for name, value in tensors.items():
-            if not value.is_floating_point() and not value.is_complex() and value.numel() and int(value.abs().max()) > EXACT:
+            whole_numbers = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+            if whole_numbers and value.numel() and int(value.abs().max()) > EXACT:
                 raise ValueError(f"{name} holds whole numbers beyond 2**53, which a table of float64 cannot hold")
         whole = terms.whole.item() if terms.whole.numel() == 1 and not terms.whole.is_complex() else None
         record |= {"whole": whole, "error": terms.error(), "cancellation": terms.cancellation()}

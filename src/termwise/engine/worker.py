@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -36,7 +37,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Lost:
-    """A task whose worker died."""
+    """A task whose worker died, or that ran into something that will pass."""
 
     task: Task
     reason: str
@@ -62,18 +63,33 @@ class Executor(Protocol):
         """End everything at once; tasks in flight are dropped."""
 
 
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""What allocators say in an error of a kind that says nothing."""
+
+PASSING = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
+"""Errors of reading that are the machine's or the network's."""
+
+
 def versions() -> dict[str, str]:
     """Of what the numbers and the bytes of a table come from."""
     return {name: metadata.version(name) for name in ("termwise", "torch", "numpy", "pyarrow")}
 
 
-def answer(job: Job, dataset: Dataset, task: Task) -> Done:
-    """Read the rows of a task, ask the job, and write the answers down."""
+def answer(job: Job, dataset: Dataset, task: Task) -> Done | Lost:
+    """Read the rows of a task, ask the job, and write the answers down. What will pass is no row's fault: the task is lost."""
     from safetensors.torch import save
 
     rows = dataset.rows(task.start, task.stop)
     good = [row for row in rows if row.problem is None]
-    answers = _asked(job, good) if good else Answers([])
+    try:
+        answers = _asked(job, good) if good else Answers([])
+        for one in answers.rows:
+            if isinstance(one, Exception) and _passes(one):
+                raise one
+    except Exception as problem:
+        if not _passes(problem):
+            raise
+        return Lost(task, f"{type(problem).__name__}: {problem}")
     found: dict[int, RowResult | Exception] = {row.index: a for row, a in zip(good, answers.rows, strict=True)}
     unread = {row.index: ValueError(row.problem) for row in rows if row.problem is not None}
     table = batch_table(schema(job.scalars, job.decomposes), [(row, (unread | found)[row.index]) for row in rows])
@@ -86,6 +102,8 @@ def _asked(job: Job, rows: Sequence[Row]) -> Answers:
     try:
         answers = job.run(rows)
     except Exception as problem:
+        if _passes(problem):
+            raise
         if len(rows) == 1:
             return Answers([problem])
         each = [_asked(job, [row]) for row in rows]
@@ -93,3 +111,14 @@ def _asked(job: Job, rows: Sequence[Row]) -> Answers:
     if len(answers.rows) != len(rows):
         raise TypeError(f"{type(job).__name__}.run gave {len(answers.rows)} answers to {len(rows)} rows")
     return answers
+
+
+def _passes(problem: BaseException) -> bool:
+    """Whether it tells of the machine at this moment and not of a row: no memory, a disk or network that does not answer."""
+    if isinstance(problem, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    if isinstance(problem, RuntimeError) and any(words in str(problem) for words in NO_MEMORY):
+        return True
+    if isinstance(problem, OSError) and problem.errno in PASSING:
+        return True
+    return problem.__cause__ is not None and _passes(problem.__cause__)
