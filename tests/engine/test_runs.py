@@ -169,9 +169,10 @@ class Troubled(Lengths):
 
     def __init__(self, problem, times, within=False):
         super().__init__()
-        self.problem, self.times, self.within = problem, times, within
+        self.problem, self.times, self.within, self.asked = problem, times, within, 0
 
     def run(self, rows):
+        self.asked += 1
         if any("large" in row.value for row in rows) or self.times:
             self.times = max(0, self.times - 1)
             if self.within:
@@ -189,8 +190,10 @@ NO_MEMORY = RuntimeError(
 @pytest.mark.parametrize("problem", [MemoryError(), NO_MEMORY, OSError(errno.EIO, "Input/output error")])
 def test_what_passes_is_no_row_s_fault(reference, tmp_path, problem, within):
     data = Dataset.open(texts(tmp_path / "a.txt", LINES))
-    run(Troubled(problem, 1, within), data, tmp_path / "out", workers=1, batch_size=4)
-    assert same(reference, tmp_path / "out")  # whole batches: nothing shows
+    job = Troubled(problem, 1, within)
+    run(job, data, tmp_path / "out", workers=1, batch_size=4)
+    assert same(reference, tmp_path / "out")
+    assert job.asked == 12  # 11 batches, the first of them twice, and whole both times
     lines = [*LINES[:6], "large", *LINES[7:10]]
     data = Dataset.open(texts(tmp_path / "b.txt", lines))
     results = run(Troubled(problem, 0, within), data, tmp_path / "o2", workers=1, batch_size=4)
