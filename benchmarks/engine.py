@@ -1,8 +1,8 @@
 """The engine over a data set, against a plain loop over the same batches; what it costs, and what it needs.
 
-    python benchmarks/engine.py [--rows 1] [--repeats 3]     # 6 minutes on two free cores
+    python benchmarks/engine.py [--rows 1] [--repeats 3]     # 8 minutes on two free cores, 6 with --repeats 2
 
-Subjects: NanoGuard on texts of one length (a graph of 6 layers, one row takes 45 ms), and a convolutional network on pictures of 64 x 64.
+Subjects: NanoGuard on texts of one length (some 45 ms a row), and a convolutional network on pictures of 64 x 64.
 The loop does what one would write: prepare 16 rows, `tw.explain`, look at the error; it writes nothing. The engine is what
 `termwise explain --dataset` runs, with every tensor written. Each run has a process of its own, in turn; rows per second are counted from
 when the first worker has loaded its model and explained one batch, until the table is there. What came before is `start`. Ratios are of
