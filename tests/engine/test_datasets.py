@@ -102,6 +102,71 @@ def test_a_folder_of_parquet_is_one_data_set_in_the_order_of_names(tmp_path):
     assert [r.value for r in Dataset.open(tmp_path).rows(0, 9)] == ["1", "2", "3"]
 
 
+@pytest.mark.parametrize("first", [b'{"text": null, "label": 1}', b'{"text": 3}', b"no json", b"\xff\xfe", b'{"label": 1}'])
+def test_a_bad_first_record_decides_nothing(tmp_path, first):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(first + b'\n{"text": "one", "label": 2}\n')
+    for column in (None, "text"):
+        data = Dataset.open(path, column)
+        bad, good = data.rows(0, 2)
+        assert bad.problem is not None
+        assert (data.column, data.kind, good.value, good.label) == ("text", "text", "one", "2")
+    pq.write_table(pa.table({"text": [None, "one"]}), tmp_path / "a.parquet")
+    bad, good = Dataset.open(tmp_path / "a.parquet").rows(0, 2)
+    assert (bad.problem, good.value) == ("is no text: None", "one")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "kind"),
+    [
+        ("text", ["look at cat.jpg"], "text"),  # the name says so
+        ("x", ["look at cat.jpg", "a dog"], "text"),  # not all of them are
+        ("x", ["cat.jpg", "dog.PNG"], "image"),
+        ("file_name", ["no ending", "dog.tif"], "image"),
+        ("path", ["a story"], "text"),
+    ],
+)
+def test_a_string_is_a_picture_s_path_where_all_say_so(tmp_path, column, values, kind):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({column: value}) + "\n" for value in values))
+    assert Dataset.open(tmp_path / "a.jsonl", column).kind == kind
+
+
+@pytest.mark.parametrize("sign", [";", "\t"])
+def test_other_signs_between_fields(tmp_path, sign):
+    (tmp_path / "a.CSV").write_text(f'text{sign}label\n"one{sign} two, three"{sign}x\nfour, five{sign}y\n')
+    data = pickle.loads(pickle.dumps(Dataset.open(tmp_path / "a.CSV")))
+    assert [(r.value, r.label) for r in data.rows(0, 9)] == [(f"one{sign} two, three", "x"), ("four, five", "y")]
+
+
+def picture(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4)).save(path)
+
+
+def test_what_is_left_out_of_a_folder_is_told(tmp_path, caplog):
+    for name in ("a/1.png", "a/2.tif", "3.gif", "a/._1.png", ".thumbs/4.png"):
+        picture(tmp_path / "data" / name)
+    picture(tmp_path / "elsewhere" / "5.png")
+    (tmp_path / "data" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "notes.txt").touch()
+    old = tmp_path / "data" / "results"
+    old.mkdir()
+    for name in ("manifest.json", "run.jsonl"):
+        (old / name).touch()
+    pq.write_table(pa.table({"text": ["one"]}), old / "table.parquet")
+    assert [row.key for row in Dataset.open(tmp_path / "data").rows(0, 9)] == ["3.gif", "a/1.png", "a/2.tif"]
+    assert "left out are 1 folders that are links, 1 .txt files, 1 folders of results" in caplog.text
+
+
+def test_tables_beside_pictures_are_not_taken_for_them(tmp_path, caplog):
+    picture(tmp_path / "1.png")
+    pq.write_table(pa.table({"text": ["one"]}), tmp_path / "metadata.parquet")
+    with pytest.raises(ValueError, match=r"1 .parquet files and 1 pictures: give --column, of the tables, or a folder"):
+        Dataset.open(tmp_path)
+    assert [row.value for row in Dataset.open(tmp_path, "text").rows(0, 9)] == ["one"]
+    assert "left out are 1 pictures" in caplog.text
+
+
 def test_the_digest_sees_names_sizes_and_content(tmp_path):
     seen = set()
     for content in (["one", "two"], ["one", "twO"], ["one", "two", "three"]):
@@ -123,6 +188,7 @@ def test_the_digest_sees_names_sizes_and_content(tmp_path):
         ("a.jsonl", '{"a": "x", "b": "y"}', "c", "no column 'c'; it has a, b"),
         ("a.jsonl", '{"a": 1, "b": "y"}', "a", "neither texts nor pictures"),
         ("a.jsonl", "no json", None, "line 1 .* cannot be read"),
+        ("a.jsonl", '{"text": null}\n{"text": null}', "text", r"holds neither texts nor pictures \(nothing\)"),
         ("a.parquet", "no parquet", None, "no parquet file, or a damaged one"),
     ],
 )

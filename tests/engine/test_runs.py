@@ -347,6 +347,15 @@ def test_a_scalar_of_another_kind_costs_its_row(tmp_path):
     assert results[1].chosen.tolist() == [[c in "aeiou" for c in LINES[2]]]
 
 
+@pytest.mark.parametrize("out", ["results", "."])
+def test_results_do_not_go_where_the_data_are(tmp_path, monkeypatch, out):
+    (tmp_path / "1.png").write_bytes(b"picture")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"lies in the data set .*: choose a folder outside of it"):
+        run(Lengths(), Dataset.open(tmp_path), out, workers=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["1.png"]
+
+
 def test_bad_arguments(tmp_path):
     data = Dataset.open(texts(tmp_path / "a.txt", LINES))
     with pytest.raises(ValueError, match="no engine 'spark': choose from local, ray"):

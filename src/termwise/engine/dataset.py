@@ -7,21 +7,29 @@ sizes of parquet's row groups.
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from .job import Row
 
-__all__ = ["PICTURES", "Dataset", "chosen_columns", "record_row"]
+__all__ = ["LOOKED_AT", "PICTURES", "Dataset", "chosen_columns", "record_row"]
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+log = logging.getLogger(__name__)
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2")
 
 TEXT = ("text", "sentence", "content", "prompt", "review", "document", "question")
 IMAGE = ("image", "img", "picture", "photo", "file_name", "file", "path")
 LABEL = ("label", "labels", "class", "category", "target")
 """Names of columns that say what they hold, the surest first."""
+
+LOOKED_AT = 100
+"""Records, from the first, that say what the columns hold."""
 
 SAMPLE = 1 << 16
 """Bytes that the digest reads at a time."""
@@ -48,12 +56,14 @@ class Dataset(ABC):
 
         Args:
             path: data.parquet, a folder of parquet files, data.jsonl, data.csv, data.txt (one text a line, empty lines do
-                not count), or a folder of pictures, whose folders are their labels.
+                not count), or a folder of pictures, whose folders are their labels. Of a folder, hidden files, results of
+                this library and folders that are links are left out.
             column: which one holds the text, the picture, or the picture's path; by name and content when not given.
 
         Raises:
             FileNotFoundError: no such file or folder.
-            ValueError: another format, nothing in it, no such column, or no way to tell which column is meant.
+            ValueError: another format, nothing in it, no such column, or no way to tell which column is meant, or whether
+                the tables or the pictures of a folder are.
             ImportError: parquet without pyarrow.
         """
         from .lines import FORMATS
@@ -64,14 +74,20 @@ class Dataset(ABC):
         if not path.exists():
             raise FileNotFoundError(f"there is no data set {path}")
         if path.is_dir():
-            files = sorted(path.rglob("*.parquet"))
-            return Parquet(path, files, column) if files else Pictures(path, column)
-        if path.suffix == ".parquet":
+            tables, pictures = _inside(path)
+            if tables and pictures and column is None:
+                raise ValueError(
+                    f"{path} holds {len(tables)} .parquet files and {len(pictures)} pictures: give --column, of the tables, or a "
+                    "folder with the pictures alone"
+                )
+            return Parquet(path, tables, column) if tables else Pictures(path, pictures, column)
+        kind = path.suffix.lower()
+        if kind == ".parquet":
             return Parquet(path, [path], column)
-        if path.suffix not in FORMATS:
+        if kind not in FORMATS:
             known = ", ".join((".parquet", *FORMATS))
             raise ValueError(f"{path} is no data set: give a {known} file, or a folder of pictures or of parquet files")
-        return FORMATS[path.suffix](path, column)
+        return FORMATS[kind](path, column)
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -97,6 +113,32 @@ class Dataset(ABC):
         }  # fmt: skip
 
 
+def _inside(root: Path) -> tuple[list[Path], list[Path]]:
+    """Tables and pictures of a folder and its folders, each in the order of their names. What else is there is told."""
+    tables, pictures, others = [], [], Counter[str]()
+    for at, folders, names in os.walk(root):
+        folder = Path(at)
+        if folder != root and {"manifest.json", "run.jsonl"} <= {*names}:
+            others["folders of results"] += 1
+            folders.clear()
+            continue
+        others["folders that are links"] += sum((folder / name).is_symlink() for name in folders)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for file in (folder / name for name in names if not name.startswith(".")):
+            kind = file.suffix.lower()
+            if kind == ".parquet":
+                tables.append(file)
+            elif kind in PICTURES:
+                pictures.append(file)
+            else:
+                others[f"{kind} files" if kind else "files without an ending"] += 1
+    if tables and pictures:
+        others["pictures"] += len(pictures)
+    if told := ", ".join(f"{count:,} {what}" for what, count in others.items() if count):
+        log.warning("%s: left out are %s", root, told)
+    return sorted(tables), sorted(pictures, key=lambda file: file.relative_to(root).as_posix())
+
+
 def _digest(root: Path, files: Sequence[Path]) -> str:
     found = hashlib.sha256()
     looked_into = set(range(0, len(files), max(1, len(files) // 1000)))
@@ -112,39 +154,44 @@ def _digest(root: Path, files: Sequence[Path]) -> str:
     return found.hexdigest()
 
 
-def chosen_columns(path: Path, example: Mapping[str, Any], column: str | None) -> tuple[str, Kind, str | None]:
+def chosen_columns(path: Path, examples: Sequence[Mapping[str, Any]], column: str | None) -> tuple[str, Kind, str | None]:
     """Which column is meant, what it holds, and which one is the label.
 
     Args:
         path: of the file, for messages.
-        example: one record.
+        examples: some records.
         column: the user's word.
 
     Raises:
         ValueError: no such column, one that holds neither text nor picture, or several that may be meant.
     """
-    kinds = {name: kind for name, value in example.items() if (kind := _kind(value)) is not None}
+    names = dict.fromkeys(name for example in examples for name in example)
+    held = {name: [v for example in examples if (v := example.get(name)) is not None] for name in names}
+    kinds = {name: kind for name, values in held.items() if (kind := _kind(name, values)) is not None}
     if column is None:
-        labels = [name for name in LABEL if name in example]
+        labels = [name for name in LABEL if name in names]
         known = [name for name in (*TEXT, *IMAGE) if name in kinds] or [name for name in kinds if name not in labels]
         if len(known) != 1 and not (known and known[0] in TEXT):
-            raise ValueError(f"which column of {path} is meant? Give --column, one of {', '.join(kinds or example)}")
+            raise ValueError(f"which column of {path} is meant? Give --column, one of {', '.join(kinds or names)}")
         column = known[0]
-    if column not in example:
-        raise ValueError(f"{path} has no column {column!r}; it has {', '.join(example)}")
+    if column not in names:
+        raise ValueError(f"{path} has no column {column!r}; it has {', '.join(names)}")
     if column not in kinds:
-        held = type(example[column]).__name__
-        raise ValueError(f"column {column!r} of {path} holds neither texts nor pictures (a {held}): give another --column")
-    label = next((name for name in LABEL if name in example and name != column), None)
+        what = f"a {type(held[column][0]).__name__}" if held[column] else "nothing"
+        raise ValueError(f"column {column!r} of {path} holds neither texts nor pictures ({what}): give another --column")
+    label = next((name for name in LABEL if name in names and name != column), None)
     return column, kinds[column], label
 
 
-def _kind(value: Any) -> Kind | None:
-    if isinstance(value, bytes) or (isinstance(value, Mapping) and {"bytes", "path"} & set(value)):
+def _kind(name: str, values: Sequence[Any]) -> Kind | None:
+    """What a column holds. Strings are pictures' paths where they look so: all of them, or one where the name says so too."""
+    texts = [value for value in values if isinstance(value, str)]
+    if any(isinstance(v, bytes) or (isinstance(v, Mapping) and {"bytes", "path"} & set(v)) for v in values):
         return "image"
-    if isinstance(value, str):
-        return "image" if value.lower().endswith(PICTURES) else "text"
-    return None
+    if not texts:
+        return None
+    enough = any if name in IMAGE else all
+    return "image" if name not in TEXT and enough(text.lower().endswith(PICTURES) for text in texts) else "text"
 
 
 def record_row(data: Dataset, index: int, key: str, record: Any, label: str | None) -> Row:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .dataset import Dataset, chosen_columns, record_row
+from .dataset import LOOKED_AT, Dataset, chosen_columns, record_row
 from .job import Row
 
 __all__ = ["FORMATS", "Csv", "JsonLines", "Lines"]
@@ -29,13 +29,12 @@ class Lines(Dataset):
         if not self._offsets:
             raise ValueError(f"{path} has no rows")
         self._offsets.append(path.stat().st_size)
-        try:
-            example = self._record(self._read(0))
-        except (ValueError, csv.Error) as problem:
-            raise ValueError(f"line {self._numbers[0]} of {path} cannot be read: {problem}") from None
+        examples = [record for record in map(self._tried, range(min(LOOKED_AT, len(self)))) if not isinstance(record, Exception)]
+        if not examples:
+            raise ValueError(f"line {self._numbers[0]} of {path} cannot be read, nor can those after it: {self._tried(0)}")
         self._label: str | None = None
-        if isinstance(example, dict):
-            self.column, self.kind, self._label = chosen_columns(path, example, column)
+        if records := [record for record in examples if isinstance(record, dict)]:
+            self.column, self.kind, self._label = chosen_columns(path, records, column)
         elif column is not None:
             raise ValueError(f"{path} has no columns, every line is a text: leave --column out")
         else:
@@ -52,6 +51,13 @@ class Lines(Dataset):
     def _record(self, text: str) -> Any:
         """What stands between two offsets."""
         return text.rstrip("\r\n")
+
+    def _tried(self, index: int) -> Any:
+        """A record, or why it cannot be read: no UTF-8, no JSON, another number of fields."""
+        try:
+            return self._record(self._read(index))
+        except (ValueError, csv.Error) as problem:
+            return problem
 
     def _read(self, index: int) -> str:
         with self.path.open("rb") as file:
@@ -71,10 +77,10 @@ class Lines(Dataset):
 
     def _row(self, index: int) -> Row:
         key = f"line {self._numbers[index]}"
-        try:
-            return record_row(self, index, key, self._record(self._read(index)), self._label)
-        except (ValueError, csv.Error) as problem:  # no UTF-8, no JSON
-            return Row(index, key, problem=f"cannot be read: {problem}")
+        record = self._tried(index)
+        if isinstance(record, Exception):
+            return Row(index, key, problem=f"cannot be read: {record}")
+        return record_row(self, index, key, record, self._label)
 
 
 class JsonLines(Lines):
@@ -85,7 +91,10 @@ class JsonLines(Lines):
 
 
 class Csv(Lines):
-    """Comma-separated values with a header; a quoted field may hold line breaks."""
+    """Values with a header, separated by commas, or by semicolons or tabs where these alone divide the header.
+
+    A quoted field may hold line breaks.
+    """
 
     def _found(self, file: BinaryIO) -> Iterator[tuple[int, int]]:
         offset = number = 0
@@ -96,7 +105,10 @@ class Csv(Lines):
                 offset, number = offset + len(line), number + 1
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8", errors="replace")
 
-        records = csv.reader(lines())
+        header = file.readline().decode("utf-8-sig", errors="replace")
+        file.seek(0)
+        self._delimiter = next((d for d in ",;\t" if len(next(csv.reader([header], delimiter=d), [])) > 1), ",")
+        records = csv.reader(lines(), delimiter=self._delimiter)
         try:
             self._header = next(records, [])
             begin = offset, number + 1
@@ -108,7 +120,7 @@ class Csv(Lines):
             raise ValueError(f"{self.path}, line {number}: {problem}") from None
 
     def _record(self, text: str) -> Any:
-        values = next(csv.reader(io.StringIO(text, newline="")))
+        values = next(csv.reader(io.StringIO(text, newline=""), delimiter=self._delimiter))
         if len(values) != len(self._header):
             raise ValueError(f"{len(values)} fields where the header has {len(self._header)}")
         return dict(zip(self._header, values, strict=True))

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .dataset import Dataset, chosen_columns, record_row
+from .dataset import LOOKED_AT, Dataset, chosen_columns, record_row
 from .job import Row
 
 __all__ = ["Parquet", "arrow"]
@@ -49,8 +49,8 @@ class Parquet(Dataset):
         self._held: tuple[int, Any] = (-1, None)
         number, group = self._groups[0]
         with pq.ParquetFile(files[number]) as file:
-            (example,) = next(file.iter_batches(1, row_groups=[group])).to_pylist()
-        self.column, self.kind, self._label = chosen_columns(path, example, column)
+            examples = next(file.iter_batches(LOOKED_AT, row_groups=[group])).to_pylist()
+        self.column, self.kind, self._label = chosen_columns(path, examples, column)
 
     def __len__(self) -> int:
         return self._starts[-1]

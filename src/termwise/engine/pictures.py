@@ -14,12 +14,11 @@ __all__ = ["Pictures"]
 class Pictures(Dataset):
     """Every picture in a folder and its folders, in the order of their names; a picture's folder is its label."""
 
-    def __init__(self, path: Path, column: str | None = None) -> None:
+    def __init__(self, path: Path, files: Sequence[Path], column: str | None = None) -> None:
         if column is not None:
             raise ValueError(f"{path} is a folder of pictures and has no columns: leave --column out")
         self.path, self.kind, self.column = path, "image", None
-        names = (p.relative_to(path) for p in path.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
-        self._names = sorted(name.as_posix() for name in names)
+        self._names = [file.relative_to(path).as_posix() for file in files]
         if not self._names:
             raise ValueError(f"{path} has neither pictures ({', '.join(PICTURES)}) nor .parquet files")
 

@@ -78,7 +78,8 @@ def run(
         The results, complete.
 
     Raises:
-        ValueError: for settings that make no sense, or other ones than the folder was made with (with the difference).
+        ValueError: for settings that make no sense, or other ones than the folder was made with (with the difference); for a
+            folder in that of the data; for data that change meanwhile.
         TooManyErrors: when more than `max_errors` rows failed.
         ChildProcessError: when a worker died while it loaded the job.
         OSError: when results cannot be written.
@@ -91,6 +92,8 @@ def run(
     for name, value in {"workers": workers, "threads": threads, "batch_size": batch_size}.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if dataset.path.is_dir() and Path(out).resolve().is_relative_to(dataset.path.resolve()):
+        raise ValueError(f"{out} lies in the data set {dataset.path}: choose a folder outside of it")
     arrow()
     folder = Folder(out)
     manifest = _manifest(job, dataset, batch_size, threads)
