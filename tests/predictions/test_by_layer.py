@@ -84,9 +84,11 @@ def test_samples_files_and_means_keep_the_layers(tmp_path):
         assert all(torch.equal(chosen.layers[n], v[2:]) for n, v in why.layers.items())
     back = tw.Decomposition.load(why.save(tmp_path / "why"))
     assert list(back.layers) == list(why.layers)
+    assert back.channels == chosen.channels == why.channels == dict.fromkeys(why.layers, -1)
     assert all(torch.equal(back.layers[n], v) for n, v in why.layers.items())
     kwargs = options.pop("kwargs")
     mean = explain_dataset(model, [{k: v[i : i + 1] for k, v in kwargs.items()} for i in range(3)], **options, layers="auto")
+    assert mean.channels == why.channels
     for path, value in why.layers.items():
         torch.testing.assert_close(mean.layers[path][0], value.mean(0), rtol=0, atol=1e-12)
 
@@ -97,7 +99,7 @@ def test_a_file_from_before_there_were_layers_is_read(tmp_path):
     with safe_open(path, "pt") as file:
         header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     content = json.loads(header["termwise"])
-    del content["fields"]["layers"]
+    del content["fields"]["layers"], content["fields"]["channels"]
     save_file(tensors, path, {**header, "termwise": json.dumps(content)})
     back = tw.Decomposition.load(path)
     assert back.layers == {}
@@ -197,7 +199,7 @@ def test_two_texts_of_one_length_are_not_taken_for_one_another():
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(2, 40), st.integers(2, 40))
 def test_patches_carry_what_lies_in_them(h, w, height, width):
     value = torch.randn(2, 3, h, w, generator=torch.Generator().manual_seed(h * w), dtype=torch.float64)
-    found = carried_by_patches({"l": value}, (height, width), 1)
+    found = carried_by_patches({"l": value}, {"l": -3}, (height, width), 1)
     if h == w == 1:
         assert found == {}
         return
@@ -212,7 +214,8 @@ def test_patches_carry_what_lies_in_them(h, w, height, width):
 
 def test_tokens_of_a_picture_lie_in_a_grid_behind_class_tokens():
     tokens = torch.arange(2.0 * 18 * 3).view(2, 18, 3)
-    grid = carried_by_patches({"l": tokens, "vector": torch.ones(2, 5), "odd": torch.ones(2, 23, 4)}, (32, 32), 0)
+    layers = {"l": tokens, "vector": torch.ones(2, 5), "odd": torch.ones(2, 23, 4)}
+    grid = carried_by_patches(layers, dict.fromkeys(layers, -1), (32, 32), 0)
     assert list(grid) == ["l"]
     torch.testing.assert_close(grid["l"].sum(), tokens[0, 2:].sum().double())
     model, inputs, options = call("vit")
@@ -220,7 +223,7 @@ def test_tokens_of_a_picture_lie_in_a_grid_behind_class_tokens():
     shown = why.pictures()[0]
     assert shown.by_layer.shape == (2, 14, 14)
     torch.testing.assert_close(float(shown.by_layer[1].sum()), float(why.layers["vit.layers.1"][0, 1:].sum()))
-    assert carried_by_tokens(why.layers, 5, 0) == {}
+    assert carried_by_tokens(why.layers, why.channels, 5, 0) == {}
 
 
 def test_short_names_keep_their_last_words():

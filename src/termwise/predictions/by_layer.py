@@ -1,6 +1,6 @@
 """What each token or patch carries at each layer, and how much of the whole passes it, as pictures show it.
 
-    carried_l(t) = sum_width R_l(t, width)            a token of layer l, where its positions are the input's
+    carried_l(t) = sum_channels R_l(t)                a token of layer l, where its positions are the input's
     carried_l(p) = sum_(u, channels) A_pu R_l(u)      a patch of the picture; A_pu: the share of entry u's area that lies in p
 
 Sums are kept: of a layer whose entries all have a place in the picture, what the patches carry is what passes it.
@@ -27,28 +27,46 @@ NOTE = (
 )
 
 
-def carried_by_tokens(layers: Mapping[str, Tensor], tokens: int, sample: int) -> dict[str, list[float]]:
-    """What every position carries, of layers with one vector per token, (batch, tokens, width)."""
-    return {
-        name: value[sample].double().sum(1).tolist()
+def carried_by_tokens(
+    layers: Mapping[str, Tensor], channels: Mapping[str, int], tokens: int, sample: int
+) -> dict[str, list[float]]:
+    """What every position carries, of layers with one vector per token.
+
+    Args:
+        layers: relevance by name, samples first: (batch, tokens, width), or (batch, channels, tokens).
+        channels: by name the axis that is summed over, counted from the end; a layer without one is left out.
+        tokens: how many there are.
+        sample: which sample.
+    """
+    found = {
+        name: value[sample].double().sum(channels[name])
         for name, value in layers.items()
-        if value.ndim == 3 and value.shape[1] == tokens
+        if value.ndim == 3 and channels.get(name, -3) > -3
     }
+    return {name: line.tolist() for name, line in found.items() if len(line) == tokens}
 
 
 def carried_by_patches(
-    layers: Mapping[str, Tensor], size: Sequence[int], sample: int
+    layers: Mapping[str, Tensor], channels: Mapping[str, int], size: Sequence[int], sample: int
 ) -> dict[str, Float[Tensor, "rows columns"]]:
-    """What every patch carries, of layers that have maps (batch, channels, h, w) or tokens in a grid (batch, tokens, width).
+    """What every patch carries, of layers that have maps (two axes beside the channels) or tokens in a grid (one).
 
     Class tokens have no place in the picture. A layer without places (a single entry, a vector) is left out.
+
+    Args:
+        layers: relevance by name, samples first.
+        channels: by name the axis that is summed over, counted from the end; a layer without one is left out.
+        size: height and width of the picture.
+        sample: which sample.
     """
     height, width = size
     rows, columns = (max(1, round(ACROSS * min(1.0, side / max(size), max(size) / ACROSS))) for side in size)
     found = {}
     for name, value in layers.items():
-        one = value[sample].detach().double().cpu()
-        grid = one.sum(0) if one.ndim == 3 else _grid(one.sum(1), height, width) if one.ndim == 2 else None
+        if name not in channels or value.ndim not in (3, 4):
+            continue
+        places = value[sample].detach().double().cpu().sum(channels[name])
+        grid = places if places.ndim == 2 else _grid(places, height, width)
         if grid is not None and grid.numel() > 1:
             found[name] = _areas(grid.shape[0], rows) @ grid @ _areas(grid.shape[1], columns).mT
     return found

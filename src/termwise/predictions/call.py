@@ -6,7 +6,7 @@ function from the output to one scalar per sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch.utils._pytree as pytree
@@ -15,7 +15,8 @@ from torch import Tensor
 from termwise.core.capture import capture, recorded
 from termwise.core.program import Program, info
 
-from .cuts import channel_axis, only_outlet
+from .channels import channel_axes, channel_axis
+from .cuts import only_outlet, outlets
 from .layers import Layers, layer_nodes
 from .picked import picked
 from .propagate import Pass, Result, propagate
@@ -37,6 +38,8 @@ class PredictionCall:
         batch: number of samples.
         used: the parts of inputs that the recorded output is made of, once it was prepared.
         index: for each start the class or entry it chose, once its scalar was computed.
+        channels: of the layers that are read, or of the module where the explanation begins, by path: the channel axis where it
+            is known, counted from the end, and the number of axes.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class PredictionCall:
         """Take it; nothing is recorded yet. Arguments as of `explain`, read."""
         self.model, self.args, self.keywords, self.wanted = model, args, keywords, wanted
         self.rules, self.biases, self.at, self.through, self.layers = rules, biases, at, through, layers
+        self.channels: dict[str, tuple[int, int]] = {}
         self.tensors = [leaf for leaf in pytree.tree_leaves((args, keywords)) if isinstance(leaf, Tensor)]
         self.alone = wanted.starts[0].alone
         self.batch = 1 if self.alone or not self.tensors or not self.tensors[0].ndim else self.tensors[0].shape[0]
@@ -85,10 +89,17 @@ class PredictionCall:
         """One pass, or two: down to the module that relevance flows through, and on from there."""
         if self.through is None:
             layers = layer_nodes(program, self.layers) if self.layers else {}
+            self._see_channels(program, layers)
             return [propagate(program, self.rules, biases=self.biases, at=self.at, layers=layers)]
         path = self.through[0]
         ends = ({"at": path}, {"at": self.at, "to": path})
         return [propagate(program, self.rules, biases=self.biases, **end) for end in ends]
+
+    def _see_channels(self, program: Program, layers: Mapping[str, str]) -> None:
+        inside = {part.removeprefix("at:"): node for node, part in outlets(program, self.at).items()} if self.at else {}
+        if looked_at := {**layers, **inside}:
+            known, sizes = channel_axes(program), {n.name: n.meta.get("val") for n in program.nodes}
+            self.channels = {path: (known[n], sizes[n].ndim) for path, n in looked_at.items() if n in known}
 
     def prepare(self, rows: slice) -> tuple[Program, list[Tensor], list[Callable[[Tensor], Tensor]]]:
         """The recording, its inputs and the starts, for these samples."""

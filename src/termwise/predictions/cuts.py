@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from termwise.core.program import Info, Program, info, op_name
 
-__all__ = ["channel_axis", "leaving", "only_outlet", "outlets", "section"]
+__all__ = ["leaving", "only_outlet", "outlets", "section"]
 
 
 def outlets(program: Program, path: str) -> dict[str, str]:
@@ -144,26 +144,6 @@ def leaving(program: Program, nodes: Iterable[str]) -> tuple[Program, dict[str, 
     result = copy.copy(program)
     result.graph, result.derived = graph, {}
     return result, behind
-
-
-def channel_axis(program: Program, name: str) -> int:
-    """The axis of a node's value along which its units lie: 1 behind convolutions, the last behind linear layers.
-
-    Found by walking back to an operation that tells; images (batch, channels, height, width) where none does.
-    """
-    node = next(n for n in program.nodes if n.name == name)
-    ndim = node.meta["val"].ndim
-    for _ in range(64):
-        op = op_name(node)
-        if op.startswith(("conv", "batch_norm", "instance_norm", "group_norm", "max_pool", "avg_pool", "adaptive")):
-            return 1
-        if op in ("linear", "addmm", "layer_norm", "rms_norm", "embedding", "lstm", "gru", "matmul"):
-            return ndim - 1
-        active = [a for a in node.all_input_nodes if info(a).active and isinstance(a.meta.get("val"), (Tensor, tuple, list))]
-        if not active or (isinstance(val := active[0].meta["val"], Tensor) and val.ndim != ndim):
-            break
-        node = active[0]
-    return 1 if ndim in (4, 5) else ndim - 1
 
 
 def handed_on(value: Tensor) -> Tensor:

@@ -151,6 +151,7 @@ class _Running:
             asked=self.last.asked,
             picture=self.last.picture,
             layers={name: (value / n).to(dtype).unsqueeze(0) for name, value in self.layers.items()},
+            channels=self.last.channels,
             count=n,
         )
 

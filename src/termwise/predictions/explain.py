@@ -131,6 +131,7 @@ def explain(
         asked=call.questions(),
         picture=call.picture() if at is not None else None,
         layers=found.layers,
+        channels=found.channels,
     )
     return why if feature_mask is None else why.grouped(feature_mask)
 
@@ -206,6 +207,13 @@ class _Found:
     def layers(self) -> dict[str, Tensor]:
         """Of the same first axes, by module path."""
         return self._by_target(self._layers)
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """The channel axes of layers and of the module where it begins, of those that lie there as they left their module."""
+        inside = {name.removeprefix("at:"): part for name, part in self._parts.items() if name.startswith("at:")}
+        axes = {path: value.ndim - 1 - self.call.alone for path, value in {**inside, **self._layers}.items()}  # but for targets
+        return {path: axis for path, (axis, ndim) in self.call.channels.items() if axes.get(path) == ndim}
 
     def _by_target(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         return values if self.call.wanted.several else {name: value[:, 0] for name, value in values.items()}

@@ -50,6 +50,8 @@ class Explanation(Decomposition):
         picture: height and width of the image that was explained from an inner module on.
         layers: relevance at the outputs of modules that it passed, by path, of their shapes; each is a cut of its own and no
             part of the sum (`explain(layers=)`).
+        channels: of each of these, and of the module where the explanation begins, the axis of its channels, counted from the
+            end: -1 of tokens, -3 of maps (batch, channels, height, width). Not of those where it is not known.
     """
 
     target: Tensor | None = None
@@ -59,6 +61,7 @@ class Explanation(Decomposition):
     asked: list[str] | None = None
     picture: list[int] | None = None
     layers: Mapping[str, Tensor] = field(default_factory=dict)
+    channels: Mapping[str, int] = field(default_factory=dict)
 
     def __getitem__(self, samples: int | slice | Tensor) -> Explanation:
         """Some of the samples (first axis). An int keeps the axis, with one sample."""
@@ -282,7 +285,7 @@ class Explanation(Decomposition):
     def _pixels(self, sample: int) -> Pixels:
         """The map of the image, and of each layer that has one."""
         pixels = Pixels("", self.heatmap(sample=sample).detach().double().cpu().numpy())
-        carried = carried_by_patches(self.layers, pixels.values.shape, sample)
+        carried = carried_by_patches(self.layers, self.channels, pixels.values.shape, sample)
         if not carried:
             return pixels
         grids = torch.stack(list(carried.values())).numpy()
@@ -296,7 +299,8 @@ class Explanation(Decomposition):
                 tokens = names[sample]
                 n = len(tokens)  # grouped by words, samples differ in length
                 shown = Words("", tokens, part[sample, :n].tolist())
-                carried = carried_by_tokens({} if self._two_texts(name) else self.layers, part.shape[1], sample)
+                layers = {} if self._two_texts(name) else self.layers
+                carried = carried_by_tokens(layers, self.channels, part.shape[1], sample)
                 if not carried:
                     return shown
                 rows = [row[:n] for row in carried.values()]
@@ -328,5 +332,5 @@ class Explanation(Decomposition):
             wanted = "no input is" if name is None else f"{name!r} is no input that is"
             raise ValueError(f"{wanted} an image (batch, channels, height, width): there are {shapes or 'none'}")
         name = name or next(iter(images))
-        small = images[name][sample].sum(0)
+        small = images[name][sample].sum(self.channels.get(name, -3))
         return small if name not in self.inside or self.picture is None else enlarged(small, self.picture)
