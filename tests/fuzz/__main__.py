@@ -33,6 +33,10 @@ def main() -> int:
         wrong.append(f"{summary.programs} of {asked.programs} programs in {asked.minutes:g} minutes")
     if summary.programs >= 500 and len(summary.ops) < OPERATORS:
         wrong.append(f"{len(summary.ops)} operators are fewer than {OPERATORS}")
+    if summary.programs >= 500:
+        wrong += [
+            f"{what} was judged in {n} programs, fewer than {floor:.0f}" for what, n, _, floor in summary.judged() if n < floor
+        ]
     if summary.refusing > max(3, REFUSED * summary.programs):
         wrong.append(f"{summary.refusing} programs with a refusal are more than {REFUSED:.0%}")
     print(*(wrong or ["all is well"]), sep="; ")

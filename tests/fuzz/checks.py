@@ -1,4 +1,7 @@
-"""What must hold of every program. A check raises AssertionError with the numbers, or a refusal of the library."""
+"""What must hold of every program. A check raises AssertionError with the numbers, or a refusal of the library.
+
+It yields a pair for whatever it could have judged: what that is, and why it was not judged, or "".
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import math
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +30,9 @@ from termwise.predictions.rules import LOSSY, rules_of
 from termwise.predictions.rules.linear import HOMOGENEOUS, MOVES, SUMS, WINNERS
 from termwise.weights.methods import METHODS
 
-__all__ = ["CHECKS", "Subject", "depth"]
+__all__ = ["CHECKS", "FLOORS", "Subject", "depth"]
 
+REFUSED = "refused by name"
 RULES = (*TWINS, "EpsilonPlus", "gamma-vit", "deep-taylor", "dynamiclrp")
 DIFFERENCES = {
     "var",
@@ -44,8 +48,10 @@ DIFFERENCES = {
 }
 """Operators whose slow definition takes differences: it is right to six digits or so."""
 
-CHECKS: dict[str, Callable[[Subject], None]] = {}
+CHECKS: dict[str, Callable[[Subject], Iterator[tuple[str, str]]]] = {}
 """By name. Each is given a `Subject`."""
+FLOORS: dict[str, float] = {}
+"""The share of programs in which each thing that a check judges is judged, at least."""
 
 
 class Subject:
@@ -57,6 +63,7 @@ class Subject:
         self.wide = program.dtype == "float64"
         self.tolerance = 1e-9 if self.wide else 1e-4
         self.refused: list[str] = []
+        self.verdicts: list[tuple[str, str, str]] = []
         self._explained: dict[str, Any] = {}
 
     @cached_property
@@ -109,9 +116,12 @@ class Subject:
             raise
 
 
-def check(function: Callable[[Subject], None]) -> Callable[[Subject], None]:
-    CHECKS[function.__name__] = function
-    return function
+def check(floor: float) -> Any:
+    def named(function: Callable[[Subject], Iterator[tuple[str, str]]]) -> Any:
+        CHECKS[function.__name__], FLOORS[function.__name__] = function, floor
+        return function
+
+    return named
 
 
 def everything(output: Tensor) -> Tensor:
@@ -129,8 +139,8 @@ def near(ours: Tensor, theirs: Tensor, tolerance: float, what: str, scale: float
 # -- capture -----------------------------------------------------------------------------------------------------------
 
 
-@check
-def recording(subject: Subject) -> None:
+@check(floor=1)
+def recording(subject: Subject) -> Iterator[tuple[str, str]]:
     """The recording is the model, to the bit, at its own batch size and at others."""
     assert torch.equal(subject.recorded(*subject.inputs), subject.value), "the recording computes something else"
     for batch in (1, 5):
@@ -142,19 +152,22 @@ def recording(subject: Subject) -> None:
             assert torch.equal(again(*inputs), subject.model(*inputs)), (
                 f"the recording computes something else in a batch of {batch}"
             )
+    yield "", ""
 
 
 # -- relevance ---------------------------------------------------------------------------------------------------------
 
 
-@check
-def relevance_closes(subject: Subject) -> None:
+@check(floor=0.6)
+def relevance_closes(subject: Subject) -> Iterator[tuple[str, str]]:
     """Whole = inputs + biases + constants + losses, these at rules that may lose; float32 says what float64 does."""
     for rules in RULES:
         why = subject.explained(rules)
         if why is None:
+            yield rules, REFUSED
             continue
         if rules == "dynamiclrp" and cancels(subject.recorded, list(subject.inputs)):
+            yield rules, "a sum is 0"
             continue  # R of a sum that is exactly 0 goes to both summands, divided by next to nothing: all digits are lost
         near(why.whole, chosen(subject), subject.tolerance, f"{rules}: the whole is another number")
         sizes = sum(part.abs().reshape(len(part), -1).sum(1) for part in why.parts.values())
@@ -168,38 +181,49 @@ def relevance_closes(subject: Subject) -> None:
             assert all(name.removeprefix("rule:").partition("@")[0] in lossy for name in lost), (
                 f"{rules}: {lost} lose, of {lossy} that may"
             )
+        yield rules, ""
 
 
-@check
-def narrow_is_wide(subject: Subject) -> None:
+@check(floor=0.04)
+def narrow_is_wide(subject: Subject) -> Iterator[tuple[str, str]]:
     """The relevance in float32 is that in float64, up to rounding."""
     if subject.wide or subject.program.seed % 4:  # a recording more
+        yield "", "float64" if subject.wide else "three of four"
         return
     model = copy.deepcopy(subject.model).double()
     inputs = [x.double() if x.is_floating_point() else x for x in subject.inputs]
     for rules in ("attnlrp", "zero", "gamma"):
         narrow = subject.explained(rules)
         wide = subject.unless_refused(lambda: tw.explain(model, *inputs, rules=rules, target=subject.target))
-        if narrow is not None and wide is not None:
-            size = max(part.abs().max().item() for part in wide.parts.values())
-            for name, part in wide.parts.items():
-                near(narrow.parts[name].double(), part, 1e-2, f"{rules}: {name}", size)
+        if narrow is None or wide is None:
+            yield rules, REFUSED
+            continue
+        size = max(part.abs().max().item() for part in wide.parts.values())
+        for name, part in wide.parts.items():
+            near(narrow.parts[name].double(), part, 1e-2, f"{rules}: {name}", size)
+        yield rules, ""
 
 
-@check
-def relevance_is_its_twin(subject: Subject) -> None:
+@check(floor=0.1)
+def relevance_is_its_twin(subject: Subject) -> Iterator[tuple[str, str]]:
     """Input by input, and the sums over constants and losses, as a walk by definitions says, of a sample by itself."""
     if not subject.wide:
+        yield "", "float32"
         return
     sample = 1
     alone = [x[sample : sample + 1] for x in subject.inputs]
     program = tw.capture(subject.model, *alone)
     tolerance = 1e-4 if subject.ops & DIFFERENCES else 1e-7
     for rules, twin in TWINS.items():
-        if (twin.splits and "batch_norm" in subject.ops) or (why := subject.explained(rules)) is None:
+        if twin.splits and "batch_norm" in subject.ops:
+            yield rules, "batch norm is folded"
+            continue
+        if (why := subject.explained(rules)) is None:
+            yield rules, REFUSED
             continue
         start = subject.target if callable(subject.target) else lambda y: y[:, subject.target]
         if (found := walk(program, alone, start, rules)) is None:
+            yield rules, "equal numbers leave 0"
             continue
         size = sum(part[sample].abs().sum().item() for part in why.inputs.values()) + abs(why.whole[sample].item())
         for name, ours in why.inputs.items():
@@ -211,14 +235,16 @@ def relevance_is_its_twin(subject: Subject) -> None:
                 sums[name.startswith("rule:")] += part[sample].sum().item()
         for ours, theirs, what in ((sums[False], found.constants, "constants"), (sums[True], found.lost, "losses")):
             near(torch.tensor(ours), torch.tensor(theirs), tolerance, f"{rules}: {what} {ours} for {theirs}", size)
+        yield rules, ""
 
 
-@check
-def relevance_is_gradient_times_input(subject: Subject) -> None:
+@check(floor=0.01)
+def relevance_is_gradient_times_input(subject: Subject) -> Iterator[tuple[str, str]]:
     """Where every operation is linear between kinks, by autograd through the model itself."""
     degree_one = {*MOVES, *SUMS, *WINNERS, *HOMOGENEOUS, "add", "sub", "rsub", "cat", "stack", "linear", "conv1d", "conv2d", "sym_size",
                   "conv_transpose1d", "conv_transpose2d", "batch_norm", "addmm", "max", "min", "diff", "lerp", "embedding"}  # fmt: skip
     if not {op_name(n) for n in subject.recorded.nodes if info(n).active} <= degree_one:
+        yield "", "not of degree one"
         return
     why = subject.explained("zero")
     leaves = [x.clone().requires_grad_() for x in subject.inputs if x.is_floating_point()]
@@ -229,6 +255,7 @@ def relevance_is_gradient_times_input(subject: Subject) -> None:
     names = [name for name in subject.program.inputs if not name.startswith("ids")]
     for name, x, slope in zip(names, leaves, slopes, strict=True):
         near(why.inputs[name], (x * slope).detach(), 10 * subject.tolerance, f"relevance of {name}", why.whole.abs().max().item())
+    yield ("", "") if leaves else ("", "no floating input")
 
 
 def chosen(subject: Subject) -> Tensor:
@@ -237,17 +264,20 @@ def chosen(subject: Subject) -> Tensor:
 
 # -- jets --------------------------------------------------------------------------------------------------------------
 
-ORDER = 3
+ORDER, NESTED = 6, 3
+"""The highest coefficient of a jet that is judged, and the highest by nested derivatives, whose price grows exponentially."""
 
 
-@check
-def jets_are_nested_derivatives(subject: Subject) -> None:
-    """Coefficients along a parabola through the input, by forward derivatives of forward derivatives, or by a polynomial fit."""
+@check(floor=0.3)
+def jets_are_derivatives(subject: Subject) -> Iterator[tuple[str, str]]:
+    """Coefficients along a parabola through the input, by forward derivatives of forward derivatives and by a polynomial fit."""
     if not subject.wide or all(not x.is_floating_point() for x in subject.inputs):
+        yield "", "float32" if not subject.wide else "no floating input"
         return
     model, bends = subject.model, _bends(subject.inputs)
     found = subject.unless_refused(lambda: tw.jet(model, subject.inputs, bends))
     if found is None:
+        yield "", REFUSED
         return
 
     def along(t: Tensor) -> Tensor:
@@ -255,11 +285,22 @@ def jets_are_nested_derivatives(subject: Subject) -> None:
 
     near(found[0], subject.value, 1e-12, "value of the jet")
     with torch.no_grad():
-        wanted, tolerance = _derivatives(along, nested=not subject.ops & FITTED)
+        nested, fitted = [] if subject.ops & FITTED else _nested(along), _fitted(along)
     size = 0.0
-    for k, (ours, theirs) in enumerate(zip(found[1], wanted, strict=True), start=1):
+    for k, (ours, theirs) in enumerate(zip(found[1], nested, strict=False), start=1):
         size = max(size, theirs.abs().max().item())
-        near(ours, theirs, tolerance, f"coefficient {k} of the jet", size)
+        near(ours, theirs, 1e-8, f"coefficient {k} of the jet, nested", size)
+    yield f"to order {NESTED}, nested", "" if nested else "no nested derivatives"
+    size = subject.value.abs().max().item()
+    for k, (ours, (theirs, error)) in enumerate(zip(found[1], fitted, strict=True), start=1):
+        own = theirs.abs().max().item()
+        size = max(size, own)
+        if error > max(1e-2 * own, 1e-8 * size):
+            yield f"order {k}, fitted", "the fit does not tell"
+            break  # what is larger than all below it would pass for their size
+        apart = (ours - theirs).abs().max().item()
+        assert apart <= error + 1e-8 * size, f"coefficient {k} of the jet, fitted: {apart:.2g} apart, at a size of {own:.2g}"
+        yield f"order {k}, fitted", ""
 
 
 FITTED = {*WRONG, "prod", "scaled_dot_product_attention", "lstm", "gru", "rnn_tanh", "lstm_cell", "linalg_vector_norm", "var", "std", "cdist",
@@ -269,25 +310,19 @@ FITTED = {*WRONG, "prod", "scaled_dot_product_attention", "lstm", "gru", "rnn_ta
 
 def _bends(inputs: tuple[Tensor, ...]) -> list[list[Tensor]]:
     """Coefficients of a parabola for every input that is no index."""
-    return [[0.2 * (3 * x).sin(), 0.1 * (5 * x).cos(), 0 * x] if x.is_floating_point() else [] for x in inputs]
-
-
-def _derivatives(along: Callable[[Tensor], Tensor], *, nested: bool) -> tuple[list[Tensor], float]:
-    """Coefficients of orders 1 to 3, and how right they are."""
-    if nested:
-        try:
-            return _nested(along), 1e-8
-        except (NotImplementedError, RuntimeError):  # torch has no forward derivative of a derivative of something in it
-            pass
-    return _fitted(along), 1e-3
+    return [[0.2 * (3 * x).sin(), 0.1 * (5 * x).cos(), *(ORDER - 2) * [0 * x]] if x.is_floating_point() else [] for x in inputs]
 
 
 def _nested(along: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Coefficients of orders 1 to `NESTED`; none where torch has no forward derivative of a derivative of something in it."""
     zero, one, found = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64), []
     derivative = along
-    for k in range(1, ORDER + 1):
+    for k in range(1, NESTED + 1):
         derivative = _slope(derivative, one)
-        found.append(derivative(zero) / math.factorial(k))
+        try:
+            found.append(derivative(zero) / math.factorial(k))
+        except (NotImplementedError, RuntimeError):
+            return []
     return found
 
 
@@ -295,38 +330,73 @@ def _slope(f: Callable[[Tensor], Tensor], one: Tensor) -> Callable[[Tensor], Ten
     return lambda t: torch.func.jvp(f, (t,), (one,))[1]
 
 
-def _fitted(along: Callable[[Tensor], Tensor], reach: float = 0.004, points: int = 7) -> list[Tensor]:
-    """The polynomial through Chebyshev's points, so near that no kink lies between."""
-    places = torch.cos((torch.arange(points, dtype=torch.float64) + 0.5) * math.pi / points)
-    values = torch.stack([along(reach * t) for t in places])
-    powers = places[:, None] ** torch.arange(points)
-    coefficients = torch.linalg.solve(powers, values.flatten(1)).reshape(points, *values.shape[1:])
-    return [coefficients[k] / reach**k for k in range(1, ORDER + 1)]
+POINTS, REACHES = 20, [2.0**-k for k in range(-2, 9)]
 
 
-@check
-def expansion_converges(subject: Subject) -> None:
+def _fitted(along: Callable[[Tensor], Tensor]) -> list[tuple[Tensor, float]]:
+    r"""Coefficients of orders 1 to 6 and how wrong they may be, by Chebyshev's series at the reach that tells an order best.
+
+        f(r t) = sum_n c_n T_n(t);      f_k = sum_n c_n [t^k] T_n / r^k,  wrong by  10 max |c_n| sum_n |[t^k] T_n| / r^k
+
+    with the maximum over the last n, where nothing but rounding is left if there is no kink and no pole within reach.
+    """
+    angles = (torch.arange(POINTS, dtype=torch.float64) + 0.5) * math.pi / POINTS
+    transform = 2 / POINTS * (torch.arange(POINTS)[:, None] * angles).cos()
+    transform[0] /= 2
+    powers = torch.zeros(POINTS, POINTS, dtype=torch.float64)  # row n: T_n by powers of t
+    powers[0, 0] = powers[1, 1] = 1
+    for n in range(2, POINTS):
+        powers[n, 1:] = 2 * powers[n - 1, :-1]
+        powers[n] -= powers[n - 2]
+    found: list[tuple[Tensor, float]] = [(torch.zeros(()), math.inf)] * ORDER
+    for reach in REACHES:
+        values = torch.stack([along(reach * t) for t in angles.cos()])
+        if not values.isfinite().all():
+            continue
+        series, rounding = torch.tensordot(transform, values, dims=1), 1e-15 * values.abs().max().item()
+        left = max(series[-4:].abs().max().item(), rounding)
+        for k in range(1, ORDER + 1):
+            error = 10 * left * powers[:, k].abs().sum().item() / reach**k
+            if error < found[k - 1][1]:
+                found[k - 1] = torch.tensordot(powers[:, k], series, dims=1) / reach**k, error
+        if left < 3 * rounding:  # nearer by there is but the same, divided by less
+            break
+    return found
+
+
+@check(floor=0.3)
+def expansion_converges(subject: Subject) -> Iterator[tuple[str, str]]:
     """The series of order 6 is the function at a small step, and `order_k` what it is by a jet."""
     if not subject.wide or not subject.inputs[0].is_floating_point():
+        yield "", "float32" if not subject.wide else "the first input is ids"
         return
-    direction, at = 0.2 * (3 * subject.inputs[0]).sin(), 0.01
-    series = subject.unless_refused(lambda: tw.expand(subject.model, *subject.inputs, direction, order=6, at=at))
+    x, *others = subject.inputs
+    direction, at = 0.2 * (3 * x).sin(), 0.01
+    series = subject.unless_refused(lambda: tw.expand(subject.model, *subject.inputs, direction, order=ORDER, at=at))
     if series is None:
+        yield "", REFUSED
         return
     with torch.no_grad():
-        moved = subject.model(subject.inputs[0] + at * direction, *subject.inputs[1:])
+        moved = subject.model(x + at * direction, *others)
     near(series.whole, moved, 1e-12, "the whole of the expansion")
+    line = [[direction, *(ORDER - 1) * [0 * x]], *([] for _ in others)]
+    for k, c in enumerate(tw.jet(subject.model, subject.inputs, line)[1], start=1):
+        near(series.coefficients[k], c, 1e-9, f"coefficient {k} of the expansion")
+        near(series.parts[f"order_{k}"] / at**k, c, 1e-9, f"order_{k} of the expansion")
+    yield "order_k", ""
     if series.kink_radius > 2 * at:
         near(series.total(), moved, 1e-9, "the sum of the expansion")
+    yield "sum", "" if series.kink_radius > 2 * at else "a kink is near"
 
 
 # -- compression -------------------------------------------------------------------------------------------------------
 
 
-@check
-def compression_keeps_all_at_full_budget(subject: Subject) -> None:
+@check(floor=0.3)
+def compression_keeps_all_at_full_budget(subject: Subject) -> Iterator[tuple[str, str]]:
     """Nothing is taken away where nothing need be, by each method in turn."""
     if not any(isinstance(m, nn.Linear | nn.Conv2d) for m in subject.model.modules()):
+        yield "", "no such layer"
         return
     names = list(METHODS)
     method = names[subject.program.seed % len(names)]
@@ -337,31 +407,37 @@ def compression_keeps_all_at_full_budget(subject: Subject) -> None:
             small = tw.compress(subject.model, 1.0, data=data, method=method, progress=False)
         except ValueError as problem:
             if "nothing in this model can be compressed" in str(problem):
+                yield "", "nothing to compress"
                 return
             raise
     with torch.no_grad():
         near(small.model(*subject.inputs), subject.value, 1e-8 if subject.wide else 1e-3, f"{method} at full budget")
+    yield "", ""
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-@check
-def files_keep_everything(subject: Subject) -> None:
+@check(floor=0.6)
+def files_keep_everything(subject: Subject) -> Iterator[tuple[str, str]]:
     """An explanation and an expansion, saved and loaded, are the same to the bit."""
-    found: list[Decomposition | None] = [subject.explained("default")]
+    found: dict[str, Decomposition | None] = {"explanation": subject.explained("default")}
     if subject.inputs[0].is_floating_point():
-        found.append(
-            subject.unless_refused(lambda: tw.expand(subject.model, *subject.inputs, subject.inputs[0], order=1, at=0.01))
+        found["expansion"] = subject.unless_refused(
+            lambda: tw.expand(subject.model, *subject.inputs, subject.inputs[0], order=1, at=0.01)
         )
+    else:
+        yield "expansion", "the first input is ids"
     with tempfile.TemporaryDirectory() as folder:
-        for d in found:
+        for what, d in found.items():
             if d is None:
+                yield what, REFUSED
                 continue
             again = type(d).load(d.save(Path(folder) / "one"))
             assert type(again) is type(d), "another class came back"
             for f in fields(d):
                 assert same(getattr(d, f.name), getattr(again, f.name)), f"{type(d).__name__}.{f.name} came back otherwise"
+            yield what, ""
 
 
 def same(a: Any, b: Any) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
-from tests.fuzz.checks import CHECKS, Subject, depth
+from tests.fuzz.checks import CHECKS, FLOORS, Subject, depth
 from tests.fuzz.programs import Program, random_program, shrunk
 
 __all__ = ["Outcome", "Summary", "fuzz", "judge", "smallest"]
@@ -33,6 +33,7 @@ class Outcome:
         refused: what the library refuses by name, one for each refusal.
         failures: name of a check -> the program, made small, and the error.
         seconds: by check.
+        verdicts: check, what it could have judged, why it was not judged, or "".
     """
 
     seed: int
@@ -43,18 +44,28 @@ class Outcome:
     refused: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    verdicts: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 def judge(seed: int, *, shrink: bool = True) -> Outcome:
-    """Every check of the program of a seed."""
+    """Every check of the program of a seed. An error outside the checks is a failure of this program."""
     torch.set_num_threads(1)
-    program, outcome = random_program(seed), Outcome(seed)
+    outcome = Outcome(seed)
+    try:
+        _judge(random_program(seed), outcome, shrink)
+    except Exception:
+        outcome.failures["outside the checks"] = f"seed {seed}: outside the checks\n{traceback.format_exc()}"
+    return outcome
+
+
+def _judge(program: Program, outcome: Outcome, shrink: bool) -> None:
     subject = Subject(program)
     for name in CHECKS:
         began = time.perf_counter()
         if (problem := failed(subject, name)) is not None:
-            small, problem = smallest(program, name, problem) if shrink else (program, problem)
-            outcome.failures[name] = report(small, name, problem)
+            outcome.failures[name] = report(program, problem, name)
+            if shrink:
+                outcome.failures[name] = report(*smallest(program, name, problem), name)
         outcome.seconds[name] = time.perf_counter() - began
     if "recording" not in outcome.failures:
         outcome.ops, outcome.depth = subject.ops, depth(subject)
@@ -62,14 +73,13 @@ def judge(seed: int, *, shrink: bool = True) -> Outcome:
             subject.recorded.how != "export",
             not all(0 in a for a in subject.recorded.dynamic.values()),
         )
-    outcome.refused = subject.refused
-    return outcome
+    outcome.refused, outcome.verdicts = subject.refused, subject.verdicts
 
 
 def failed(subject: Subject, name: str) -> Exception | None:
-    """The error of a check, or None."""
+    """The error of a check, or None. What it judged goes to the verdicts of the subject."""
     try:
-        CHECKS[name](subject)
+        subject.verdicts += [(name, *verdict) for verdict in CHECKS[name](subject)]
     except Exception as problem:
         return problem
     return None
@@ -100,7 +110,7 @@ def _kind(problem: Exception) -> str:
     return f"{type(problem).__name__} {re.split('[0-9]', str(problem))[0]}"
 
 
-def report(program: Program, name: str, problem: Exception) -> str:
+def report(program: Program, problem: Exception, name: str) -> str:
     """The program as code, and the error with the place in our code that it comes from."""
     at = traceback.extract_tb(problem.__traceback__)[-1]
     text = f"seed {program.seed}: {name}: {type(problem).__name__}: {problem}"
@@ -120,6 +130,7 @@ class Summary:
     fixed: int = 0
     seconds: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
+    verdicts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
 
     def add(self, outcome: Outcome) -> None:
         """One more."""
@@ -132,6 +143,21 @@ class Summary:
         self.fixed += outcome.fixed
         self.seconds.update(outcome.seconds)
         self.failures += outcome.failures.values()
+        self.verdicts.update(set(outcome.verdicts))
+
+    def judged(self) -> Iterator[tuple[str, int, Counter[str], float]]:
+        """What a check judges, in how many programs, why not in others, and the number of programs that is its floor."""
+        for name in CHECKS:
+            skips = Counter({why: n for (check, what, why), n in self.verdicts.items() if check == name and not what and why})
+            parts = dict.fromkeys(what for check, what, _ in self.verdicts if check == name and what)
+            floor = FLOORS[name] * self.programs
+            if not parts:
+                yield name, self.verdicts[name, "", ""], skips, floor
+            for part in parts:
+                own = Counter(
+                    {why: n for (check, what, why), n in self.verdicts.items() if (check, what) == (name, part) and why}
+                )
+                yield f"{name}: {part}", self.verdicts[name, part, ""], skips + own, floor
 
     def __str__(self) -> str:
         depths = sorted(self.depths)
@@ -140,6 +166,11 @@ class Summary:
             f"{self.traced} traced because export refused, {self.fixed} of fixed batch size",
             f"{self.refusing} with a refusal by name:" + "".join(f"\n    {n} x {text}" for text, n in self.refused.most_common()),
             "seconds: " + ", ".join(f"{name} {s:.0f}" for name, s in self.seconds.most_common()),
+            "judged:",
+            *(
+                f"    {n:5} {what}" + "".join(f"; {m} x {why}" for why, m in skips.most_common())
+                for what, n, skips, _ in self.judged()
+            ),
             f"{len(self.failures)} failures",
         ]
         return "\n".join(lines)
