@@ -149,7 +149,7 @@ class Summary:
         """What a check judges, in how many programs, why not in others, and the number of programs that is its floor."""
         for name in CHECKS:
             skips = Counter({why: n for (check, what, why), n in self.verdicts.items() if check == name and not what and why})
-            parts = dict.fromkeys(what for check, what, _ in self.verdicts if check == name and what)
+            parts = dict.fromkeys(what for check, what, _ in sorted(self.verdicts) if check == name and what)
             floor = FLOORS[name] * self.programs
             if not parts:
                 yield name, self.verdicts[name, "", ""], skips, floor

@@ -70,9 +70,9 @@ def high(rule):
 BROKEN = {
     "a rule that takes the own derivative": (RULES, "sin", lambda at, x: at.op(x), "relevance_closes", "torch.sin"),
     "half a product": (RULES, "matmul", lambda at, a, b: at.op(a, b.detach()), "relevance_is_its_twin", "@"),
-    "a coefficient of a jet": (JET_RULES, "tanh", lambda at, x: Jet(torch.cat([x.value.tanh()[None], x.rows[1:]])), "jets_are_derivatives", "tanh"),
-    "high coefficients of a jet": (JET_RULES, "tanh", high(JET_RULES["tanh"]), "jets_are_derivatives", "tanh"),
-    "high coefficients of a product": (JET_RULES, "mul", high(JET_RULES["mul"]), "jets_are_derivatives", "*"),
+    "a coefficient of a jet": (JET_RULES, "tanh", lambda at, x: Jet(torch.cat([x.value.tanh()[None], x.rows[1:]])), "jets_are_nested_derivatives", "tanh"),
+    "high coefficients of a jet": (JET_RULES, "tanh", high(JET_RULES["tanh"]), "jets_are_fitted", "tanh"),
+    "high coefficients of a product": (JET_RULES, "mul", high(JET_RULES["mul"]), "jets_are_fitted", "*"),
 }  # fmt: skip
 
 
@@ -100,12 +100,12 @@ def test_an_error_outside_the_checks_is_a_failure(monkeypatch):
 def test_what_is_never_judged_is_below_its_floor():
     summary = Summary()
     for seed in range(10):
-        skipped = [("jets_are_derivatives", "order 6, fitted", "no reason"), ("narrow_is_wide", "", "float64")]
-        others = [(name, "", "") for name in CHECKS if name not in ("jets_are_derivatives", "narrow_is_wide", "recording")]
+        skipped = [("jets_are_fitted", "order 6", "no reason"), ("narrow_is_wide", "", "float64")]
+        others = [(name, "", "") for name in CHECKS if name not in ("jets_are_fitted", "narrow_is_wide", "recording")]
         summary.add(Outcome(seed, verdicts=[*skipped, *others, *[("recording", "", "")] * (seed > 0)]))
     low = {what: (n, why) for what, n, why, floor in summary.judged() if n < floor}
     assert low == {
-        "jets_are_derivatives: order 6, fitted": (0, {"no reason": 10}),
+        "jets_are_fitted: order 6": (0, {"no reason": 10}),
         "narrow_is_wide": (0, {"float64": 10}),
         "recording": (9, {}),
     }
