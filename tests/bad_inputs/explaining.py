@@ -230,7 +230,7 @@ CASES = [
     Case("explain", "names that are one string", lambda: tw.explain(text_net(), ids(), names="a b c"),
          TypeError, "names is a list of tokens for each sample, got the string 'a b c': split it into tokens"),
     Case("explain", "names that are numbers", lambda: tw.explain(text_net(), ids(), names=[1, 2]),
-         TypeError, "names is a list of tokens for each sample, got a list of int"),
+         TypeError, "names is a list of tokens for each sample, got [1, 2]"),
     Case("explain", "too few classes", lambda: tw.explain(net(), X, target=2, classes=["a", "b"]),
          ValueError, "classes has 2 names, and class 2 is explained: name every class of the output"),
     Case("explain", "classes that are one string", lambda: tw.explain(net(), X, classes="cat"),

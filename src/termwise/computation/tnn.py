@@ -31,8 +31,7 @@ class ToeplitzMixer(nn.Module):
 
     def __init__(self, channels: int, length: int, *, decay: float = 0.999, hidden: int = 32) -> None:
         super().__init__()
-        whole_number("channels", channels)
-        whole_number("length", length)
+        channels, length = whole_number("channels", channels), whole_number("length", length)
         self.length, self.decay = length, decay
         self.rpe = nn.Sequential(
             nn.Linear(1, hidden),

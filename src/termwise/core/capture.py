@@ -57,6 +57,9 @@ def capture(
         The Program. It is cached per model: a second call whose inputs fit returns the same one, while it is among the last
         `KEPT`. Batch size (and the length of token inputs) stay free where export allows, see `Program.dynamic`.
 
+    Cost: recording, which computes nothing; on inputs of integers, or of another dtype than the weights, one forward pass of
+        the recording besides, to see that it takes their values. It leaves the model's buffers and random numbers as they were.
+
     Raises:
         TypeError: when `model` cannot be called.
         ValueError: when a module of it is in training mode.
@@ -109,7 +112,8 @@ def _recorded_anew(call: Call) -> Program:
     program = _record(call)
     if _doubtful(call):
         try:
-            program.run(call)
+            with torch.random.fork_rng([t.device for t in call.tensors if t.is_cuda]):  # a trial draws nothing of the user's
+                program.run(call)
         except torch.OutOfMemoryError:
             raise
         except Exception as problem:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from . import one_file
-from .arguments import file_path
+from .arguments import Samples, chosen_samples, file_path, number
 from .pictures import Picture, Pictured
 from .waterfall import sizes, waterfall
 
@@ -151,32 +151,35 @@ class Decomposition(Pictured):
         Raises:
             DoesNotAddUp: with the numbers, when it does not.
         """
-        rtol = RTOL.get(self.whole.dtype, 1e-2) if rtol is None else rtol
-        if not isinstance(rtol, int | float) or not rtol >= 0:
+        allowed = number(RTOL.get(self.whole.dtype, 1e-2) if rtol is None else rtol)
+        if allowed is None or not allowed >= 0:
             raise ValueError(f"rtol is the largest relative remainder allowed, a number of 0 or more; got {rtol!r}")
         error = self.error()
-        if not error <= rtol:  # not >: a NaN must fail
+        if not error <= allowed:  # not >: a NaN must fail
             raise DoesNotAddUp(
                 f"{len(self.parts)} parts make {_numbers(self.total())} of {_numbers(self.whole)}: the remainder is "
-                f"{error:.2g} of the whole, allowed were {rtol:.2g} (cancellation {self.cancellation():.3g}x)"
+                f"{error:.2g} of the whole, allowed were {allowed:.2g} (cancellation {self.cancellation():.3g}x)"
             )
         return self
 
     # -- looking at it ------------------------------------------------------------------------------------------------
 
-    def __getitem__(self, samples: int | slice | Tensor) -> Self:
-        """Some of the samples (first axis). An int keeps the axis, with one sample."""
-        if isinstance(samples, int):
-            count = len(self)
-            if not -count <= samples < count:
-                raise IndexError(f"sample {samples} is out of range: there are {count}")
-            samples = slice(samples % count, samples % count + 1)
-        elif not isinstance(samples, slice | Tensor):
-            raise TypeError(f"samples are chosen by number, slice or tensor, got {samples!r}; parts by name are in .parts")
+    def __getitem__(self, samples: Samples) -> Self:
+        """Some of the samples (first axis).
+
+        Args:
+            samples: a number, which keeps the axis, with one sample; a slice; several numbers, or a mask with one boolean for
+                each sample, as a list, an array or a tensor.
+
+        Raises:
+            IndexError: for a sample that there is not, or a mask of another length.
+            TypeError: for anything else.
+        """
+        rows = chosen_samples(samples, len(self))
         chosen: dict[str, Any] = {
-            f.name: _take(getattr(self, f.name), samples, len(self)) for f in fields(self) if f.name != "parts"
+            f.name: _take(getattr(self, f.name), rows, len(self)) for f in fields(self) if f.name != "parts"
         }
-        return replace(self, parts={name: part[samples] for name, part in self.parts.items()}, **chosen)
+        return replace(self, parts={name: part[rows] for name, part in self.parts.items()}, **chosen)
 
     def __len__(self) -> int:
         """Number of samples."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from termwise.core.arguments import whole_number
+from termwise.core.arguments import number, whole_number
 from termwise.core.capture import Call, arguments, capture
 from termwise.core.decomposition import Decomposition
 from termwise.core.interpret import interpret
@@ -204,9 +204,10 @@ def expand(
     if len(args) + len(kwargs or {}) < 2 or not isinstance(args[-1], (Tensor, Mapping)):
         raise ValueError("give the model's inputs, and after them the direction: a tensor, or a mapping from names to tensors")
     *inputs, direction = args
-    whole_number("order", order, 0)
-    if not isinstance(at, int | float) or at == 0 or not math.isfinite(at):
+    order, step = whole_number("order", order, 0), number(at)
+    if not step or not math.isfinite(step):
         raise ValueError(f"at says how far to go along the direction, and is finite and not 0; got {at!r}")
+    at = step
     if wrt not in ("inputs", "parameters"):
         raise ValueError(f"wrt is 'inputs' or 'parameters', got {wrt!r}")
     model, positional, keywords = arguments(model, inputs, kwargs)

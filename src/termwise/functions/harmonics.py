@@ -17,6 +17,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from termwise.core.arguments import integer
+
 __all__ = ["harmonics", "relu_harmonics"]
 
 POINTS = 2**16
@@ -49,7 +51,7 @@ def harmonics(act: Callable[[Tensor], Tensor], amplitude: float | Tensor, n: int
 
     Source: Chebyshev projection; for ReLU see `relu_harmonics`.
     """
-    a = _checked(amplitude, n)
+    a, n = _checked(amplitude, n)
     turns = torch.arange(POINTS, dtype=a.dtype, device=a.device) * (2 * math.pi / POINTS)
     tone = a.unsqueeze(-1) * turns.cos()
     out = act(tone)
@@ -85,7 +87,7 @@ def relu_harmonics(amplitude: float | Tensor, n: int = 8) -> Tensor:
 
     Source: papers.toml "dc-is-all-you-need".
     """
-    a = _checked(amplitude, n)
+    a, n = _checked(amplitude, n)
     k = torch.arange(n + 1, dtype=a.dtype, device=a.device)
     even = torch.zeros_like(k)
     even[2::4], even[4::4] = 1, -1  # (-1)^(m+1)
@@ -94,13 +96,15 @@ def relu_harmonics(amplitude: float | Tensor, n: int = 8) -> Tensor:
     return a.abs().unsqueeze(-1) * even + 0.5 * a.unsqueeze(-1) * (k == 1)
 
 
-def _checked(amplitude: float | Tensor, n: int) -> Tensor:
-    """The amplitude as a tensor, floating."""
-    if not isinstance(n, int) or not 0 <= n < POINTS // 2:
+def _checked(amplitude: float | Tensor, n: int) -> tuple[Tensor, int]:
+    """The amplitude as a tensor, floating, and the highest harmonic."""
+    highest = integer(n)
+    if highest is None or not 0 <= highest < POINTS // 2:
         raise ValueError(f"n is the highest harmonic, a number from 0 to {POINTS // 2 - 1}; got {n!r}")
-    if not isinstance(amplitude, Tensor | int | float):
-        raise TypeError(f"amplitude is a finite number, or a floating tensor of them; got {amplitude!r}")
-    a = amplitude if isinstance(amplitude, Tensor) else torch.tensor(amplitude, dtype=torch.float64)
+    try:
+        a = amplitude if isinstance(amplitude, Tensor) else torch.as_tensor(amplitude, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"amplitude is a finite number, or a floating tensor of them; got {amplitude!r}") from None
     if not a.is_floating_point() or not bool(a.isfinite().all()):
         raise ValueError(f"amplitude is a finite number, or a floating tensor of them; got {amplitude!r}")
-    return a if a.dtype in (torch.float32, torch.float64) else a.float()  # torch has no FFT of the others
+    return a if a.dtype in (torch.float32, torch.float64) else a.float(), highest  # torch has no FFT of the others

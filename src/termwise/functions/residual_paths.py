@@ -169,7 +169,7 @@ def residual_expansion(
 
     Source: Dherin & Munn 2025, the Residual Expansion Theorem.
     """
-    whole_number("order", order, 0)
+    order = whole_number("order", order, 0)
     if scale == 0 or not abs(scale) < float("inf"):
         raise ValueError(f"scale is the strength of the branches, finite and not 0; got {scale!r}")
     tower = Tower(model, inputs, kwargs, select)

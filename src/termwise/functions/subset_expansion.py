@@ -165,7 +165,7 @@ def subset_expansion(
 
     Source: Veit, Wilber & Belongie 2016; Moebius inversion.
     """
-    whole_number("orders", orders, 2)
+    orders = whole_number("orders", orders, 2)
     tower = Tower(model, inputs, kwargs, select)
     n, whole = len(tower.blocks), tower.whole()
     if n > MOST:

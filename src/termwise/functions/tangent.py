@@ -23,6 +23,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from termwise.core.arguments import strings
 from termwise.core.capture import Call, arguments, capture
 from termwise.core.decomposition import Decomposition
 from termwise.core.interpret import evaluate
@@ -78,10 +79,10 @@ def parameter_groups(model: nn.Module, params: str | Sequence[str] | None) -> di
             f"{type(model).__name__} is in training mode{f' (at {training[0]})' if training[0] else ''}, where dropout and batch "
             "statistics make it no function of its weights: call model.eval() first"
         )
-    if not (params is None or (isinstance(params, str | Sequence) and all(isinstance(p, str) for p in params))):
+    patterns = strings(["*"] if params is None else [params] if isinstance(params, str) else params)
+    if patterns is None:
         raise TypeError(f"params must be a pattern of names of parameters, or a list of them; got {params!r}")
     names = [n for n, p in model.named_parameters() if p.is_floating_point() or p.is_complex()]
-    patterns = ["*"] if params is None else [params] if isinstance(params, str) else list(params)
     if not names or not patterns:
         raise ValueError(
             f"{type(model).__name__} has no parameter that is floating" if not names else "params is empty: name some"

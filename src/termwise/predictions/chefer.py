@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from termwise.core.arguments import Samples, chosen_samples
 from termwise.core.capture import arguments
 from termwise.core.pictures import Picture, Pictured, Pixels
 from termwise.core.program import Program
@@ -125,10 +126,10 @@ class AttentionExplanation(Explanation):
     attention_weights: Mapping[str, Tensor] = field(default_factory=dict)
     why_not: str = ""
 
-    def __getitem__(self, samples: int | slice | Tensor) -> AttentionExplanation:
+    def __getitem__(self, samples: Samples) -> AttentionExplanation:
         """Some of the samples, everywhere."""
-        chosen = super().__getitem__(samples)
-        rows = slice(samples, samples + 1 or None) if isinstance(samples, int) else samples
+        rows = chosen_samples(samples, len(self))
+        chosen = super().__getitem__(rows)
         maps = (self.tokens, self.attention_relevance, self.attention_weights)
         tokens, relevance, weights = ({name: value[rows] for name, value in values.items()} for values in maps)
         return replace(chosen, tokens=tokens, attention_relevance=relevance, attention_weights=weights)

@@ -331,7 +331,7 @@ def compare(
     inquiry.whole.of(score)  # complains before the work
     explained = inquiry.index if target is None else target  # the model's own answer is one of all methods
     told = {"names": token_names(names, len(tensor)), "classes": class_names(classes, inquiry.index)}
-    whole_number("steps", steps)
+    steps = whole_number("steps", steps)
     if clusters is not None and len(clusters) != len(tensor):
         raise ValueError(f"clusters has {len(clusters)} numbers for {len(tensor)} samples: give one for each")
     rows = []

@@ -78,7 +78,8 @@ def explain_dataset(
     """
     from rich.progress import track
 
-    if not isinstance(batches, Iterable) or (isinstance(batches, Tensor) and not batches.ndim):
+    can = isinstance(batches, Iterable) or hasattr(batches, "__getitem__")  # all that many a data set has
+    if not can or (isinstance(batches, Tensor) and not batches.ndim):
         raise TypeError(f"batches must be an iterable of batches (a list, a DataLoader), got {type(batches).__name__}")
     if unknown := options.keys() - inspect.signature(explain).parameters.keys():
         raise TypeError(f"unknown option {min(unknown)!r}: options are those of termwise.explain")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from termwise.core.arguments import strings
 from termwise.core.capture import Call, arguments
 
 from .call import PredictionCall
@@ -271,13 +272,14 @@ def _policy(biases: str) -> str:
 
 def _layers(layers: Layers, rules: Rules, *, inside: bool) -> Layers:
     """As given, in a form that can be kept with the recording."""
-    if layers and inside:
+    paths = layers if isinstance(layers, str) else strings(layers)
+    if paths and inside:
         raise ValueError("layers= is read in the pass that explains everything: leave it out, or at= and through=")
-    if not isinstance(layers, (str, list, tuple)) or not all(isinstance(path, str) for path in layers):
+    if paths is None:
         raise TypeError(f"layers is 'auto', a path of a module or a list of them, got {layers!r}")
-    if layers == "auto" and isinstance(rules, str) and rules in IN_ITS_FORM:
+    if paths == "auto" and isinstance(rules, str) and rules in IN_ITS_FORM:
         return ()
-    return layers if isinstance(layers, str) else tuple(layers)
+    return paths if isinstance(paths, str) else tuple(paths)
 
 
 def _through(through: Any) -> tuple[str, int | Tensor] | None:

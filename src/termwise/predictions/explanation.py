@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from termwise.core.arguments import whole_number
+from termwise.core.arguments import Samples, chosen_samples, whole_number
 from termwise.core.decomposition import Decomposition
 from termwise.core.pictures import Picture, Pixels, Words
 
@@ -63,10 +63,10 @@ class Explanation(Decomposition):
     layers: Mapping[str, Tensor] = field(default_factory=dict)
     channels: Mapping[str, int] = field(default_factory=dict)
 
-    def __getitem__(self, samples: int | slice | Tensor) -> Explanation:
+    def __getitem__(self, samples: Samples) -> Explanation:
         """Some of the samples (first axis). An int keeps the axis, with one sample."""
-        chosen = super().__getitem__(samples)
-        rows = slice(samples, samples + 1 or None) if isinstance(samples, int) else samples
+        rows = chosen_samples(samples, len(self))
+        chosen = super().__getitem__(rows)
         layers = {name: value[rows] for name, value in self.layers.items()}
         # lists that do not count samples, whatever their length
         return replace(chosen, classes=self.classes, asked=self.asked, picture=self.picture, layers=layers)
@@ -225,7 +225,7 @@ class Explanation(Decomposition):
             ValueError: when several targets are explained.
         """
         self._one_target("top")
-        whole_number("k", k)
+        k = whole_number("k", k)
         found: list[tuple[str, float]] = []
         for name, part in self.parts.items():
             if name.startswith("input:") and part.ndim == 2 and self.names is not None:

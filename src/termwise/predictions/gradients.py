@@ -64,7 +64,7 @@ class Differentiated:
         Raises:
             ValueError: as `explain`.
         """
-        whole_number("batch_size", rows)
+        rows = whole_number("batch_size", rows)
         model, args, keywords = arguments(model, inputs, kwargs)
         finite_inputs(args, keywords)
         self.call = PredictionCall(model, args, keywords, asked(target))

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from .labels import token_rows
+
 if TYPE_CHECKING:
     from .explanation import Explanation
 
@@ -79,9 +81,9 @@ def words(names: Sequence[str] | Sequence[Sequence[str]]) -> Groups:
     """
     from termwise.report.tokens import merge
 
-    if isinstance(names, str) or not names or not all(isinstance(row, Sequence) for row in names):
+    rows = token_rows(names)
+    if not rows:
         raise TypeError(f"names must be a list of tokens, or one for each sample; got {names!r}")
-    rows = [list(names)] if isinstance(names[0], str) else [list(row) for row in names]
     if len({len(row) for row in rows}) != 1:
         raise ValueError(f"the samples have {', '.join(str(len(row)) for row in rows)} tokens: pad them to one length")
     merged = [merge(row, [0.0] * len(row)) for row in rows]

@@ -77,8 +77,8 @@ def infidelity(
     if relevance.shape != inputs.shape:
         raise ValueError(f"relevance has shape {tuple(relevance.shape)}, inputs {tuple(inputs.shape)}: they must be the same")
     finite_inputs((), {"inputs": inputs, "relevance": relevance})
-    whole_number("samples", samples)
-    whole_number("batch_size", batch_size)
+    samples = whole_number("samples", samples)
+    batch_size = whole_number("batch_size", batch_size)
     x, phi = inputs.detach(), relevance.detach()
     generator = seeded(generator)
     rows = x.repeat_interleave(samples, 0)

@@ -65,7 +65,7 @@ def integrated_gradients(
         >>> integrated_gradients(model, x, target=0, steps=100).error() < 1e-6
         True
     """
-    whole_number("steps", steps)
+    steps = whole_number("steps", steps)
     places, weights = _points(rule, steps)
     f = Differentiated(model, inputs, kwargs, target, rows=batch_size)
     start = f.baseline(baseline)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["class_names", "token_names"]
+from termwise.core.arguments import strings
+
+__all__ = ["class_names", "token_names", "token_rows"]
 
 
-def token_names(names: Sequence[Any] | None, batch: int) -> list[list[str]] | None:
+def token_names(names: Iterable[Any] | None, batch: int) -> list[list[str]] | None:
     """The tokens of each sample; one list is that of the only sample.
 
     Raises:
@@ -21,17 +23,25 @@ def token_names(names: Sequence[Any] | None, batch: int) -> list[list[str]] | No
         return None
     if isinstance(names, str):
         raise TypeError(f"names is a list of tokens for each sample, got the string {names!r}: split it into tokens")
-    if not isinstance(names, Sequence) or any(isinstance(row, str) != isinstance(names[0], str) for row in names):
+    rows = token_rows(names)
+    if rows is None:
         raise TypeError(f"names is a list of tokens for each sample, got {names!r}")
-    if not all(isinstance(row, Sequence) for row in names):
-        raise TypeError(f"names is a list of tokens for each sample, got a list of {type(names[0]).__name__}")
-    rows = [list(names)] if names and isinstance(names[0], str) else [list(row) for row in names]
     if len(rows) != batch:
         raise ValueError(f"names has {len(rows)} lists of tokens for {batch} samples")
     return rows
 
 
-def class_names(classes: Sequence[str] | None, target: Tensor | None, several: int = 0) -> list[str] | None:
+def token_rows(names: Any) -> list[list[str]] | None:
+    """A list of tokens for each sample, of one for the only sample or one for each; None where it is neither."""
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        return None
+    given = list(names)
+    alone = strings(given) if given else None
+    rows = [strings(row) for row in given] if alone is None else [alone]
+    return None if any(row is None for row in rows) else [row for row in rows if row is not None]
+
+
+def class_names(classes: Iterable[str] | None, target: Tensor | None, several: int = 0) -> list[str] | None:
     """Names of the classes, as many as are needed.
 
     Args:
@@ -47,10 +57,11 @@ def class_names(classes: Sequence[str] | None, target: Tensor | None, several: i
         return None
     if isinstance(classes, str):
         raise TypeError(f"classes is a list of names, got the string {classes!r}")
-    if not isinstance(classes, Sequence):
+    if not isinstance(classes, Iterable) or (isinstance(classes, Mapping) and strings(classes) is None):
         raise TypeError(f"classes is a list of names, got {type(classes).__name__}")
+    found = [str(name) for name in classes]
     last = -1 if target is None else int(target[..., -1].max() if target.ndim > 1 else target.max())
     last = max(last, several - 1)
-    if last >= len(classes):
-        raise ValueError(f"classes has {len(classes)} names, and class {last} is explained: name every class of the output")
-    return list(classes)
+    if last >= len(found):
+        raise ValueError(f"classes has {len(found)} names, and class {last} is explained: name every class of the output")
+    return found

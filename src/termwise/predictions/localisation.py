@@ -12,6 +12,7 @@ papers.toml "dynamiclrp", section on SQuAD.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -30,16 +31,18 @@ def mass_inside(relevance: Float[Tensor, "batch ..."], mask: Bool[Tensor, "*plac
 
     Args:
         relevance: (batch, ...); images (batch, channels, height, width) are summed over channels where the mask has none.
-        mask: True where the evidence is, (batch, ...) or one for all samples.
+        mask: True (or 1) where the evidence is, (batch, ...) or one for all samples. A sample without any counts as 0, and a
+            warning says so.
 
     Raises:
-        ValueError: shapes that do not match.
+        TypeError: a mask with other numbers than 0 and 1.
+        ValueError: shapes that do not match, relevance that is NaN or +inf (-inf is never the largest), a mask without evidence.
 
     Example:
         >>> mass_inside(torch.tensor([[3.0, 1.0, -5.0]]), torch.tensor([True, False, False])).mean
         0.75
     """
-    values, inside = _flat(relevance, mask)
+    values, inside = _evidence(relevance, mask)
     positive = values.clamp(min=0)
     whole = positive.sum(1)
     share = (positive * inside).sum(1) / torch.where(whole == 0, torch.ones_like(whole), whole)
@@ -48,7 +51,7 @@ def mass_inside(relevance: Float[Tensor, "batch ..."], mask: Bool[Tensor, "*plac
 
 def pointing_game(relevance: Float[Tensor, "batch ..."], mask: Bool[Tensor, "*places"]) -> Metric:
     """Whether the largest relevance lies inside the mask; arguments and errors as `mass_inside`."""
-    values, inside = _flat(relevance, mask)
+    values, inside = _evidence(relevance, mask)
     largest = values == values.amax(1, keepdim=True)
     return Metric("pointing game", (largest & inside).sum(1).to(values) / largest.sum(1))
 
@@ -104,7 +107,9 @@ def token_f1(
         ValueError: shapes that do not match, k below 1, a sample without a marked token.
     """
     values, marked = _flat(relevance, rationale)
-    whole_number("k", k)
+    if not bool(marked.any(1).all()):
+        raise ValueError("mask is False everywhere in a sample: every one needs a marked token")
+    k = whole_number("k", k)
     generator = seeded(generator)
     shuffled = torch.rand(values.shape, generator=generator, dtype=torch.float64).argsort(1).to(values.device)
     order = shuffled.gather(1, values.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))[:, :k]
@@ -178,10 +183,10 @@ def top_token_in_answer(
 
 def _flat(relevance: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Both as (batch, positions)."""
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask must be boolean, True where the evidence is; got {mask.dtype}")
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise TypeError(f"mask must be boolean, True where the evidence is, or 0 and 1; got other numbers of {mask.dtype}")
     values = relevance.detach()
-    if not bool(values.isfinite().all()):
+    if bool((values.isnan() | values.isposinf()).any()):  # -inf is how padding is kept out
         raise ValueError("relevance has values that are NaN or infinite: nothing can be said of where it lies")
     if values.ndim == 4 and mask.ndim in (2, 3):
         values = values.sum(1)
@@ -189,6 +194,15 @@ def _flat(relevance: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     inside = inside[None] if inside.ndim == values.ndim - 1 else inside
     if inside.shape[1:] != values.shape[1:] or len(inside) not in (1, len(values)):
         raise ValueError(f"mask has shape {tuple(mask.shape)} for a relevance of {tuple(relevance.shape)}")
-    if not bool(inside.flatten(1).any(1).all()):
-        raise ValueError("mask is False everywhere in a sample: every one needs a marked token or place to find")
     return values.flatten(1), inside.expand(len(values), *inside.shape[1:]).flatten(1)
+
+
+def _evidence(relevance: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as (batch, positions), with evidence to find."""
+    values, inside = _flat(relevance, mask)
+    without = (~inside.any(1)).nonzero().flatten().tolist()
+    if len(without) == len(values):
+        raise ValueError("mask is False everywhere: there is no place to find")
+    if without:
+        warnings.warn(f"mask is False everywhere in {len(without)} samples, which count as 0: {without[:5]}", stacklevel=3)
+    return values, inside

@@ -156,7 +156,7 @@ class Features:
     def numbers(self, steps: int, fractions: Sequence[float] | None) -> tuple[Tensor, Tensor]:
         """The fractions to measure at, from 0, and how many features of each sample that is, (batch, points)."""
         if fractions is None:
-            whole_number("steps", steps)
+            steps = whole_number("steps", steps)
             fractions = [k / steps for k in range(steps + 1)]
         if not fractions or not all(0 <= f <= 1 for f in fractions):
             raise ValueError(f"fractions must lie in 0..1, got {list(fractions)}")

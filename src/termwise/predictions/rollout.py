@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from termwise.core.arguments import integer
+
 from .attention_maps import Attention
 
 __all__ = ["NoRollout", "last_layer", "patches", "read_rows", "rollout"]
@@ -66,14 +68,15 @@ def rollout(
     for attention in found:
         numbers.append(counted.get(name(attention.queries), 0))
         counted[name(attention.queries)] = numbers[-1] + 1
-    if not isinstance(start_layer, int) or not 0 <= start_layer < max(counted.values()):
+    first = integer(start_layer)
+    if first is None or not 0 <= first < max(counted.values()):
         raise ValueError(
             f"start_layer must lie in 0..{max(counted.values()) - 1}, as many attentions follow each other; got {start_layer}"
         )
     reached = dict(rows)
     for attention, number, m in reversed(list(zip(found, numbers, maps, strict=True))):
         asks, answers = name(attention.queries), name(attention.keys)
-        if number < start_layer or asks not in reached:
+        if number < first or asks not in reached:
             continue
         v = _fitting(reached[asks], m.shape[1], attention)
         if normalize_rows:

@@ -79,7 +79,7 @@ class Inquiry:
         """
         if isinstance(model, nn.Module) and any(m.training for m in model.modules()):
             raise ValueError("the model is in training mode, where its answer is random: call model.eval() first")
-        whole_number("batch_size", batch_size)
+        batch_size = whole_number("batch_size", batch_size)
         wanted = asked(target)
         self.start: Start = wanted.starts[0]
         if wanted.several or self.start.alone:

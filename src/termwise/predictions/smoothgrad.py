@@ -73,7 +73,8 @@ def smoothgrad(
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    if whole_number("n", n) and not 0 <= noise < float("inf"):
+    n = whole_number("n", n)
+    if not 0 <= noise < float("inf"):
         raise ValueError(f"noise must be a share of the range of the input, 0 or more, got {noise}")
     if times_input and kind != "signed":
         raise ValueError(f"times_input gives a first-order term, which needs kind='signed', got {kind!r}")

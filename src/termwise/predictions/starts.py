@@ -308,7 +308,7 @@ def _per_sample(target: Any, seen: Seen, device: torch.device, what: str) -> Int
     total = seen.batch if seen.total is None else seen.total
     if index.ndim > 1 or (index.ndim == 1 and len(index) != total):
         raise ValueError(f"{what} has shape {tuple(index.shape)} for {total} samples: one index each, or one for all")
-    return (index[seen.rows] if index.ndim == 1 else index).expand(seen.batch)
+    return (index[seen.rows] if index.ndim == 1 else index).long().expand(seen.batch)  # bytes would choose as masks do
 
 
 def last_position(output: Tensor, seen: Seen) -> Int[Tensor, " batch"]:

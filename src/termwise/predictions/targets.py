@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from termwise.core.arguments import integer
 from termwise.core.meaning import meaning
 
 from .starts import Choice, Column, Contrast, Entry, NextToken, Node, Start, Weighting
@@ -59,7 +61,7 @@ def contrast(a: int | tuple[Any, ...] | Tensor | Start | None = None, b: int | T
         raise TypeError(f"contrast sets one entry of the output against others, {a!r} is none")
     if isinstance(b, str) and b != "probabilities":
         raise ValueError(f"unknown contrast {b!r}: a class, None for the mean of the rest, or 'probabilities'")
-    if not (b is None or isinstance(b, str | Tensor) or (hasattr(b, "__index__") and not isinstance(b, bool))):
+    if not (b is None or isinstance(b, str | Tensor) or integer(b) is not None or _integers(b)):
         raise TypeError(f"contrast is against a class, an integer or one per sample, got {b!r}")
     return Contrast(entry, b)
 
@@ -117,7 +119,8 @@ def continuation(start: int, stop: int) -> list[Start]:
         >>> len(continuation(5, 8))
         3
     """
-    if not 1 <= _position("start", start) < _position("stop", stop):
+    start, stop = _position("start", start), _position("stop", stop)
+    if not 1 <= start < stop:
         raise ValueError(f"continuation({start}, {stop}) holds no token that another predicts: 1 <= start < stop")
     return [NextToken(t) for t in range(start, stop)]
 
@@ -138,11 +141,17 @@ def node(index: int, target: int | None = None) -> Start:
     return Node(_position("index", index), target)
 
 
+def _integers(given: Any) -> bool:
+    """Whether it is a list or an array of them."""
+    return isinstance(given, list | np.ndarray) and np.ndim(given) == 1 and all(integer(i) is not None for i in given)
+
+
 def _position(name: str, value: Any) -> int:
     """A place, counted from the end where it is negative."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    found = integer(value)
+    if found is None:
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    return int(value)
+    return found
 
 
 # -- from a target to starts ------------------------------------------------------------------------------------------

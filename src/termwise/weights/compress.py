@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from termwise.core.arguments import a_module, seeded
+from termwise.core.arguments import a_module, number, seeded
 
 from .allocation import Allocation
 from .batches import read_batches
@@ -108,7 +108,7 @@ def compress(
     named = method if isinstance(method, str) else method.name
     if work is not None and not isinstance(method, str):
         raise ValueError("work= keeps the layers of a method by name: put yours into METHODS and name it")
-    _check(budget, unit, shrinkage)
+    budget = _checked(budget, unit, shrinkage)
     if chosen.zeros and unit not in ("params", "error"):
         raise ValueError(f"method={named!r} puts zeros into layers, which saves no {unit}: its unit is 'params' or 'error'")
     layers, left = find_layers(model, keep)
@@ -203,15 +203,18 @@ def _method(name: str) -> Method:
     return METHODS[name]
 
 
-def _check(budget: float, unit: str, shrinkage: float) -> None:
+def _checked(budget: float, unit: str, shrinkage: float) -> float:
+    """The budget, where it makes sense."""
     if unit not in UNITS:
         raise ValueError(f"unit is one of {', '.join(UNITS)}, got {unit!r}")
-    if not isinstance(budget, int | float) or isinstance(budget, bool) or not 0 < budget < math.inf:
+    share = number(budget)
+    if share is None or not 0 < share < math.inf:
         raise ValueError(f"budget is a positive number, got {budget!r}")
-    if unit != "error" and budget > 1:
+    if unit != "error" and share > 1:
         raise ValueError(f"budget is the share of the {unit} to keep, up to 1, got {budget!r}: for one half write budget=0.5")
     if not 0 <= shrinkage <= 1:
         raise ValueError(f"shrinkage is a share from 0 to 1, got {shrinkage!r}")
+    return share
 
 
 def _check_statistics(statistics: CalibrationStats, layers: Mapping[str, Layer]) -> None:

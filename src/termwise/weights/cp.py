@@ -111,7 +111,7 @@ def cp(
         (True, torch.Size([4, 5, 6, 2]))
     """
     t = three_axes(weight)
-    whole_number("rank", rank)
+    rank = whole_number("rank", rank)
     if isinstance(init, CPDecomposition):
         factors = [factor.double() for factor in init.vectors]
         if [tuple(factor.shape) for factor in factors] != [(size, rank) for size in t.shape]:
