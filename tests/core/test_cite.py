@@ -1,5 +1,6 @@
 """Citations: every name in the tables is a thing, every thing finds its paper, and nothing is cited that was not used."""
 
+import copy
 import importlib
 import re
 import tomllib
@@ -15,6 +16,7 @@ from termwise.core.cite import TITLE, _rows
 from termwise.core.claims import papers
 
 ROOT = Path(__file__).parents[2]
+p = tw.predictions
 MODEL = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 
@@ -38,6 +40,9 @@ def test_a_row_is_whole_and_what_it_names_cites_it(key):
     assert ("arxiv" in row) != ("doi" in row)
     assert re.fullmatch(r"\d{4}\.\d{4,5}", row.get("arxiv", "0000.0000"))
     assert 1900 < row["year"] < 2100
+    where = {"misc": set(), "article": {"journal"}, "book": {"publisher"}, "incollection": {"booktitle", "publisher"}}
+    assert row.keys() & {"journal", "booktitle", "publisher"} == where[row.get("kind", "misc")]
+    assert "arxiv" in row or "kind" in row
     assert key in keys(key)
     for name in [*row["api"], *row.get("results", ())]:
         thing = found(name)
@@ -54,7 +59,7 @@ def test_both_tables_are_there_and_do_not_overlap():
 def test_fields_named_in_a_row_are_rule_sets_and_methods():
     from termwise.predictions.rules.sets import RULE_SETS
 
-    known = {"default", *RULE_SETS, *tw.weights.METHODS}
+    known = {"default", "EpsilonGammaBox", *RULE_SETS, *tw.weights.METHODS}
     for key, row in _rows().items():
         assert set(row.get("names", ())) <= known, key
 
@@ -69,7 +74,12 @@ def test_every_rule_set_has_a_source():
     [
         ("deep-taylor", {"deep-taylor"}),
         ("dynamiclrp", {"dynamiclrp"}),
-        ("mambalrp", {"lrp", "mambalrp"}),
+        ("mambalrp", {"lrp", "mambalrp", "attnlrp", "conservative-propagation"}),
+        ("gamma", {"lrp", "lrp-overview", "attnlrp", "conservative-propagation"}),
+        ("EpsilonPlusFlat", {"lrp", "deep-taylor", "zennit", "clever-hans"}),
+        (p.rules.EpsilonGammaBox(-3, 3), {"lrp", "lrp-overview", "deep-taylor", "zennit"}),
+        (p.rules.EpsilonPlus, {"lrp", "deep-taylor", "zennit"}),
+        (p.rules.deep_taylor(-3, 3), {"deep-taylor"}),
         ("default", {"lrp", "lrp-overview", "attnlrp", "conservative-propagation"}),
     ],
 )
@@ -78,13 +88,22 @@ def test_an_explanation_cites_its_rules_and_no_others(rules, papers):
 
 
 def test_rules_of_ones_own_are_on_no_record():
-    cited = tw.cite(tw.explain(MODEL, X, rules={torch.nn.Linear: "gamma"}))
-    assert not cited.papers
-    assert 'No paper is on record for rules="custom"' in str(cited)
+    changed = p.rules.EpsilonGammaBox(-3, 3)
+    changed["linear"] = "gamma"
+    for own in ({torch.nn.Linear: "gamma"}, {**p.rules.EpsilonPlus}, changed):
+        cited = tw.cite(tw.explain(MODEL, X, rules=own))
+        assert not cited.papers
+        assert 'No paper is on record for rules="custom"' in str(cited)
+
+
+def test_every_named_mapping_knows_its_name():
+    sets = p.rules.sets
+    for name, rules in p.RULE_SETS.items():
+        if isinstance(rules, sets.RuleSet):
+            assert sets.name_of(rules) == sets.name_of(copy.copy(rules)) == name
 
 
 def test_results_cite_what_made_them(tmp_path):
-    p = tw.predictions
     assert keys(p.integrated_gradients(MODEL, X, target=0)) == {"integrated-gradients"}
     assert keys(p.smoothgrad(MODEL, X, target=0)) == {"smoothgrad"}
     assert keys(p.gradient_x_input(MODEL, X, target=0)) == {"gradient-x-input"}
@@ -128,10 +147,13 @@ def test_termwise_is_what_the_citation_file_says():
 
 
 def test_bibtex_reads():
-    text = tw.cite("rom", "higher-order-ad").bibtex()
+    text = tw.cite("rom", "higher-order-ad", "evaluating-derivatives", "lrp-overview", "deep-taylor").bibtex()
     entries = re.findall(r"^@(\w+)\{([\w-]+),\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
     assert [(kind, key) for kind, key, _ in entries] == [
         ("software", "termwise"),
+        ("book", "evaluating-derivatives"),
+        ("article", "deep-taylor"),
+        ("incollection", "lrp-overview"),
         ("article", "higher-order-ad"),
         ("misc", "rom"),
     ]
@@ -139,6 +161,8 @@ def test_bibtex_reads():
         assert body.count("{") == body.count("}")
         assert all(re.fullmatch(r"  \w+ = \{.*\},", line) for line in body.splitlines())
     assert "eprint = {2312.07046}" in text
+    assert "  journal = {Pattern Recognition}," in text
+    assert "  booktitle = {Explainable AI: Interpreting, Explaining and Visualizing Deep Learning}," in text
     assert "author = {Mathieu Huot and Sam Staton and Matthijs Vákár}" in text
 
 

@@ -52,14 +52,15 @@ class Cited:
         return f"{_listed(authors)} ({self.row['year']}). {self.row['title']}. {self.url}"
 
     def bibtex(self) -> str:
-        """An entry: @misc with its arXiv number, or @article with its DOI."""
+        """An entry of the row's kind with where it was published; @misc where it is cited as on arXiv."""
         row = self.row
         facts = {"title": f"{{{_tex(row['title'])}}}", "author": " and ".join(map(_tex, row["authors"])), "year": row["year"]}
+        facts |= {field: _tex(row[field]) for field in ("journal", "booktitle", "publisher") if field in row}
         if "arxiv" in row:
             facts |= {"eprint": row["arxiv"], "archiveprefix": "arXiv", "url": self.url}
         if "doi" in row:
             facts |= {"doi": row["doi"]}
-        return _entry("misc" if "arxiv" in row else "article", self.key, facts)
+        return _entry(row.get("kind", "misc"), self.key, facts)
 
 
 @dataclass(frozen=True)

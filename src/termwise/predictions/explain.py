@@ -22,7 +22,7 @@ from .memory import Meter, as_bytes, pieces, shown
 from .propagate import Result
 from .refusals import batched, finite_inputs, finite_result
 from .rules import Rules
-from .rules.sets import IN_ITS_FORM
+from .rules.sets import IN_ITS_FORM, name_of
 from .targets import Target, asked
 
 __all__ = ["explain"]
@@ -126,7 +126,7 @@ def explain(
         whole=found.whole,
         parts=found.parts,
         target=found.target,
-        rules=rules if isinstance(rules, str) else "custom",
+        rules=name_of(rules),
         names=token_names(names, call.batch),
         classes=class_names(classes, found.target),
         asked=call.questions(),

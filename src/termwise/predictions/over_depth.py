@@ -41,7 +41,7 @@ from .ledger import Ledger, Site
 from .propagate import Pass, Result
 from .refusals import finite_inputs, finite_result
 from .rules import Rules
-from .rules.sets import IN_ITS_FORM
+from .rules.sets import IN_ITS_FORM, name_of
 from .starts import Contrast, Entry
 from .targets import Asked, Target, asked
 
@@ -117,7 +117,7 @@ def over_depth(
         whole = whole + result.whole / len(places)
     index = call.index[0]
     return Explanation(
-        whole, parts, target=index, rules=rules if isinstance(rules, str) else "custom", classes=class_names(classes, index),
+        whole, parts, target=index, rules=name_of(rules), classes=class_names(classes, index),
         asked=call.questions(),
     )  # fmt: skip
 

@@ -4,6 +4,8 @@ Print one, change it, pass it on:
 
     tw.explain(model, x, rules={**EpsilonPlus, "head.*": "zero"})
 
+Passed on as it is, a set is known by its name; with other entries it is a set of one's own.
+
 | composite                 | first layer | convolutions   | linear layers | sums, averages | batch norm, activations |
 |---------------------------|-------------|----------------|---------------|----------------|-------------------------|
 | EpsilonPlus               |             | z+             | epsilon       | epsilon        | R unchanged             |
@@ -39,7 +41,7 @@ from .table import Rule
 
 __all__ = [
     "DeconvNet", "EpsilonAlpha2Beta1", "EpsilonAlpha2Beta1Flat", "EpsilonGammaBox", "EpsilonPlus", "EpsilonPlusFlat",
-    "GuidedBackprop", "deep_taylor",
+    "GuidedBackprop", "RuleSet", "deep_taylor",
 ]  # fmt: skip
 
 STABILIZER = 1e-6
@@ -54,8 +56,21 @@ SMOOTH_ACTIVATIONS = operators(
 NORMALISATIONS = operators("*layer_norm", "*group_norm", "instance_norm", "*rms_norm")
 
 
-def _composite(convolution: Rule, start: Mapping[Any, Rule | str] | None = None) -> dict[Any, Rule | str]:
-    return {
+class RuleSet(dict[Any, Rule | str]):
+    """A mapping that knows what it is called, for as long as nothing in it was changed."""
+
+    def __init__(self, name: str, entries: Mapping[Any, Rule | str]) -> None:
+        super().__init__(entries)
+        self._name, self._made = name, dict(entries)
+
+    @property
+    def name(self) -> str:
+        """As `RULE_SETS` and `termwise.cite` have it; "custom" when it is another one by now."""
+        return self._name if self == self._made else "custom"
+
+
+def _composite(name: str, convolution: Rule, start: Mapping[Any, Rule | str] | None = None) -> RuleSet:
+    entries = {
         CONVOLUTIONS: convolution,
         DENSE: epsilon(STABILIZER),
         SUMS: epsilon(STABILIZER),
@@ -64,17 +79,18 @@ def _composite(convolution: Rule, start: Mapping[Any, Rule | str] | None = None)
         NORMALISATIONS: "gradient",
         **(start or {}),
     }
+    return RuleSet(name, entries)
 
 
 _FLAT = {first("conv*", "linear", "addmm"): flat(stabilizer=STABILIZER)}
 
-EpsilonPlus: dict[Any, Rule | str] = _composite(zplus(stabilizer=STABILIZER))
-EpsilonPlusFlat: dict[Any, Rule | str] = _composite(zplus(stabilizer=STABILIZER), _FLAT)
-EpsilonAlpha2Beta1: dict[Any, Rule | str] = _composite(alpha_beta(2, 1, stabilizer=STABILIZER))
-EpsilonAlpha2Beta1Flat: dict[Any, Rule | str] = _composite(alpha_beta(2, 1, stabilizer=STABILIZER), _FLAT)
+EpsilonPlus = _composite("EpsilonPlus", zplus(stabilizer=STABILIZER))
+EpsilonPlusFlat = _composite("EpsilonPlusFlat", zplus(stabilizer=STABILIZER), _FLAT)
+EpsilonAlpha2Beta1 = _composite("EpsilonAlpha2Beta1", alpha_beta(2, 1, stabilizer=STABILIZER))
+EpsilonAlpha2Beta1Flat = _composite("EpsilonAlpha2Beta1Flat", alpha_beta(2, 1, stabilizer=STABILIZER), _FLAT)
 
 
-def EpsilonGammaBox(low: Level, high: Level) -> dict[Any, Rule | str]:
+def EpsilonGammaBox(low: Level, high: Level) -> RuleSet:
     """Z-box in the first convolution, gamma in the others, epsilon in linear layers.
 
     Args:
@@ -87,10 +103,11 @@ def EpsilonGammaBox(low: Level, high: Level) -> dict[Any, Rule | str]:
     Raises:
         ValueError: when some low is not below its high.
     """
-    return _composite(gamma(0.25, stabilizer=STABILIZER), {first("conv*"): zbox(low, high, stabilizer=STABILIZER)})
+    start = {first("conv*"): zbox(low, high, stabilizer=STABILIZER)}
+    return _composite("EpsilonGammaBox", gamma(0.25, stabilizer=STABILIZER), start)
 
 
-def deep_taylor(low: Level | None = None, high: Level | None = None) -> dict[Any, Rule | str]:
+def deep_taylor(low: Level | None = None, high: Level | None = None) -> RuleSet:
     """Deep Taylor decomposition of a ReLU network: z-box (of unbounded inputs w^2) in the first layer, z+ in the others.
 
     Args:
@@ -108,22 +125,23 @@ def deep_taylor(low: Level | None = None, high: Level | None = None) -> dict[Any
     if (low is None) != (high is None):
         raise ValueError("deep_taylor takes both ends of the input's range, or none")
     start = wsquare() if low is None or high is None else zbox(low, high)
-    return {CONVOLUTIONS: zplus(), DENSE: zplus(), first("conv*", *DENSE.keys): start}
+    return RuleSet("deep-taylor", {CONVOLUTIONS: zplus(), DENSE: zplus(), first("conv*", *DENSE.keys): start})
 
 
-def _gradient(relu: str) -> dict[Any, Rule | str]:
+def _gradient(name: str, relu: str) -> RuleSet:
     """Own derivatives, and another one for ReLU. Affine operations have their own by the table, with the bias as a part."""
-    return {
+    entries: dict[Any, Rule | str] = {
         CONVOLUTIONS: "zero",
         DENSE: "zero",
         SMOOTH_ACTIVATIONS: "gradient",
         NORMALISATIONS: "gradient",
         operators("relu", "relu6", "hardtanh"): relu,
     }
+    return RuleSet(name, entries)
 
 
-DeconvNet: dict[Any, Rule | str] = _gradient("deconvnet")
+DeconvNet = _gradient("DeconvNet", "deconvnet")
 """Not a decomposition: only positive ratios pass a ReLU, whatever its input was; what that loses, often all, is booked."""
 
-GuidedBackprop: dict[Any, Rule | str] = _gradient("guided")
+GuidedBackprop = _gradient("GuidedBackprop", "guided")
 """Not a decomposition: of a ReLU's own derivative only what is positive passes; what that loses, often all, is booked."""

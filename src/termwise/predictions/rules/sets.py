@@ -33,6 +33,7 @@ from .composites import (
     EpsilonPlus,
     EpsilonPlusFlat,
     GuidedBackprop,
+    RuleSet,
     deep_taylor,
 )
 from .maps import AFFINE
@@ -42,7 +43,7 @@ from .selection import matcher, nearest, operators
 from .splitting import alpha_beta, gamma, zplus
 from .table import AFFINE_ONLY, RULES, Rule
 
-__all__ = ["AFFINE_RULES", "ANY_RULES", "IN_ITS_FORM", "RULE_SETS", "Rules", "rules_of"]
+__all__ = ["AFFINE_RULES", "ANY_RULES", "IN_ITS_FORM", "RULE_SETS", "Rules", "name_of", "rules_of"]
 
 Rules = str | Mapping[Any, Rule | str]
 
@@ -97,6 +98,11 @@ RULE_SETS: dict[str, Mapping[Any, Rule | str]] = {
     "GuidedBackprop": GuidedBackprop,
 }
 """Name -> what the set changes in `RULES`."""
+
+
+def name_of(rules: Rules) -> str:
+    """What a result says of the rules that made it: the name of a set, "custom" for a mapping of the user's own."""
+    return rules if isinstance(rules, str) else rules.name if isinstance(rules, RuleSet) else "custom"
 
 
 def rules_of(program: Program, rules: Rules, otherwise: Rule | None = None) -> dict[str, Rule]:
