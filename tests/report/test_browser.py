@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+import termwise as tw
 from termwise.core.pictures import Bars, Line, Lines, Matrix, Pictured, Pixels, Points, Steps, Table, Words
 from termwise.report import Section, fragment, page
 
@@ -188,6 +190,82 @@ def test_a_row_and_its_bar_light_up_together(everything):
     )
     figure.locator("svg path[fill='#0072b2'], svg path[fill='rgb(0,114,178)']").first.hover(force=True)
     everything.page.wait_for_function("document.querySelectorAll('.tw-figure')[1].querySelector('tr.tw-lit') !== null")
+
+
+LINKED = {
+    "Points": (Points("p", ["a", "b", "c"], [4, 1, 2], [1, 3, 2], "size", "error"), 0, ["a", "4", "1"]),
+    "Matrix": (Matrix("m", [[1.0, 2.0], [4.0, 5.0]], ["r1", "r2"], ["c1", "c2"]), 1, None),
+    "Lines": (Lines("l", [Line("f", [0, 1, 2], [7, 8, 9]), Line("g", [1, 2], [5, 6], [4, 5], [6, 7])], log_x=True), 2, None),
+    "Waterfall": (image().pictures()[-1], 1, None),
+}
+
+
+@pytest.mark.parametrize("kind", LINKED)
+def test_a_row_lights_its_own_marks(chromium, tmp_path, kind):
+    """The numbers of the marks that a row lights are the numbers of the row."""
+    picture, row, told = LINKED[kind]
+
+    class One(Pictured):
+        def pictures(self, sample=0):
+            return [picture]
+
+    seen = look(chromium, One().to_html(tmp_path / "one.html"))
+    page = seen.page
+    page.locator("summary").first.click()
+    marks = (
+        page.locator("tbody tr")
+        .nth(row)
+        .evaluate(
+            """row => { const chart = echarts.getInstanceByDom(document.querySelector(".tw-chart")), series = chart.getOption().series;
+                    return JSON.parse(row.dataset.marks).map(([s, i]) => series[s].data[i].value ?? series[s].data[i]); }"""
+        )
+    )
+    cells = page.locator("tbody tr").nth(row).locator("td").evaluate_all("cells => cells.map(c => c.dataset.value)")
+    numbers = {round(float(c), 6) for c in cells if c is not None}
+    assert marks
+    for mark in marks:
+        assert round(float(mark[-1]), 6) in numbers
+    if told:
+        page.locator("tbody tr").nth(row).hover()
+        page.wait_for_function("[...document.querySelectorAll('.tw-tip')].length > 0")
+        tip = page.evaluate("document.querySelector('.tw-tip').parentElement.textContent")
+        assert all(text in tip for text in told)
+    assert seen.problems == []
+
+
+def test_what_is_no_number_spoils_nothing(chromium, tmp_path):
+    class Broken(Pictured):
+        def pictures(self, sample=0):
+            nan, inf = math.nan, math.inf
+            d = tw.Decomposition(torch.tensor([nan]), {"a": torch.tensor([1.0]), "b": torch.tensor([nan])})
+            return [
+                Points("p", ["a", "b"], [1, nan], [1, inf]), *d.pictures(), Lines("l", [Line("f", [1, nan], [nan, inf], [0, nan], [inf, 1])]),
+                Bars("b", ["a"], {"v": [nan]}), Matrix("m", [[nan, inf]], ["r"], ["a", "b"]), Matrix("e", [], [], []),
+                Table("t", ["a", "n"], [["x", nan], ["y", 2.0], ["z", inf], ["w", 1.0]]), Words("w", ["a", "b"], [nan, 1.0]),
+            ]  # fmt: skip
+
+    seen = look(chromium, Broken().to_html(tmp_path / "broken.html"))
+    assert seen.problems == []
+    drawn = seen.page.evaluate("[...document.querySelectorAll('.tw-chart')].map(e => !!e.querySelector('svg'))")
+    assert drawn == [True] * 6
+    table = seen.page.locator("section > .tw-wide > .tw-table")
+    for order in (["z", "y", "w", "x"], ["w", "y", "z", "x"]):  # what has no number is last both ways
+        table.locator("th button").nth(1).click()
+        assert table.locator("tbody tr td:first-child").all_inner_texts() == order
+    Broken().plot().savefig(tmp_path / "broken.svg")
+
+
+def test_paper_is_white_whatever_the_screen_is(chromium, pages):
+    def colours(page):
+        return page.evaluate("""[getComputedStyle(document.querySelector('.tw')).getPropertyValue('--ink'),
+                                 document.querySelector('.tw-chart svg').innerHTML]""")
+
+    light, dark = (look(chromium, pages / "everything.html", dark=d) for d in (False, True))
+    assert colours(light.page) != colours(dark.page)
+    dark.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert colours(light.page)[0] == colours(dark.page)[0]
+    dark.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert colours(light.page) != colours(dark.page)
 
 
 def test_tips_are_text(everything):

@@ -17,8 +17,9 @@ paper, and as a table that a screen reader reads. A room that gives `pictures` h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,7 +207,8 @@ class Points(Picture):
             [0, 1]
         """
         best, found = float("inf"), []
-        for i in sorted(range(len(self.x)), key=lambda i: (self.x[i], self.y[i])):
+        known = [i for i, place in enumerate(zip(self.x, self.y, strict=True)) if all(map(math.isfinite, place))]
+        for i in sorted(known, key=lambda i: (self.x[i], self.y[i])):
             if self.y[i] < best:
                 best = self.y[i]
                 found.append(i)
@@ -290,23 +292,38 @@ class Pictured:
         """
         raise NotImplementedError
 
-    def plot(self, sample: int = 0) -> Figure:
+    def show(self, sample: int = 0) -> None:
+        """Print its numbers as tables in the terminal.
+
+        Args:
+            sample: which sample, where there are several.
+        """
+        from termwise.report.terminal import show_pictures
+
+        show_pictures(self, sample)
+
+    def plot(self, sample: int = 0, *, picture: Any = None) -> Figure:
         """Draw it with matplotlib, for a paper: `.savefig("why.svg")`.
+
+        Args:
+            sample: which sample, where there are several.
+            picture: the image that was explained, (height, width, 3), 0 to 255, to be drawn beside and below its map.
 
         Raises:
             ValueError: when there is no such sample.
         """
         from termwise.report.figures import figure
 
-        return figure(self.pictures(sample))
+        return figure([_over(p, picture) for p in self.pictures(sample)])
 
-    def to_html(self, path: str | Path, title: str = "", sample: int = 0) -> Path:
+    def to_html(self, path: str | Path, title: str = "", sample: int = 0, *, picture: Any = None) -> Path:
         """Write a self-contained page, which needs no network and no server.
 
         Args:
             path: where to; its folder is made when missing, an older file is replaced once the new one is whole.
-            title: of the page; the class when not given.
+            title: of the page; what is explained, or the class, when not given.
             sample: which sample.
+            picture: the image that was explained, (height, width, 3), 0 to 255: `subject.picture(x)` of a model of the zoo.
 
         Returns:
             The path written.
@@ -316,9 +333,16 @@ class Pictured:
         """
         from termwise.report import Section, page, write
 
-        return write(path, page([Section(self, sample=sample)], title=title or type(self).__name__))
+        label = getattr(self, "label", None)
+        title = title or (label(sample) if callable(label) else type(self).__name__)
+        return write(path, page([Section(self, sample=sample, picture=picture)], title=title))
 
     def _repr_html_(self) -> str:
         from termwise.report import fragment
 
         return fragment(self)
+
+
+def _over(shown: Picture, picture: Any) -> Picture:
+    """A map over the image that was explained, where it is one and the image is there."""
+    return replace(shown, picture=picture) if isinstance(shown, Pixels) and picture is not None else shown

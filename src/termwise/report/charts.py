@@ -6,6 +6,7 @@ that `page.js` knows ("@number").
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from functools import singledispatch
@@ -13,9 +14,10 @@ from typing import Any
 
 from termwise.core.pictures import Bars, Line, Lines, Matrix, Picture, Points, Waterfall
 
+from .reading import places
 from .tokens import printable
 
-__all__ = ["by_layer", "height", "options"]
+__all__ = ["by_layer", "height", "marks", "options", "starts_at_zero"]
 
 SERIES = [f"--s{i}" for i in range(6)]
 """Colours of curves and bars in order, told apart by all kinds of eyes (Okabe & Ito)."""
@@ -41,6 +43,12 @@ def height(picture: Picture) -> int:
     return 320
 
 
+@singledispatch
+def marks(picture: Picture) -> list[list[tuple[int, int]]]:
+    """For each row of the table below a picture its marks in the chart, as (series, index); none where it has none."""
+    return []
+
+
 @options.register
 def _(picture: Waterfall) -> Options:
     data: list[Options] = [
@@ -59,6 +67,11 @@ def _(picture: Waterfall) -> Options:
         series=[series],
         tooltip={"trigger": "item", "formatter": "@step"},
     )
+
+
+@marks.register
+def _(picture: Waterfall) -> list[list[tuple[int, int]]]:
+    return [[(0, i)] for i in range(len(picture.bars))]
 
 
 @height.register
@@ -81,6 +94,18 @@ def _(picture: Lines) -> Options:
         legend=_legend([line.name for line in picture.lines]),
         tooltip={"trigger": "axis", "formatter": "@axis"},
     )
+
+
+@marks.register
+def _(picture: Lines) -> list[list[tuple[int, int]]]:
+    found: dict[Any, list[tuple[int, int]]] = {place: [] for place in places(picture)}
+    series = 0
+    for line in picture.lines:
+        series += bool(line.low)  # its band comes first
+        for index, place in enumerate(x for x in line.x if _has_place(x, picture)):
+            found[place].append((series, index))
+        series += 1
+    return list(found.values())
 
 
 def _curve(line: Line, index: int, picture: Lines) -> list[Options]:
@@ -115,9 +140,14 @@ def _points(x: Sequence[Any], y: Sequence[float], picture: Lines) -> list[list[A
     found: list[list[Any]] = []
     for place, value in zip(x, y, strict=True):
         lost = not math.isfinite(value) or (picture.log_y and value <= 0)
-        if not (picture.log_x and not isinstance(place, str) and place <= 0):
+        if _has_place(place, picture):
             found.append([printable(place) if isinstance(place, str) else place, None if lost else value])
     return found
+
+
+def _has_place(x: Any, picture: Lines) -> bool:
+    """Whether the axis has one for it."""
+    return isinstance(x, str) or (math.isfinite(x) and (x > 0 or not picture.log_x))
 
 
 @options.register
@@ -148,6 +178,11 @@ def _(picture: Bars) -> Options:
         legend=_legend(list(picture.values) if len(picture.values) > 1 else []),
         tooltip={"trigger": "axis", "axisPointer": {"type": "shadow"}, "formatter": "@axis"},
     )
+
+
+@marks.register
+def _(picture: Bars) -> list[list[tuple[int, int]]]:
+    return [[(series, i) for series in range(len(picture.values))] for i in range(len(picture.names))]
 
 
 def by_layer(names: Sequence[str]) -> Options:
@@ -192,6 +227,12 @@ def _(picture: Matrix) -> Options:
     )  # fmt: skip
 
 
+@marks.register
+def _(picture: Matrix) -> list[list[tuple[int, int]]]:
+    numbers = itertools.count()  # of the cells that are drawn, row by row
+    return [[(0, next(numbers)) for v in row if math.isfinite(v)] for row in picture.values]
+
+
 @height.register
 def _(picture: Matrix) -> int:
     return FRAME + 38 + min(max(18 * len(picture.rows), 120), 560)
@@ -225,6 +266,11 @@ def _(picture: Points) -> Options:
     )
 
 
+@marks.register
+def _(picture: Points) -> list[list[tuple[int, int]]]:
+    return [[(int(picture.front), i)] for i in range(len(picture.names))]  # the front is the first series
+
+
 # -- what all charts share --------------------------------------------------------------------------------------------
 
 
@@ -256,9 +302,13 @@ def _from(known: Sequence[float], *, log: bool, bars: bool) -> Options:
         least = min((v for v in known if v > 0), default=1.0)
         begin = 10.0 ** (math.ceil(math.log10(least)) - 1)
         return {"min": begin, "startValue": begin} if bars else {}
+    return {} if bars or starts_at_zero(known) else {"scale": True}
+
+
+def starts_at_zero(known: Sequence[float]) -> bool:
+    """Whether an axis of curves shows 0: where it is near, so that differences look as large as they are."""
     low, high = min(known, default=0.0), max(known, default=0.0)
-    near = bars or high - low > 0.3 * max(abs(low), abs(high))
-    return {} if near else {"scale": True}
+    return high - low > 0.3 * max(abs(low), abs(high))
 
 
 def _categories(names: Iterable[str]) -> Options:

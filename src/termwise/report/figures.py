@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import singledispatch
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ import numpy as np
 
 from termwise.core.pictures import Bars, Lines, Matrix, Picture, Pixels, Points, Steps, Table, Waterfall, Words
 
+from .charts import starts_at_zero
 from .colour import ACCENT, COOL, INK, NEUTRAL, REMAINDER, SERIES, SOFT, WARM, blended, robust_scale
 from .heatmap import overlay, relevance_map
 from .reading import number
@@ -38,6 +41,9 @@ MOST = 6
 ACROSS = 4
 """Maps of a slider stand so many in a row."""
 
+CUT = 40
+"""Rows of a table."""
+
 FAINT = "#c3c9d1"
 NAMED = {"remainder": REMAINDER, "whole": ACCENT}
 ROLES = {"remainder": REMAINDER, "chance": NEUTRAL, "whole": INK}
@@ -58,7 +64,7 @@ def figure(pictures: Sequence[Picture], title: str = "") -> Figure:
 
     if not pictures:
         raise ValueError("there is nothing to draw: no pictures were given")
-    heights = [_height(p) for p in pictures]
+    heights = [_height(p) + 0.15 * len(_note(p).splitlines()) for p in pictures]
     fig = Figure(figsize=(WIDTH, sum(heights) + (0.35 if title else 0)), dpi=150, facecolor="white", layout="constrained")
     FigureCanvasAgg(fig)
     if title:
@@ -66,6 +72,8 @@ def figure(pictures: Sequence[Picture], title: str = "") -> Figure:
     places = fig.subfigures(len(pictures), 1, height_ratios=heights, squeeze=False)[:, 0]
     for picture, place in zip(pictures, places, strict=True):
         _draw(picture, place)
+        if _note(picture):
+            place.supxlabel(_plain(_note(picture)), fontsize=7.5, color=_rgb(SOFT), x=0.02, ha="left")
     return fig
 
 
@@ -82,6 +90,12 @@ def svg(pictures: Sequence[Picture], title: str = "") -> bytes:
         return _saved(figure(pictures, title), "svg", {"Date": None, "Creator": None})
 
 
+def _note(picture: Picture) -> str:
+    """The sentence of a picture in lines of its width; of a table that is cut, how much is left out."""
+    left = len(picture.rows) - CUT if isinstance(picture, Table) else 0
+    return textwrap.fill(f"{printable(picture.note)}{f' {left} more rows are not shown.' if left > 0 else ''}".strip(), 116)
+
+
 def _saved(fig: Figure, kind: str, metadata: dict[str, None]) -> bytes:
     buffer = io.BytesIO()
     fig.savefig(buffer, format=kind, metadata=metadata)  # type: ignore[arg-type]  # None: left out
@@ -89,13 +103,15 @@ def _saved(fig: Figure, kind: str, metadata: dict[str, None]) -> bytes:
 
 
 @singledispatch
-def _height(picture: Picture) -> float:
-    return 3.2
+def _draw(picture: Picture, place: SubFigure) -> None:
+    raise TypeError(f"a {type(picture).__name__} is no kind of picture that can be drawn: see termwise.core.pictures")
 
 
 @singledispatch
-def _draw(picture: Picture, place: SubFigure) -> None:
-    raise TypeError(f"a {type(picture).__name__} is no kind of picture that can be drawn: see termwise.core.pictures")
+def _height(picture: Picture) -> float:
+    if type(picture) not in _draw.registry:
+        _draw(picture, None)  # type: ignore[arg-type]  # says what it is
+    return 3.2
 
 
 @_height.register
@@ -107,9 +123,13 @@ def _(picture: Waterfall) -> float:
 def _(picture: Waterfall, place: SubFigure) -> None:
     axis = _axis(picture, place)
     steps = picture.bars
-    low, high = min(min(b.start, b.end) for b in steps), max(max(b.start, b.end) for b in steps)
+    ends = [e for b in steps for e in (b.start, b.end) if math.isfinite(e)] or [0.0]
+    low, high = min(ends), max(ends)
     room = (high - low or 1.0) * 0.02
     for row, bar in enumerate(steps):
+        if not (math.isfinite(bar.start) and math.isfinite(bar.end)):
+            axis.text(low, row, number(bar.value), va="center", fontsize=8, color=_rgb(SOFT))  # no number, no bar
+            continue
         colour = NAMED.get(bar.kind, WARM if bar.value > 0 else COOL)
         axis.barh(row, bar.end - bar.start, left=bar.start, height=0.62, color=_rgb(colour))
         axis.text(max(bar.start, bar.end) + room, row, number(bar.value), va="center", fontsize=8, color=_rgb(SOFT))
@@ -133,7 +153,7 @@ def _(picture: Lines, place: SubFigure) -> None:
     if picture.log_y:
         axis.set_yscale("log")
     if not (words or picture.log_x) and all(float(x).is_integer() for line in picture.lines for x in line.x):
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # of the MaxNLocator that it is
     for i, line in enumerate(picture.lines):
         colour = _rgb(ROLES.get(line.role, SERIES[i % len(SERIES)]))
         x: Any = [words.index(str(p)) for p in line.x] if words else list(line.x)
@@ -146,7 +166,7 @@ def _(picture: Lines, place: SubFigure) -> None:
             continue
         style = "none" if line.markers else "--" if line.role in ("remainder", "chance") else "-"
         marker = "o" if line.markers or len(x) <= 40 else None
-        look = {
+        look: dict[str, Any] = {
             "color": colour,
             "linewidth": 2,
             "marker": marker,
@@ -157,6 +177,9 @@ def _(picture: Lines, place: SubFigure) -> None:
     if words:
         slant: dict[str, Any] = {"rotation": 45, "ha": "right"} if sum(map(len, words)) > 60 else {}
         axis.set_xticks(range(len(words)), [_short(w) for w in words], **slant)
+    known = [y for line in picture.lines for y in (*line.y, *line.low, *line.high) if math.isfinite(y)]
+    if not picture.log_y and starts_at_zero(known):
+        axis.set_ylim(min(0.0, axis.get_ylim()[0]) if min(known) < 0 else 0.0, max(0.0, axis.get_ylim()[1]))
     axis.set_xlabel(_plain(picture.x))
     axis.set_ylabel(_plain(picture.y))
     if len(picture.lines) > 1:
@@ -213,6 +236,10 @@ def _(picture: Matrix, place: SubFigure) -> None:
     known = np.where(np.isfinite(values), values, 0.0)
     top = picture.top or float(np.abs(known).max(initial=0)) or 1.0
     warm = WARM if picture.signed else ACCENT
+    if not known.size:
+        axis.set_axis_off()
+        axis.text(0, 0.5, "nothing: the matrix is empty", fontsize=8, color=_rgb(SOFT), transform=axis.transAxes)
+        return
     axis.imshow(blended(known, top, gamma=1.0, warm=warm), aspect="auto", interpolation="nearest")
     for names, set_ticks in ((picture.columns, axis.set_xticks), (picture.rows, axis.set_yticks)):
         every = max(1, len(names) // 24)
@@ -261,7 +288,7 @@ def _(picture: Words) -> float:
 def _(picture: Words, place: SubFigure) -> None:
     axis = _axis(picture, place)
     axis.set_axis_off()
-    sentence = merge(picture.tokens, picture.values)
+    sentence = [replace(w, value=0.0 if math.isnan(w.value) else w.value) for w in merge(picture.tokens, picture.values)]
     colours = blended([w.value for w in sentence], robust_scale([w.value for w in sentence], 100)) / 255
     rows = _height(picture) / 0.32
     x, row = 0.0, 0.5
@@ -310,7 +337,7 @@ def _scale(place: SubFigure, axes: Any, low: float, high: float, label: str, war
 
 @_height.register
 def _(picture: Table) -> float:
-    return 0.5 + 0.24 * (min(len(picture.rows), 40) + 1)
+    return 0.5 + 0.24 * (min(len(picture.rows), CUT) + 1)
 
 
 @_draw.register(Table)
@@ -318,7 +345,7 @@ def _(picture: Table, place: SubFigure) -> None:
     axis = _axis(picture, place)
     axis.set_axis_off()
     shown = as_table(picture)
-    cells = [[_short(number(cell)) for cell in row] for row in shown.rows[:40]]
+    cells = [[_short(number(cell)) for cell in row] for row in shown.rows[:CUT]]
     drawn = axis.table(
         cells or [[""] * len(shown.heads)], colLabels=[_short(h) for h in shown.heads], loc="upper center", edges="horizontal"
     )
@@ -355,8 +382,6 @@ def _(picture: Steps) -> float:
 
 @_draw.register(Steps)
 def _(picture: Steps, place: SubFigure) -> None:
-    from dataclasses import replace
-
     if panels := _maps(picture):
         place.suptitle(_plain(picture.title), fontsize=10, fontweight="bold", color=_rgb(INK), x=0.02, ha="left")
         axes = place.subplots(-(-len(panels) // ACROSS), ACROSS, squeeze=False).flatten()

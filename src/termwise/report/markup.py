@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import singledispatch
 from typing import Any
@@ -35,10 +36,10 @@ def markup(picture: Picture, static: bool = False) -> Context:
         static: without scripts, for notebooks: charts are drawn as SVG.
     """
     found = _head(picture) | {"kind": "chart"}
-    found |= {"table": _rows(as_table(picture))}
+    found |= {"table": _rows(as_table(picture), charts.marks(picture)), "numbers": "The numbers"}
     if static:
         return found | {"src": _uri(svg([replace(picture, title="", note="")]), "svg+xml")}
-    return found | {"options": charts.options(picture), "height": charts.height(picture)}
+    return found | {"options": _finite(charts.options(picture)), "height": charts.height(picture)}
 
 
 @markup.register
@@ -49,8 +50,11 @@ def _(picture: Table, static: bool = False) -> Context:
 @markup.register
 def _(picture: Steps, static: bool = False) -> Context:
     if static:
-        numbers = _rows(as_table(picture.pictures[-1]))
-        return _head(picture) | {"kind": "chart", "table": numbers, "src": _uri(svg([replace(picture, title="")]), "svg+xml")}
+        numbers = {
+            "table": _rows(as_table(picture.pictures[-1])),
+            "numbers": f"The numbers of {picture.what} {printable(picture.names[-1])}",
+        }
+        return _head(picture) | numbers | {"kind": "chart", "src": _uri(svg([replace(picture, title="")]), "svg+xml")}
     steps = [markup(p) for p in picture.pictures]
     return _head(picture) | {
         "kind": "steps",
@@ -62,13 +66,14 @@ def _(picture: Steps, static: bool = False) -> Context:
 
 @markup.register
 def _(picture: Words, static: bool = False) -> Context:
-    words = merge(picture.tokens, picture.values)
+    words = [replace(w, value=0.0 if math.isnan(w.value) else w.value) for w in merge(picture.tokens, picture.values)]
     scale = robust_scale([w.value for w in words], 100)
+    digits = 2 - math.floor(math.log10(scale))  # as many as tell words apart
     shown = [
         {
             "text": printable(w.text),
             "colour": css(w.value, scale),
-            "value": number(round(w.value, 2)),
+            "value": number(round(w.value, digits)),
             "title": number(w.value) + (f" from {' + '.join(map(printable, w.pieces))}" if len(w.pieces) > 1 else ""),
             "space": w.space,
             "special": w.special,
@@ -82,6 +87,8 @@ def _(picture: Words, static: bool = False) -> Context:
         "kind": "words",
         "words": shown,
         "layers": _layers(picture, rows, [w.value for w in words], len(words)),
+        "table": _rows(as_table(picture)),
+        "numbers": "The numbers, token by token",
     }
 
 
@@ -134,25 +141,41 @@ def _layers(picture: Words | Pixels, rows: list[list[float]], values: list[float
         "what": "patch" if isinstance(picture, Pixels) else "word",
         "options": charts.by_layer(picture.layers),
         "height": 180,
-        "rows": [[float(f"{value:.5g}") for value in row] for row in rows],  # as many digits as are shown
-        "values": values,
+        "rows": _finite([[float(f"{value:.5g}") for value in row] for row in rows]),  # as many digits as are shown
+        "values": _finite(values),
         "across": across,
         "first": int(np.abs(values).argmax()),
     }
 
 
-def _rows(table: Table) -> Context:
-    """Cells with the text to read and the number to sort by."""
+def _rows(table: Table, marks: Sequence[Sequence[tuple[int, int]]] = ()) -> Context:
+    """Cells with the text to read and the number to sort by; rows with their marks in the chart above."""
     left = len(table.rows) - ROWS
     rows = [
-        [{"text": number(cell), "value": cell if isinstance(cell, int | float) and math.isfinite(cell) else None} for cell in row]
-        for row in table.rows[:ROWS]
+        {"cells": [{"text": number(cell), "value": _sortable(cell)} for cell in row], "marks": list(marks[i]) if marks else []}
+        for i, row in enumerate(table.rows[:ROWS])
     ]
     return {
         "heads": [number(h) for h in table.heads],
         "rows": rows,
         "more": f"{left} more rows are not shown." if left > 0 else "",
     }
+
+
+def _sortable(cell: Any) -> float | str | None:
+    """What a script sorts by; None for what is no number."""
+    if not isinstance(cell, int | float) or math.isnan(cell):
+        return None
+    return cell if math.isfinite(cell) else "Infinity" if cell > 0 else "-Infinity"
+
+
+def _finite(option: Any) -> Any:
+    """The same without NaN and infinity, which JSON does not have: a place without a mark."""
+    if isinstance(option, dict):
+        return {key: _finite(value) for key, value in option.items()}
+    if isinstance(option, list | tuple):
+        return [_finite(value) for value in option]
+    return None if isinstance(option, float) and not math.isfinite(option) else option
 
 
 def _head(picture: Picture) -> Context:

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 __all__ = ["Section", "fragment", "page"]
 
 
+MOST = 6
+"""A notebook shows so many targets of one explanation."""
+
+
 @dataclass(frozen=True)
 class Section:
     """What a page says about one result; everything but the result may be left out.
@@ -69,6 +73,8 @@ def page(sections: Sequence[Section], title: str = "Why?", lead: str = "", foote
         raise TypeError("sections is a list of them: page([section])")
     if not sections:
         raise ValueError("a page needs at least one section")
+    if len(sections) == 1 and sections[0].heading == title:
+        sections = [replace(sections[0], heading="")]  # it stands above the card
     found = cards(sections)
     coloured = any(p["kind"] in ("words", "pixels") for card in found for p in card["first"])
     return rendered("page.html", title=title, lead=lead, cards=found, footer=footer, coloured=coloured, static=False)
@@ -83,7 +89,9 @@ def fragment(result: Pictured, sample: int = 0) -> str:
     """A piece of HTML with its own style and without scripts, for notebooks."""
     template = templates().get_template("fragment.html")
     sections = _one_question_each(Section(result, sample=sample))
-    return "\n".join(template.render(card=_context(section, static=True), static=True) for section in sections)
+    shown = [template.render(card=_context(section, static=True), static=True) for section in sections[:MOST]]
+    left = [f"<p>{len(sections) - MOST} more targets are not shown here: choose one with .only(i)</p>"] * (len(sections) > MOST)
+    return "\n".join([*shown, *left])
 
 
 def rendered(template: str, **context: Any) -> str:
@@ -142,7 +150,7 @@ def _context(section: Section, *, static: bool) -> dict[str, Any]:
         "source": section.source,
         "note": section.note,
         "label": "", "whole": "", "of": "", "tiles": [],
-        "summary": printable(str(summary())),
+        "summary": _line(summary()),
         # what people look at before they read numbers
         "first": [markup(p, static) for p in pictures if isinstance(p, Pixels | Words)],
         "more": [markup(p, static) for p in pictures if not isinstance(p, Pixels | Words)],
@@ -161,9 +169,14 @@ def _numbers(result: Decomposition, sample: int) -> dict[str, Any]:
         "label": printable(label(0)) if callable(label) and whole.ndim else "",
         "whole": number(float(one.whole.reshape(-1)[0])) if scalar else f"shape {tuple(whole.shape)}",
         "of": f"sample {sample % len(whole) + 1} of {len(whole)}" if result.by_sample and len(whole) > 1 else "",
-        "summary": printable(one.summary()),
+        "summary": _line(one.summary()),
         "tiles": _tiles(one),
     }
+
+
+def _line(text: Any) -> str:
+    """A summary of several lines as one."""
+    return "; ".join(printable(line) for line in str(text).splitlines())
 
 
 def _tiles(one: Decomposition) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ from termwise.core.pictures import Bars, Lines, Matrix, Picture, Pixels, Points,
 
 from .tokens import printable
 
-__all__ = ["number", "sentence", "table"]
+__all__ = ["number", "places", "sentence", "table"]
 
 ROWS = 500
 """A table below a picture has at most as many rows; it says when there are more."""
@@ -25,7 +25,10 @@ def number(value: Any) -> str:
         return str(value).replace("-", "\N{MINUS SIGN}")
     if math.isnan(value):
         return "–"
-    text = f"{value:z.4g}"  # z: no "-0"
+    if 1e4 <= abs(value) < 1e6:
+        text = f"{float(f'{value:.4g}'):.0f}"  # an exponent would be longer
+    else:
+        text = f"{value:z.4g}"  # z: no "-0"
     return "\N{MINUS SIGN}" + text[1:] if text.startswith("-") else text
 
 
@@ -55,10 +58,10 @@ def _(picture: Waterfall) -> str:
 def _(picture: Waterfall) -> Table:
     whole = picture.bars[-1].value
     rows = [
-        [b.label, "" if b.kind == b.label else b.kind, b.value, f"{100 * b.value / whole:.1f} %" if whole else "–"]
+        [b.label, "" if b.kind == b.label else b.kind, b.value, 100 * b.value / whole if whole else math.nan]
         for b in picture.bars
     ]
-    return Table(picture.title, ["part", "kind", "contribution", "of the whole"], rows)
+    return Table(picture.title, ["part", "kind", "contribution", "of the whole, %"], rows)
 
 
 @sentence.register
@@ -74,9 +77,6 @@ def _(picture: Lines) -> str:
 @table.register
 def _(picture: Lines) -> Table:
     heads, columns = [picture.x or "place"], []
-    places = list(dict.fromkeys(x for line in picture.lines for x in line.x))
-    if all(isinstance(x, int | float) for x in places):
-        places.sort()  # curves may have places of their own
     for line in picture.lines:
         named: list[tuple[str, Sequence[float]]] = [(line.name, line.y)]
         if line.low:
@@ -84,7 +84,13 @@ def _(picture: Lines) -> Table:
         for name, values in named:
             heads.append(name)
             columns.append(dict(zip(line.x, values, strict=True)))
-    return Table(picture.title, heads, [[x, *(c.get(x, "") for c in columns)] for x in places])
+    return Table(picture.title, heads, [[x, *(c.get(x, "") for c in columns)] for x in places(picture)])
+
+
+def places(picture: Lines) -> list[Any]:
+    """Where any of the curves has a value, in order: curves may have places of their own."""
+    found: list[Any] = list(dict.fromkeys(x for line in picture.lines for x in line.x))
+    return found if any(isinstance(x, str) for x in found) else sorted(found)
 
 
 @sentence.register

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.bar import Bar
@@ -16,12 +17,13 @@ from termwise.core.decomposition import Decomposition
 from termwise.core.waterfall import bars, check_sample
 
 from .reading import number
+from .reading import table as as_table
 from .tokens import printable, rich_text, words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["classes_table", "lines", "rendered", "show"]
+__all__ = ["classes_table", "lines", "rendered", "show", "show_pictures"]
 
 WIDTH = 18
 """Characters of the longest bar."""
@@ -40,6 +42,19 @@ def show(decomposition: Decomposition, sample: int = 0, k: int = 10, console: Co
         ValueError: when there is no such sample.
     """
     (console or Console()).print(rendered(decomposition, sample, k))
+
+
+def show_pictures(result: pictures.Pictured, sample: int = 0, k: int = 12, console: Console | None = None) -> None:
+    """Print any result: its one line, and the numbers of its pictures as tables of at most `k` rows."""
+    console = console or Console()
+    for picture in result.pictures(sample):
+        found = as_table(picture)
+        if found.rows:
+            console.print(Text(printable(picture.title), style="bold"))
+            console.print(lines(replace(found, rows=found.rows[:k])))
+            if len(found.rows) > k:
+                console.print(Text(f"{len(found.rows) - k} more rows", style="dim"))
+    console.print(Text("\n".join(map(printable, str(getattr(result, "summary", result.__repr__)()).splitlines())), style="bold"))
 
 
 def rendered(decomposition: Decomposition, sample: int = 0, k: int = 10) -> RenderableType:

@@ -40,6 +40,7 @@
     "@cell": (p) => tip(p.seriesName, [[p.name, last(p.value)]]),
     "@point": (p) => tip(p.name, [["across", p.value[0]], ["up", p.value[1]]]),
     "@waterfall": (params, api) => {
+      if (!Number.isFinite(api.value(0)) || !Number.isFinite(api.value(1))) return undefined; // no number, no bar
       const from = api.coord([api.value(0), api.value(2)]), to = api.coord([api.value(1), api.value(2)]);
       const high = Math.min(api.size([0, 1])[1] * 0.66, 20), left = Math.min(from[0], to[0]);
       const shape = { x: left, y: from[1] - high / 2, width: Math.max(Math.abs(to[0] - from[0]), 1.5), height: high, r: 2 };
@@ -71,7 +72,11 @@
     charts.set(box, chart);
     const drawn = filled({ ...options, tooltip: { ...options.tooltip, confine: true, backgroundColor: "--paper", borderColor: "--faint", textStyle: { color: "--ink", fontSize: 13 } } });
     const names = drawn.yAxis?.axisLabel;
-    if (names?.width) names.width = Math.min(names.width, 0.4 * box.clientWidth); // the bars need room, too
+    if (names?.width) {
+      const most = Math.floor(Math.min(names.width, 0.4 * box.clientWidth) / 6.6); // letters; the bars need room, too
+      const middle = (name) => (name.length > most ? `${name.slice(0, Math.ceil(most / 2) - 1)}…${name.slice(name.length - Math.floor(most / 2))}` : name);
+      Object.assign(names, { formatter: middle, width: undefined, overflow: undefined });
+    }
     chart.setOption(drawn, true);
     box.options = options;
     return chart;
@@ -87,30 +92,34 @@
   };
   const again = () => charts.forEach((_, box) => draw(box, box.options));
 
-  // A row of the table and its bar light up together.
+  // A row of the table and its marks light up together.
   const link = (figure, chart) => {
-    const rows = [...figure.querySelectorAll("tbody tr")];
-    const series = { seriesIndex: 0 };
-    rows.forEach((row) => {
-      const at = { ...series, dataIndex: Number(row.dataset.row) };
-      row.addEventListener("mouseenter", () => { chart.dispatchAction({ type: "highlight", ...at }); chart.dispatchAction({ type: "showTip", ...at }); });
-      row.addEventListener("mouseleave", () => { chart.dispatchAction({ type: "downplay", ...at }); chart.dispatchAction({ type: "hideTip" }); });
-    });
-    const mark = (on) => (p) => rows.find((row) => Number(row.dataset.row) === p.dataIndex)?.classList.toggle("tw-lit", on);
-    chart.on("mouseover", mark(true));
-    chart.on("mouseout", mark(false));
+    const rows = [...figure.querySelectorAll("tr[data-marks]")].map((row) => ({ row, marks: JSON.parse(row.dataset.marks) }));
+    const act = (type, [seriesIndex, dataIndex]) => chart.dispatchAction({ type, seriesIndex, dataIndex });
+    for (const { row, marks } of rows) {
+      row.addEventListener("mouseenter", () => { marks.forEach((mark) => act("highlight", mark)); if (marks.length === 1) act("showTip", marks[0]); });
+      row.addEventListener("mouseleave", () => { marks.forEach((mark) => act("downplay", mark)); chart.dispatchAction({ type: "hideTip" }); });
+    }
+    const light = (on) => (p) => {
+      const found = rows.find(({ marks }) => marks.some(([series, index]) => series === p.seriesIndex && index === p.dataIndex));
+      found?.row.classList.toggle("tw-lit", on);
+    };
+    chart.on("mouseover", light(true));
+    chart.on("mouseout", light(false));
   };
 
-  // -- tables: sorted by a click on a head ---------------------------------------------------------------------------
+  // -- tables: sorted by a click on a head; what has no number comes last ----------------------------------------------
   for (const button of document.querySelectorAll(".tw-table th button")) {
     button.addEventListener("click", () => {
       const head = button.parentElement, table = head.closest("table"), body = table.tBodies[0];
-      const down = head.ariaSort === "descending", place = head.cellIndex;
+      const sign = head.ariaSort === "descending" ? 1 : -1, place = head.cellIndex;
       for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
-      head.ariaSort = down ? "ascending" : "descending";
-      const value = (row) => row.cells[place].dataset.value ?? row.cells[place].textContent;
-      const order = (a, b) => (Number.isNaN(a - b) ? String(a).localeCompare(String(b)) : a - b) * (down ? 1 : -1);
-      body.append(...[...body.rows].sort((a, b) => order(value(a), value(b))));
+      head.ariaSort = sign === 1 ? "ascending" : "descending";
+      const value = (row) => row.cells[place].dataset.value, rows = [...body.rows];
+      const [known, rest] = [rows.filter((row) => value(row) !== undefined), rows.filter((row) => value(row) === undefined)];
+      const text = (a, b) => sign * a.cells[place].textContent.localeCompare(b.cells[place].textContent);
+      known.sort((a, b) => (Number(value(a)) === Number(value(b)) ? 0 : sign * (Number(value(a)) - Number(value(b)))));
+      body.append(...known, ...(known.length ? rest : rest.sort(text)));
     });
   }
 
@@ -130,7 +139,7 @@
   // -- words and patches: what they carry at each layer, for a pointer and for arrow keys ----------------------------
   const layers = (box, data, name, values) => {
     const chart = box.querySelector(".tw-layers > div"), title = box.querySelector(".tw-layers figcaption");
-    title.textContent = `${data.what} ${name}: ${number(data.total(values))} at the input; what it carries at each layer:`;
+    title.textContent = `${data.what} ${name}: ${number(data.total(values))} at the input; at its position in each layer:`;
     const names = data.options.xAxis.data;
     chart.setAttribute("aria-label", `relevance at each layer: ${values.map((v, i) => `${names[i]} ${number(v)}`).join(", ")}`);
     const drawn = { ...data.options, series: [{ ...data.options.series[0], data: values.map((v) => ({ value: v, itemStyle: { color: v > 0 ? "--up" : "--down" } })) }] };
@@ -149,16 +158,19 @@
       mark.addEventListener("focus", () => choose(mark));
     }
     box.addEventListener("keydown", (event) => {
-      const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: data.across, ArrowUp: -data.across }[event.key];
-      const next = marks[marks.indexOf(event.target) + (step ?? 0)];
-      if (step && next) { event.preventDefault(); next.focus(); }
+      const at = marks.indexOf(event.target);
+      const to = { ArrowRight: at + 1, ArrowLeft: at - 1, ArrowDown: at + data.across, ArrowUp: at - data.across, Home: 0, End: marks.length - 1 }[event.key];
+      if (marks[to]) { event.preventDefault(); marks[to].focus(); }
     });
     choose(marks[data.first]);
   }
 
   show(document);
   addEventListener("resize", () => charts.forEach((chart) => chart.resize()));
-  addEventListener("beforeprint", () => show(document));
+  // Paper is white, whatever the screen is.
+  const printing = (on) => () => { root.classList.toggle("tw-printed", on); show(document); again(); };
+  addEventListener("beforeprint", printing(true));
+  addEventListener("afterprint", printing(false));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
   for (const details of document.querySelectorAll("details")) details.addEventListener("toggle", () => show(details));
 })();
