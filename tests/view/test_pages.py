@@ -14,8 +14,10 @@ from starlette.testclient import TestClient
 from report.examples import EVIL
 from termwise.core.decomposition import Decomposition
 from termwise.engine import Results
+from termwise.predictions import Explanation
 from termwise.view import application
 from termwise.view.app import HEADERS
+from termwise.view.browsed import Browsed
 
 from .made import SCALARS, made
 
@@ -468,6 +470,19 @@ def test_the_mean_of_the_rows_that_were_asked_for(tmp_path):
     assert site.get("/mean?text=nowhere").status_code == 404
     assert "Mean of 200 rows, evenly spaced among 299" in html.unescape(site.get("/mean").text)
     assert client(made(tmp_path / "plain", 20, batch=10, decomposes=False)).get("/mean").status_code == 404
+
+
+def test_the_page_of_a_mean_says_what_it_mixes_and_leaves_out(tmp_path, monkeypatch):
+    def opened(browsed, place):
+        one = torch.ones(1) if place else torch.full((1,), math.nan)
+        return Explanation(one, {"input:x": one}, target=torch.tensor([place % 2]))
+
+    monkeypatch.setattr(Browsed, "opened", opened)
+    answer = client(made(tmp_path / "out", 20, batch=10)).get("/mean")
+    assert "One row holds a number that is not finite, and is left out." in answer.text
+    assert "their parts are averaged together: class 1 (10), class 0 (9)." in answer.text
+    monkeypatch.setattr(Browsed, "opened", lambda browsed, place: opened(browsed, 0))
+    assert client(tmp_path / "out").get("/mean").status_code == 200
 
 
 def test_a_row_that_cannot_be_read_says_why(tmp_path, monkeypatch):

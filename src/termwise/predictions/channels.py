@@ -52,7 +52,7 @@ def channel_axes(program: Program) -> dict[str, int]:
     """The channel axis of every value of which it is known, counted from the end, by name of the node.
 
     Example:
-        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(2))
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(2)).eval()
         >>> list(channel_axes(tw.capture(model, torch.randn(1, 3, 8, 8))).values())
         [-3, -2]
     """
