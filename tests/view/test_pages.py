@@ -438,6 +438,15 @@ def test_a_row_of_a_data_set_without_labels(tmp_path):
         assert "the data set says" not in answer.text
 
 
+def test_long_texts_are_whole_on_their_row_alone(tmp_path):
+    long = "a long story " * 1000
+    site = client(made(tmp_path / "out", 60, labels=lambda i: f"{i} {long}"))
+    first = site.get("/").text
+    assert f"7 {long}"[:200] + "…" in first
+    assert len(first) < 500_000
+    assert f"7 {long}".strip() in site.get("/row/7").text
+
+
 def test_columns_without_a_cell_are_not_shown(tmp_path):
     text = client(made(tmp_path / "out", 20, batch=10, labels=lambda i: None)).get("/").text
     assert ">label</a>" not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -22,6 +23,12 @@ __all__ = ["Results"]
 TERMS = ("tensors", "common", "own")
 """Columns that hold a decomposition."""
 
+DAMAGED = (LookupError, TypeError, AttributeError, RuntimeError, OSError, UnicodeError, json.JSONDecodeError)
+"""What reading raises where bytes are not what they were."""
+
+SAID = {"format": int, "verb": str, "settings": dict, "dataset": dict, "decomposes": bool, "columns": dict, "versions": dict}
+"""What a manifest must say."""
+
 
 class Results:
     """The results in a folder, finished or not: of a run that goes on, those of the batches that were done when it was opened.
@@ -31,7 +38,8 @@ class Results:
 
     Raises:
         FileNotFoundError: when it holds no results.
-        ValueError: when a newer version wrote them.
+        ValueError: when a newer version wrote them, or a file is damaged or not what the manifest says (named). Files may come
+            from anywhere: they are data, and nothing in them is run.
 
     Attributes:
         path: the folder.
@@ -49,16 +57,17 @@ class Results:
         file = self.path / "manifest.json"
         if not file.exists():
             raise FileNotFoundError(f"{path} holds no results: there is no manifest.json in it")
-        self.manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        if self.manifest["format"] > FORMAT:
-            raise ValueError(f"{path} has format {self.manifest['format']}, this version reads up to {FORMAT}: update termwise")
+        self.manifest = _told(file)
         whole = self.path / "table.parquet"
         self.finished = whole.exists()
         files = [whole] if self.finished else sorted((self.path / "batches").glob("*.parquet"))
         self._files: list[Any] = [self._opened(f) for f in files] if self.finished else files  # not thousands open at a time
         self._starts, self._groups = [0], []  # of every row group: its first row; its file and its number there
         for f in self._files:
-            facts = self._opened(f).metadata
+            opened = self._opened(f)
+            with self._readable():
+                columns, facts = opened.schema_arrow, opened.metadata
+            self._fits(columns, f if isinstance(f, Path) else whole)
             for group in range(facts.num_row_groups):
                 self._groups.append((f, group))
                 self._starts.append(self._starts[-1] + facts.row_group(group).num_rows)
@@ -90,7 +99,8 @@ class Results:
         wanted = list(names or self.columns)
         if unknown := [n for n in wanted if n not in self.columns]:
             raise ValueError(f"{self.path} has no column {', '.join(unknown)}; it has {', '.join(self.columns)}")
-        tables = [self._opened(f).read(columns=wanted).replace_schema_metadata(None) for f in self._files]
+        with self._readable():
+            tables = [self._opened(f).read(columns=wanted).replace_schema_metadata(None) for f in self._files]
         return pa.concat_tables(tables) if tables else pa.table({n: [] for n in wanted})
 
     def __getitem__(self, place: int) -> Decomposition:
@@ -99,12 +109,14 @@ class Results:
         Raises:
             IndexError: beyond them.
             TypeError: when the job made no decompositions.
+            ValueError: for a row that is damaged, or of a class that is not defined here.
         """
         if not self.manifest["decomposes"]:
             raise TypeError(f"{self.path} holds scalars only ({self.manifest['verb']} decomposes nothing): see scalars()")
         place = range(len(self))[place]  # raises IndexError, and counts from the end
         group = bisect_right(self._starts, place) - 1
-        return restored(self._group(group), place - self._starts[group], str(self.path))
+        with self._readable(f", the row in place {place},"):
+            return restored(self._group(group), place - self._starts[group], str(self.path))
 
     def __iter__(self) -> Iterator[Decomposition]:
         """One decomposition after the other; one row group is in memory at a time."""
@@ -112,7 +124,36 @@ class Results:
 
     @staticmethod
     def _opened(file: Any) -> Any:
-        return arrow()[1].ParquetFile(file) if isinstance(file, Path) else file
+        pa, pq = arrow()
+        try:
+            return pq.ParquetFile(file) if isinstance(file, Path) else file
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as problem:
+            raise ValueError(f"{file} is no parquet file, or a damaged one: {problem}") from None
+
+    def _fits(self, columns: Any, file: Path) -> None:
+        """Compare the columns of a file with those of the manifest."""
+        is_ = arrow()[0].types
+        checks = {"int": is_.is_integer, "float": is_.is_floating, "bool": is_.is_boolean}
+        kinds = {"row": "int", "whole": "float", "error": "float", "cancellation": "float", **self.manifest["columns"]}
+        wanted = [*self.columns, *(TERMS if self.manifest["decomposes"] else ())]
+        if missing := [name for name in wanted if name not in columns.names]:
+            raise ValueError(f"{file} has no column {', '.join(missing)}, which the manifest beside it promises")
+        for name in self.columns:
+            kind, found = kinds.get(name, "str"), columns.field(name).type
+            if not checks.get(kind, lambda t: is_.is_string(t) or is_.is_large_string(t))(found):
+                raise ValueError(f"column {name!r} of {file} holds {found}, the manifest beside it says {kind}")
+
+    @contextlib.contextmanager
+    def _readable(self, where: str = "") -> Iterator[None]:
+        """Say whose fault it is when what was opened cannot be read."""
+        try:
+            yield
+        except FileNotFoundError:  # a run that has ended since moved it
+            raise
+        except (arrow()[0].ArrowException, *DAMAGED) as problem:
+            raise ValueError(f"{self.path}{where} is damaged ({type(problem).__name__}: {problem})") from problem
 
     def _group(self, number: int) -> Any:
         if self._held[0] != number:
@@ -124,9 +165,13 @@ class Results:
     @cached_property
     def errors(self) -> Any:
         """Rows that have no result, as a pyarrow Table: row, key, reason."""
-        _, pq = arrow()
         if self.finished:
-            return pq.read_table(self.path / "errors.parquet")
+            with self._readable():
+                return (
+                    self._opened(self.path / "errors.parquet")
+                    .read(columns=["row", "key", "reason"])
+                    .select(["row", "key", "reason"])
+                )
         return error_table([e for f in self._files for e in errors_of(self._opened(f).schema_arrow)])
 
     @property
@@ -142,3 +187,22 @@ class Results:
         rows = self.manifest["dataset"]["rows"]
         state = "finished" if self.finished else "unfinished"
         return f"Results({self.manifest['verb']}, {len(self)} of {rows} rows, {len(self.errors)} failed, {state}: {self.path})"
+
+
+def _told(file: Path) -> dict[str, Any]:
+    """What a manifest says."""
+    try:
+        said = json.loads(file.read_text("utf-8"))
+    except ValueError as problem:  # no UTF-8, no JSON
+        raise ValueError(f"{file} cannot be read: {problem}") from None
+    said = said if isinstance(said, dict) else {}
+    if isinstance(said.get("format"), int) and said["format"] > FORMAT:
+        raise ValueError(f"{file.parent} has format {said['format']}, this version reads up to {FORMAT}: update termwise")
+    wrong = [name for name, kind in SAID.items() if not isinstance(said.get(name), kind)]
+    data = {} if wrong else said["dataset"]
+    wrong = wrong or [
+        f"dataset.{name}" for name, kind in {"path": str, "rows": int}.items() if not isinstance(data.get(name), kind)
+    ]
+    if wrong:
+        raise ValueError(f"{file} is no manifest of results, or a damaged one: it does not say {', '.join(wrong)}")
+    return said

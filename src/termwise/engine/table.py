@@ -131,7 +131,9 @@ def restored(table: Any, place: int, source: str) -> Decomposition:
     tensors = {}
     for name, dtype, shape, data in _entries(line["tensors"][0]):
         value = torch.from_numpy(data.copy())
-        kind = getattr(torch, dtype)
+        kind = getattr(torch, dtype, None)
+        if not isinstance(kind, torch.dtype):
+            raise ValueError(f"{source} is damaged: {name} is said to be of dtype {dtype!r}")
         if kind.is_complex:
             value = torch.view_as_complex(value.reshape(*shape, 2))
         tensors[name] = value.reshape(shape).to(kind)

@@ -29,6 +29,9 @@ __all__ = ["complaint", "failed", "mean_of", "row", "row_alone", "rows", "script
 FIRST = 5
 """Failed rows on the first page."""
 
+LETTERS = 200
+"""Of a text in the table; its row has the whole."""
+
 MEAN_ROWS = 200
 """A mean is of at most as many rows, which are read one after the other."""
 
@@ -211,9 +214,10 @@ def _kinds(browsed: Browsed) -> dict[str, str]:
 
 def _cells(values: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, Any]:
     """A row as the table prints it."""
+    texts = {name: "" if v is None else f"{v:,}" if name == "row" else number(v) for name, v in values.items()}
     cells = [
-        {"text": "" if v is None else f"{v:,}" if name == "row" else number(v), "name": name, "words": kinds[name] == "str"}
-        for name, v in values.items()
+        {"text": text if len(text) <= LETTERS else text[:LETTERS] + "…", "name": name, "words": kinds[name] == "str"}
+        for name, text in texts.items()
     ]
     return {"index": values["row"], "cells": cells}
 
