@@ -138,6 +138,8 @@ NUMBERS: dict[str, Callable[[Any], Any]] = {
     "next_token": lambda n: vars(tw.next_token(n)),
     "node": lambda n: vars(node(n)),
     "continuation": lambda n: [vars(start) for start in continuation(1, n)],
+    "cur": lambda n: tw.weights.cur(CUBE[0], n),
+    "highway_gradients": lambda n: tw.optimizers.highway_gradients(Tower(), nn.functional.mse_loss, (X, X), iterations=n),
     "cp": lambda n: tw.weights.cp(CUBE, n),
     "chefer": lambda n: tw.chefer(attention_net(), CUBE.repeat(1, 1, 2), start_layer=n - n, target=(0, 0)).token_relevance,
 }

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from termwise.core.arguments import integer
 from termwise.core.capture import arguments, capture
 from termwise.core.decomposition import Decomposition
 from termwise.core.interpret import interpret
@@ -281,9 +282,10 @@ def retained() -> bool:
 def _checked(model: Any, iterations: Any) -> int:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, whose parameters get gradients; got {type(model).__name__}")
-    if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 0:
+    found = integer(iterations)
+    if found is None or found < 0:
         raise ValueError(f"iterations is a number of 0 or more, got {iterations!r}")
-    return iterations
+    return found
 
 
 def _recorded(

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from termwise.core.arguments import integer
 from termwise.core.pictures import Picture
 
 from .evidence import Evidence
@@ -120,7 +121,7 @@ def cur(
         >>> bool((found.factors["C"] == w[:, found.columns]).all()), bool((found.factors["R"] == w[found.rows]).all())
         (True, True)
     """
-    _check(weight, rank, importance, selection, link)
+    rank = _checked(weight, rank, importance, selection, link)
     w = weight.detach().double()
     s = w if importance is None else importance.detach().double()
     u, _, vh = torch.linalg.svd(s, full_matrices=False)
@@ -208,10 +209,12 @@ def _inverse_of_the_cross(cross: Tensor) -> Tensor:
         ) from None
 
 
-def _check(weight: Tensor, rank: int, importance: Tensor | None, selection: str, link: str) -> None:
+def _checked(weight: Tensor, rank: int, importance: Tensor | None, selection: str, link: str) -> int:
+    """The rank, where everything makes sense."""
     if weight.ndim != 2 or not weight.is_floating_point() or not weight.isfinite().all():
         raise ValueError(f"weight is a matrix of finite numbers, got shape {tuple(weight.shape)} of {weight.dtype}")
-    if not isinstance(rank, int) or not 1 <= rank <= min(weight.shape):
+    found = integer(rank)
+    if found is None or not 1 <= found <= min(weight.shape):
         raise ValueError(f"rank lies in 1..{min(weight.shape)} for a weight of shape {tuple(weight.shape)}, got {rank!r}")
     if importance is not None and (importance.shape != weight.shape or not importance.isfinite().all()):
         raise ValueError(
@@ -222,6 +225,7 @@ def _check(weight: Tensor, rank: int, importance: Tensor | None, selection: str,
             f"selection is 'deim', 'qdeim', 'norm', 'leverage' or 'random' and link 'optimal' or 'cross', "
             f"got {selection!r} and {link!r}"
         )
+    return found
 
 
 # -- a method of `compress` -----------------------------------------------------------------------------------------------
