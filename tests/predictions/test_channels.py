@@ -170,6 +170,9 @@ def moved(name):
         "split": (lambda x: x.split(2, 1)[0], -3),
         "pool": (lambda x: nn.functional.max_pool2d(x, 2), -3),
         "at odds": (lambda x: x.permute(0, 2, 1, 3).repeat(1, 1, 1, 1)[:, :4, :4, :4] + x[:, :4, :4, :4], None),
+        "scores": (lambda x: x.flatten(2).mT @ x.flatten(2), None),
+        "values": (lambda x: (x.flatten(2).mT @ x.flatten(2)).softmax(-1) @ x.flatten(2).mT, -1),
+        "units": (lambda x: x.flatten(2) @ torch.ones(30, 7, dtype=x.dtype), -1),
         "gate": (lambda x: x * x.mean((2, 3)).sigmoid()[:, :, None, None], -3),
     }[name]
 
@@ -179,6 +182,7 @@ def moved(name):
     [
         "permute", "transpose", "movedim", "mT", "flatten", "tokens", "windows", "apart", "whole", "unsqueeze", "select",
         "of them", "row", "some", "mean", "gone", "beside", "split", "pool", "at odds", "gate",
+        "scores", "values", "units",
     ],
 )  # fmt: skip
 def test_channels_are_followed(name):
@@ -189,7 +193,14 @@ def test_channels_are_followed(name):
     if axis is not None:
         ndim = program.output.meta["val"].ndim
         assert channel_axis(program, program.output.name) == ndim + axis
-        if name not in ("some", "split", "beside", "pool"):  # the definition: of a map in which channel 2 alone is anything
+        if name not in (
+            "some",
+            "split",
+            "beside",
+            "pool",
+            "values",
+            "units",
+        ):  # the definition: of a map in which channel 2 alone is anything
             alone = torch.zeros(2, 4, 6, 5, dtype=torch.float64)
             alone[:, 2] = 1
             found = move(alone).movedim(axis, 0)
