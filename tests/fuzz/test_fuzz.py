@@ -14,7 +14,7 @@ from termwise.functions import JET_RULES, Jet
 from termwise.predictions import RULES
 
 
-@pytest.mark.parametrize("seed", [1, 3, 5, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (0, 2, 4, 6, 7))])
+@pytest.mark.parametrize("seed", [3, 5, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (0, 1, 2, 4, 6, 7))])
 def test_a_program(seed):
     outcome = judge(seed)
     assert not outcome.failures, "\n\n".join(outcome.failures.values())
@@ -110,6 +110,22 @@ def test_what_is_never_judged_is_below_its_floor():
         "recording": (9, {}),
     }
     assert "0 narrow_is_wide; 10 x float64" in str(summary)
+
+
+def test_what_float32_loses_is_measured_in_float64(monkeypatch):
+    """A sum of large parts that cancel is no failure in float32; a rule that is wrong is one, in float32 as well."""
+    lines = {
+        "v1": "torch.sin(x90)",
+        "v2": "v1 - v1.mean(2, keepdim=True)",
+        "v3": "F.glu(torch.cat([v2, v2], 1), 1)",
+        "v4": "v3.cumprod(2)",
+        "v5": "self.l0(v4)",
+    }
+    layers = {"l0": "nn.Conv1d(4, 4, 3, padding=2, dilation=2, groups=4)"}
+    program = Program(1055, "float32", "any", {"x90": (4, 5)}, layers, lines)
+    assert failed(Subject(program), "relevance_closes") is None
+    monkeypatch.setitem(RULES, "sin", lambda at, x: at.op(x))
+    assert isinstance(failed(Subject(program), "relevance_closes"), AssertionError)
 
 
 def test_smaller_programs_are_programs():
