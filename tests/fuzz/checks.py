@@ -229,7 +229,7 @@ def narrow_is_wide(subject: Subject) -> Iterator[tuple[str, str]]:
         yield rules, ""
 
 
-@check(floor=0.1)
+@check(floor=0.4)
 def relevance_is_its_twin(subject: Subject) -> Iterator[tuple[str, str]]:
     """Input by input, and the sums over constants and losses, as a walk by definitions says, of a sample by itself."""
     if not subject.wide:
@@ -440,7 +440,7 @@ def expansion_converges(subject: Subject) -> Iterator[tuple[str, str]]:
 # -- compression -------------------------------------------------------------------------------------------------------
 
 
-@check(floor=0.3)
+@check(floor=0.8)
 def compression_keeps_all_at_full_budget(subject: Subject) -> Iterator[tuple[str, str]]:
     """Nothing is taken away where nothing need be, by each method in turn."""
     if not any(isinstance(m, nn.Linear | nn.Conv2d) for m in subject.model.modules()):
