@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
@@ -19,7 +21,10 @@ from hypothesis import strategies as st
 from engine.subjects import Lengths, texts
 from termwise.core.decomposition import Decomposition
 from termwise.engine import Answers, Dataset, Results, RowResult, TooManyErrors, run
+from termwise.engine.folder import Folder
 from termwise.engine.job import total
+from termwise.engine.merging import join
+from termwise.engine.worker import Task, answer
 
 LINES = [f"text {i} " + "x" * (i % 7) for i in range(41)]
 HERE = Path(__file__).parents[1]
@@ -380,6 +385,22 @@ def test_a_limit_of_the_file_system_leaves_nothing_half_written(reference, tmp_p
     assert len(Results(tmp_path / "out")) == len(LINES)
     run(Lengths(), data, tmp_path / "out", workers=1, batch_size=4)
     assert same(reference, tmp_path / "out")
+
+
+def test_a_note_that_cannot_be_written_says_so(tmp_path):
+    (tmp_path / "out" / "run.jsonl").mkdir(parents=True)
+    (tmp_path / "out" / "manifest.json").touch()
+    with pytest.raises(OSError, match=r"run\.jsonl cannot be written \(Is a directory\).*the same command goes on"):
+        Folder(tmp_path / "out").note("started")
+
+
+def test_rows_that_came_in_any_order_are_joined_in_theirs(tmp_path):
+    job, data = Lengths(), Dataset.open(texts(tmp_path / "a.txt", LINES[:4]))
+    job.start()
+    alone = [answer(job, data, Task(0, i, i + 1)) for i in (2, 0, 3, 1)]
+    assert join(alone).table == join(alone[::-1]).table == join(sorted(alone, key=lambda done: done.task.start)).table
+    table = pq.read_table(pa.BufferReader(join(alone).table))
+    assert table["row"].to_pylist() == [0, 1, 2, 3]
 
 
 def test_a_clock_that_jumps_changes_nothing(reference, tmp_path, monkeypatch):

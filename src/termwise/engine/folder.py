@@ -129,10 +129,7 @@ class Folder:
             os.replace(partial, path)
             _sync_names(path.parent)
         except OSError as problem:
-            raise OSError(
-                f"{path} cannot be written ({problem.strerror or problem}). What is done is kept: free some space or mend the "
-                "permissions, and the same command goes on"
-            ) from problem
+            raise _unwritten(path, problem) from problem
         finally:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
@@ -140,8 +137,19 @@ class Folder:
     def note(self, event: str, **facts: Any) -> None:
         """Append a line to the side file."""
         line = json.dumps({"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts})
-        with (self.path / "run.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        path = self.path / "run.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as problem:
+            raise _unwritten(path, problem) from problem
+
+
+def _unwritten(path: Path, problem: OSError) -> OSError:
+    return OSError(
+        f"{path} cannot be written ({problem.strerror or problem}). What is done is kept: free some space or mend the "
+        "permissions, and the same command goes on"
+    )
 
 
 def _paths(value: Any, path: str = "") -> dict[str, Any]:
