@@ -123,7 +123,8 @@ def test_what_does_not_fit_is_refused(own, words, tmp_path):
     with pytest.raises(ValueError, match="calibrated on windows of prose"):
         StatisticsJob("smollm2-135m").start()
     (tmp_path / "empty").mkdir()
-    manifest = {"format": 1, "verb": "explain", "dataset": {"rows": 1}, "decomposes": False, "columns": {}}
+    dataset, told = {"path": "a.txt", "rows": 1}, {"settings": {}, "versions": {}}
+    manifest = {"format": 1, "verb": "explain", "dataset": dataset, "decomposes": False, "columns": {}, **told}
     (tmp_path / "empty" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="holds no statistics of layers: it is of explain"):
         statistics(Results(tmp_path / "empty"))
