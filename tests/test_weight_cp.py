@@ -384,7 +384,7 @@ def test_layers_of_zeros():
         (lambda: cp(draw(3, 4), 2), r"shape \(f, c, s\) or \(f, c, kh, kw\), got \(3, 4\)"),
         (lambda: cp(draw(0, 4, 2), 2), r"got \(0, 4, 2\)"),
         (lambda: cp(draw(3, 4, 2) * torch.nan, 2), r"\(3, 4, 2\) holds NaN"),
-        (lambda: cp(draw(3, 4, 2), 0), "at least one term, got rank 0"),
+        (lambda: cp(draw(3, 4, 2), 0), "rank must be at least 1, a whole number; got 0"),
         (lambda: cp(draw(3, 4, 2), 2, init="best"), "'svd', 'random' or a CPDecomposition, got 'best'"),
         (lambda: cp(draw(3, 4, 2), 2, init=cp(draw(3, 4, 2), 3)), "wanted is rank 2"),
         (lambda: epc(cp(draw(*SIZES), 2), objective="size"), "'sensitivity' or 'norm', got 'size'"),

@@ -766,7 +766,7 @@ def test_a_product_of_two_activations_keeps_its_own_rule(kind: str) -> None:
         case = Case(op, (r(2, 3), r(3, 4)), {}, active)
         for rule, _ in SPLITTING_RULES[kind]:
             size = 0.5 if rule is epsilon(0.5) else 1e-6 if rule is epsilon(1e-6) else 0  # it damps this product too
-            check(rule, damped(definitions.product, size), case)
+            check(rule, definitions.damped(definitions.product, size), case)
 
 
 def test_the_biases_of_splitting_rules_are_booked_per_channel() -> None:
