@@ -424,7 +424,10 @@ def test_loaders_of_inputs_and_labels_will_do():
 
 def test_few_batches_are_said():
     with pytest.warns(UserWarning, match="not held out"):
-        tw.compress(mlp(), 0.5, data=[rows(1)], progress=False)
+        small = tw.compress(mlp(), 0.5, data=[rows(1)], progress=False)
+    assert "on the very data it was fitted to" in small.summary()
+    assert "held-out" not in small.summary()
+    assert "on held-out data" in tw.compress(mlp(), 0.5, data=rows(), progress=False).summary()
 
 
 def test_the_report_says_all():

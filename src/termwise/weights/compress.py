@@ -187,7 +187,7 @@ def compress(
     return Compressed(
         small, named, unit, budget, rows, {name: r.weight for name, r in built.items() if r.weight is not None}, left,
         allocation.cost / dense, predicted, task.relative(measured), task.metric, before, gap, task.judged.kind,
-        selected if math.isnan(selected) else task.relative(selected, "select"),
+        selected if math.isnan(selected) else task.relative(selected, "select"), task.batches.apart,
     )  # fmt: skip
 
 

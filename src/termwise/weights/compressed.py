@@ -62,6 +62,7 @@ class Compressed(Pictured):
         counted: what of the output a change is measured of, where it is more than one tensor.
         selected: change of the output on the data that choices were made on, in the unit of `measured`; a budget in "error" is a
             ceiling on this one. NaN where it was not looked at.
+        held_out: whether there was enough data to keep some apart; else `measured` is of data that all else was done with, too.
     """
 
     model: nn.Module
@@ -79,6 +80,7 @@ class Compressed(Pictured):
     gap: float = math.nan
     counted: str = "the output"
     selected: float = math.nan
+    held_out: bool = True
 
     def __post_init__(self) -> None:
         from .saved import with_recipe
@@ -97,6 +99,7 @@ class Compressed(Pictured):
 
     def summary(self) -> str:
         """What was kept and what it cost, in two lines."""
+        data = "held-out data" if self.held_out else "the very data it was fitted to, which says little"
         dense = sum(row.dense for row in self.layers)
         changed = sum(row.choice != "dense" for row in self.layers)
         expected = "" if math.isnan(self.predicted) else f" (expected {self._change(self.predicted)})"
@@ -110,7 +113,7 @@ class Compressed(Pictured):
         )
         return (
             f"{self.method}: {changed} of {len(self.layers)} layers {done}\n"
-            f"output changed by {self._change(self.measured)} on held-out data{expected}{self._ceiling()}"
+            f"output changed by {self._change(self.measured)} on {data}{expected}{self._ceiling()}"
         )
 
     @property
