@@ -156,6 +156,7 @@ def test_max_errors_stops_and_a_higher_limit_goes_on(tmp_path):
     assert len(results) == 3
 
 
+@pytest.mark.slow
 def test_a_row_that_kills_its_worker_is_found(reference, tmp_path):
     """ "kill" always does; "once" the first time, as an accident does: that batch is whole."""
     lines = [*LINES[:6], "kill", *LINES[7:12], "once", *LINES[13:16]]

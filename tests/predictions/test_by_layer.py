@@ -119,6 +119,7 @@ def test_the_blocks_that_a_model_repeats(name, blocks):
     assert list(explain(model, *inputs, **options, layers="auto").layers) == blocks
 
 
+@pytest.mark.slow
 def test_of_many_blocks_some_are_taken_evenly():
     model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(60))).double().eval()
     found = [int(path) for path in explain(model, torch.randn(1, 2).double(), target=0, layers="auto").layers]
@@ -186,6 +187,7 @@ def test_words_carry_the_sum_over_their_width():
     assert [type(p).__name__ for p in grouped.pictures(1)] == ["Words", "Waterfall", "Lines"]
 
 
+@pytest.mark.slow
 def test_two_texts_of_one_length_are_not_taken_for_one_another():
     model, _, options = call("t5")
     kwargs = {k: v[:, :6] for k, v in options["kwargs"].items() if k != "decoder_attention_mask"}

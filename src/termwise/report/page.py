@@ -73,7 +73,7 @@ def page(sections: Sequence[Section], title: str = "Why?", lead: str = "", foote
         raise TypeError("sections is a list of them: page([section])")
     if not sections:
         raise ValueError("a page needs at least one section")
-    if len(sections) == 1 and sections[0].heading == title:
+    if [getattr(one, "heading", None) for one in sections] == [title]:
         sections = [replace(sections[0], heading="")]  # it stands above the card
     found = cards(sections)
     coloured = any(p["kind"] in ("words", "pixels") for card in found for p in card["first"])
