@@ -191,8 +191,8 @@ class _Drawing:
         for _ in range(300):
             if self.chance.random() < 0.08 and self.layers:
                 layer, value = self.chance.choice(list(self.layers)), self.operand()
-                # two axes are one long sequence to a recurrent layer, whose samples would then not be apart
-                sequence = isinstance(self.layers[layer], nn.RNNBase) and self.values[value].ndim != 3
+                # two axes are one sample to these layers: samples would not be apart
+                sequence = isinstance(self.layers[layer], nn.RNNBase | nn.InstanceNorm1d) and self.values[value].ndim != 3
                 fits = isinstance(self.layers[layer], nn.Module) and not sequence
                 if fits and self.take(f"self.{layer}({value}){self.index(layer)}"):
                     return True
