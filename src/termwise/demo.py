@@ -21,7 +21,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from termwise import zoo
-from termwise.core.pictures import Pixels, Waterfall
+from termwise.core.pictures import Pixels, Waterfall, over
 from termwise.report import Section, check_writable, curve, figures, page, write
 from termwise.report.terminal import classes_table, rendered
 from termwise.showcase import examine
@@ -117,7 +117,7 @@ def _pictures(sections: list[Section]) -> Iterator[tuple[str, bytes]]:
     for number, section in enumerate(sections, start=1):
         for shown in section.decomposition.pictures():
             if isinstance(shown, Pixels):
-                yield f"{number}-map.png", figures.png([replace(shown, picture=section.picture)], section.heading)
+                yield f"{number}-map.png", figures.png([over(shown, section.picture)], section.heading)
             elif isinstance(shown, Waterfall):
                 yield f"{number}-waterfall.png", figures.png([shown], section.heading)
         if section.curve is not None:

@@ -11,20 +11,17 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from termwise.engine import Answers, Dataset, Results, Row, RowResult
-from termwise.jobs import alike, identity, together
-from termwise.own_model import is_own, named_or_own
+from termwise.jobs import OfModel, alike, identity, together
+from termwise.own_model import named_or_own
 from termwise.weights import CalibrationStats, LayerStats, find_layers
-
-if TYPE_CHECKING:
-    from termwise.zoo import Subject
 
 __all__ = ["StatisticsJob", "sample", "statistics"]
 
@@ -33,7 +30,7 @@ CHUNK = 32
 
 
 @dataclass
-class StatisticsJob:
+class StatisticsJob(OfModel):
     """Gather statistics of what the layers read that `tw.compress` may take apart.
 
     A batch leaves 8 n^2 bytes for each layer of n inputs on the disk until the run is finished: make batches large. Rows of a
@@ -57,12 +54,9 @@ class StatisticsJob:
     decomposes: ClassVar[bool] = False
     scalars: ClassVar[Mapping[str, type]] = {}
 
-    _subject: Subject | None = field(default=None, init=False, repr=False)
-
     def settings(self) -> dict[str, Any]:
-        """What was asked. Files may move: what is in them is told by `start`."""
-        model = Path(self.model).name if is_own(self.model) else self.model
-        return {"model": model, "keep": list(self.keep), "size": self.size}
+        """What was asked."""
+        return {"model": self.named, "keep": list(self.keep), "size": self.size}
 
     def start(self) -> dict[str, Any]:
         """Load the model.
@@ -80,14 +74,13 @@ class StatisticsJob:
 
     def run(self, rows: Sequence[Row]) -> Answers:
         """Sums of a batch. What is drawn (patches of pictures) is drawn from the numbers of its rows."""
-        assert self._subject is not None
-        failed, groups = alike(self._prepared, rows)
+        failed, groups = alike(self.prepared, rows)
         passes = [group[i : i + CHUNK] for group in groups for i in range(0, len(group), CHUNK)]
         if not passes:
             return Answers([failed[row.index] for row in rows])
         batches = [together([x for _, x in some]) for some in passes]
         seed = torch.Generator().manual_seed(rows[0].index)
-        found = CalibrationStats.collect(self._subject.model, batches, self._layers, generator=seed)
+        found = CalibrationStats.collect(self.subject.model, batches, self._layers, generator=seed)
         sums: dict[str, Tensor] = {}
         for name, one in found.items():
             n = one.count
@@ -95,9 +88,9 @@ class StatisticsJob:
             sums[f"{name}/products"] = one.scatter + torch.outer(one.mean, one.mean) * n
         return Answers([failed.get(row.index, RowResult()) for row in rows], sums)
 
-    def _prepared(self, value: Any) -> Any:
-        assert self._subject is not None
-        return self._subject.prepare(value, truncate=True) if self.takes == "text" else self._subject.prepare(value)
+    def prepared(self, value: Any) -> Any:
+        """What the model takes for a row; a text that is too long is cut."""
+        return self.subject.prepare(value, truncate=True) if self.takes == "text" else self.subject.prepare(value)
 
 
 def statistics(results: Results) -> CalibrationStats:
@@ -129,10 +122,10 @@ def sample(job: StatisticsJob, data: Dataset, count: int, folder: Path) -> tuple
         folder: where `sample.json` says which they are.
     """
     job.start()
-    assert job._subject is not None
     chosen = random.Random(0).sample(range(len(data)), min(count, len(data)))
     rows = [row for i in chosen for row in data.rows(i, i + 1) if row.problem is None]
-    failed, _ = alike(job._prepared, rows)
-    good = [row for row in rows if row.index not in failed]
-    (folder / "sample.json").write_text(json.dumps({"seed": 0, "rows": [row.index for row in good]}), "utf-8")
-    return job._subject.model, [job._prepared(row.value) for row in good]
+    _, groups = alike(job.prepared, rows)
+    read = {row.index: x for group in groups for row, x in group}
+    good = [row.index for row in rows if row.index in read]  # in the order that they were drawn
+    (folder / "sample.json").write_text(json.dumps({"seed": 0, "rows": good}), "utf-8")
+    return job.subject.model, [read[index] for index in good]

@@ -7,7 +7,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -27,11 +27,30 @@ if TYPE_CHECKING:
     from termwise.predictions.explanation import Explanation
     from termwise.zoo import Subject
 
-__all__ = ["ExplainJob", "FaithfulnessJob", "alike", "identity", "means", "together", "weights_digest"]
+__all__ = ["ExplainJob", "FaithfulnessJob", "OfModel", "alike", "identity", "means", "together", "weights_digest"]
+
+
+class OfModel:
+    """A job that asks one model, named or one's own, which it holds once it was started."""
+
+    model: str
+    _subject: Subject | None = None
+
+    @property
+    def named(self) -> str:
+        """The model as settings tell it. Files may move: what is in them is told by `start`."""
+        return Path(self.model).name if is_own(self.model) else self.model
+
+    @property
+    def subject(self) -> Subject:
+        """The model, once started."""
+        if self._subject is None:
+            raise RuntimeError("the job was not started: call start() first")
+        return self._subject
 
 
 @dataclass
-class ExplainJob:
+class ExplainJob(OfModel):
     """Explain the model's answer to every row.
 
     Inputs of a batch that have the same shape are explained together. Texts are never padded: those of one length share a
@@ -63,12 +82,10 @@ class ExplainJob:
         "target": int, "class": str, "inputs": float, "biases": float, "constants": float, "rules": float, "text": str,
     }  # fmt: skip
 
-    _subject: Subject | None = field(default=None, init=False, repr=False)
-
     def settings(self) -> dict[str, Any]:
-        """What was asked. Files may move: what is in them is told by `start`."""
+        """What was asked."""
         return {
-            "model": Path(self.model).name if is_own(self.model) else self.model, "target": self.target, "rules": self.rules,
+            "model": self.named, "target": self.target, "rules": self.rules,
             "dtype": "float32" if self.float32 else "float64", "size": self.size,
         }  # fmt: skip
 
@@ -105,13 +122,6 @@ class ExplainJob:
             for i, (row, why) in enumerate(zip((row for row, _ in group), self._explained([x for _, x in group]), strict=True)):
                 found[row.index] = self._result(row, group[i][1], why)
         return Answers([found[row.index] for row in rows])
-
-    @property
-    def subject(self) -> Subject:
-        """The model, once started."""
-        if self._subject is None:
-            raise RuntimeError("the job was not started: call start() first")
-        return self._subject
 
     def _explained(self, inputs: Sequence[Any]) -> Explanation:
         x = together(inputs)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .pictures import Matrix
 
-__all__ = ["averaged", "blocks", "mosaic"]
+__all__ = ["areas", "averaged", "blocks", "mosaic"]
 
 MOST = 64
 """Fields of a picture along an axis."""
@@ -33,6 +33,19 @@ def averaged(values: Tensor, dim: int, most: int = MOST) -> Tensor:
     return torch.stack(
         [v.double().mean(dim) for v in values.split([b - a for a, b in blocks(values.shape[dim], most)], dim)], dim
     )
+
+
+def areas(old: int, new: int) -> Tensor:
+    """The share of each of `old` equal stretches that lies in each of `new` ones, (new, old); columns sum to 1.
+
+    Example:
+        >>> areas(4, 2).tolist()
+        [[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]]
+    """
+    edges = [torch.arange(n + 1, dtype=torch.float64) / n for n in (new, old)]
+    low = torch.maximum(edges[0][:-1, None], edges[1][None, :-1])
+    high = torch.minimum(edges[0][1:, None], edges[1][None, 1:])
+    return (high - low).clamp_min(0) * old
 
 
 def mosaic(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MANY", "Bar", "Bars", "Line", "Lines", "Matrix", "Picture", "Pictured", "Pixels", "Points", "Steps", "Table", "Waterfall",
-    "Words",
+    "Words", "over",
 ]  # fmt: skip
 
 MANY = 40
@@ -314,7 +314,7 @@ class Pictured:
         """
         from termwise.report.figures import figure
 
-        return figure([_over(p, picture) for p in self.pictures(sample)])
+        return figure([over(p, picture) for p in self.pictures(sample)])
 
     def to_html(self, path: str | Path, title: str = "", sample: int = 0, *, picture: Any = None) -> Path:
         """Write a self-contained page, which needs no network and no server.
@@ -343,6 +343,6 @@ class Pictured:
         return fragment(self)
 
 
-def _over(shown: Picture, picture: Any) -> Picture:
+def over(shown: Picture, picture: Any) -> Picture:
     """A map over the image that was explained, where it is one and the image is there."""
     return replace(shown, picture=picture) if isinstance(shown, Pixels) and picture is not None else shown

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from termwise.core.mosaic import areas
 from termwise.core.pictures import Line, Lines
 
 __all__ = ["carried_by_patches", "carried_by_tokens", "passing", "short"]
@@ -68,7 +68,7 @@ def carried_by_patches(
         places = value[sample].detach().double().cpu().sum(channels[name])
         grid = places if places.ndim == 2 else _grid(places, height, width)
         if grid is not None and grid.numel() > 1:
-            found[name] = _areas(grid.shape[0], rows) @ grid @ _areas(grid.shape[1], columns).mT
+            found[name] = areas(grid.shape[0], rows) @ grid @ areas(grid.shape[1], columns).mT
     return found
 
 
@@ -110,11 +110,3 @@ def _grid(line: Float[Tensor, " tokens"], height: int, width: int) -> Tensor | N
         if rows and n % rows == 0 and rows * width == n // rows * height:
             return line[extra:].view(rows, -1)
     return None
-
-
-def _areas(old: int, new: int) -> Float[Tensor, "new old"]:
-    """The share of each of `old` equal stretches that lies in each of `new` ones; columns sum to 1."""
-    edges = [torch.arange(n + 1, dtype=torch.float64) / n for n in (new, old)]
-    low = torch.maximum(edges[0][:-1, None], edges[1][None, :-1])
-    high = torch.minimum(edges[0][1:, None], edges[1][None, 1:])
-    return (high - low).clamp_min(0) * old

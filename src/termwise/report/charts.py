@@ -14,10 +14,10 @@ from typing import Any
 
 from termwise.core.pictures import Bars, Line, Lines, Matrix, Picture, Points, Waterfall
 
-from .reading import places
+from .reading import bar_name, places
 from .tokens import printable
 
-__all__ = ["by_layer", "height", "marks", "options", "starts_at_zero"]
+__all__ = ["by_layer", "height", "lies", "marks", "options", "starts_at_zero"]
 
 SERIES = [f"--s{i}" for i in range(6)]
 """Colours of curves and bars in order, told apart by all kinds of eyes (Okabe & Ito)."""
@@ -53,7 +53,7 @@ def marks(picture: Picture) -> list[list[tuple[int, int]]]:
 def _(picture: Waterfall) -> Options:
     data: list[Options] = [
         {
-            "name": printable(b.label) + (f" ({b.kind})" if b.kind not in (b.label, "part", "whole") else ""),
+            "name": bar_name(b),
             "value": [b.start, b.end, row, b.value],
             "itemStyle": {"color": NAMED.get(b.kind, "--up" if b.value > 0 else "--down")},
         }
@@ -152,7 +152,7 @@ def _has_place(x: Any, picture: Lines) -> bool:
 
 @options.register
 def _(picture: Bars) -> Options:
-    across = len(picture.names) > 12 or max((len(n) for n in picture.names), default=0) > 12  # long names lie flat
+    across = lies(picture)
     names = [printable(n) for n in picture.names]
     series = [
         {
@@ -204,8 +204,12 @@ def _bar(name: str, value: float, picture: Bars) -> Any:
 
 @height.register
 def _(picture: Bars) -> int:
-    across = len(picture.names) > 12 or max((len(n) for n in picture.names), default=0) > 12
-    return FRAME + max(ROW - 6, 10 * len(picture.values)) * len(picture.names) if across else 320
+    return FRAME + max(ROW - 6, 10 * len(picture.values)) * len(picture.names) if lies(picture) else 320
+
+
+def lies(picture: Bars) -> bool:
+    """Whether the bars lie, so that long or many names can be read."""
+    return len(picture.names) > 12 or max((len(n) for n in picture.names), default=0) > 12
 
 
 @options.register

@@ -19,10 +19,10 @@ import numpy as np
 
 from termwise.core.pictures import Bars, Lines, Matrix, Picture, Pixels, Points, Steps, Table, Waterfall, Words
 
-from .charts import starts_at_zero
+from .charts import lies, starts_at_zero
 from .colour import ACCENT, COOL, INK, NEUTRAL, REMAINDER, SERIES, SOFT, WARM, blended, robust_scale
 from .heatmap import overlay, relevance_map
-from .reading import number
+from .reading import bar_name, number
 from .reading import table as as_table
 from .tokens import merge, printable
 
@@ -135,8 +135,7 @@ def _(picture: Waterfall, place: SubFigure) -> None:
         axis.text(max(bar.start, bar.end) + room, row, number(bar.value), va="center", fontsize=8, color=_rgb(SOFT))
         if row + 1 < len(steps) and steps[row + 1].kind != "whole":
             axis.plot([bar.end, bar.end], [row + 0.31, row + 0.69], color=FAINT, linewidth=0.8)
-    labels = [b.label if b.kind in ("whole", "remainder", "part") else f"{b.label}  ({b.kind})" for b in steps]
-    axis.set_yticks(range(len(steps)), [_short(label) for label in labels])
+    axis.set_yticks(range(len(steps)), [_short(bar_name(b)) for b in steps])
     axis.invert_yaxis()
     axis.set_xlim(low - 2 * room, high + 9 * room)
     axis.axvline(0, color=FAINT, linewidth=0.8, zorder=0)
@@ -188,13 +187,13 @@ def _(picture: Lines, place: SubFigure) -> None:
 
 @_height.register
 def _(picture: Bars) -> float:
-    return 0.9 + 0.22 * max(1, len(picture.values)) * len(picture.names) if _lies(picture) else 3.0
+    return 0.9 + 0.22 * max(1, len(picture.values)) * len(picture.names) if lies(picture) else 3.0
 
 
 @_draw.register(Bars)
 def _(picture: Bars, place: SubFigure) -> None:
     axis = _axis(picture, place)
-    lies, count = _lies(picture), max(1, len(picture.values))
+    flat, count = lies(picture), max(1, len(picture.values))
     thick = 0.8 / (1 if picture.stacked else count)
     below = np.zeros(len(picture.names))
     for i, (name, values) in enumerate(picture.values.items()):
@@ -202,11 +201,11 @@ def _(picture: Bars, place: SubFigure) -> None:
         usual = [(WARM if v > 0 else COOL) if picture.signed else SERIES[i % len(SERIES)] for v in values]
         colours = [_rgb(NAMED.get(n, colour)) for n, colour in zip(picture.names, usual, strict=True)]
         sizes = [v if _drawable(v, picture.log) else 0.0 for v in values]
-        base: dict[str, Any] = {"left" if lies else "bottom": below.copy()} if picture.stacked else {}
-        (axis.barh if lies else axis.bar)(at, sizes, thick, color=colours, label=_plain(name), **base)
+        base: dict[str, Any] = {"left" if flat else "bottom": below.copy()} if picture.stacked else {}
+        (axis.barh if flat else axis.bar)(at, sizes, thick, color=colours, label=_plain(name), **base)
         below += sizes
     names, places = [_short(n) for n in picture.names], range(len(picture.names))
-    if lies:
+    if flat:
         axis.set_yticks(places, names)
         axis.invert_yaxis()
         axis.set_xlabel(_plain(picture.y))
@@ -214,14 +213,9 @@ def _(picture: Bars, place: SubFigure) -> None:
         axis.set_xticks(places, names)
         axis.set_ylabel(_plain(picture.y))
     if picture.log:
-        (axis.set_xscale if lies else axis.set_yscale)("log")
+        (axis.set_xscale if flat else axis.set_yscale)("log")
     if count > 1:
         axis.legend(frameon=False, fontsize=8, labelcolor=_rgb(SOFT))
-
-
-def _lies(picture: Bars) -> bool:
-    """Whether the bars lie, so that long names can be read."""
-    return len(picture.names) > 12 or max((len(n) for n in picture.names), default=0) > 12
 
 
 @_height.register

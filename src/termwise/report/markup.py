@@ -10,8 +10,9 @@ from functools import singledispatch
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
+from termwise.core.mosaic import areas
 from termwise.core.pictures import Picture, Pixels, Steps, Table, Words
 
 from . import charts
@@ -109,8 +110,8 @@ def _(picture: Pixels, static: bool = False) -> Context:
         grid = np.asarray(picture.by_layer, dtype=np.float64)
         _, rows, columns = grid.shape
         images[-1]["patches"] = _patches(rows, columns)
-        whole = np.asarray(picture.values, dtype=np.float64)
-        sums = _areas(len(whole), rows) @ whole @ _areas(whole.shape[1], columns).T
+        whole = torch.as_tensor(picture.values, dtype=torch.float64)
+        sums = areas(len(whole), rows) @ whole @ areas(whole.shape[1], columns).T
         found["layers"] = _layers(picture, grid.reshape(len(grid), -1).tolist(), sums.reshape(-1).tolist(), columns)
     return found
 
@@ -124,13 +125,6 @@ def _patches(rows: int, columns: int) -> list[Context]:
         for i in range(rows)
         for j in range(columns)
     ]
-
-
-def _areas(old: int, new: int) -> NDArray[np.float64]:
-    """How much of each of `old` equal stretches lies in each of `new` ones, (new, old)."""
-    edges, others = np.arange(new + 1) / new, np.arange(old + 1) / old
-    within = np.minimum.outer(edges[1:], others[1:]) - np.maximum.outer(edges[:-1], others[:-1])
-    return within.clip(0) * old
 
 
 def _layers(picture: Words | Pixels, rows: list[list[float]], values: list[float], across: int) -> Context | None:

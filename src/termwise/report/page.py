@@ -15,7 +15,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from termwise.core.decomposition import Decomposition
-from termwise.core.pictures import Pictured, Pixels, Words
+from termwise.core.pictures import Pictured, Pixels, Words, over
 
 from .curve import Curve, picture
 from .markup import markup
@@ -140,10 +140,7 @@ def scripts() -> list[dict[str, Any]]:
 def _context(section: Section, *, static: bool) -> dict[str, Any]:
     """Everything the template prints, as text and numbers."""
     result, sample = section.decomposition, section.sample
-    pictures = [
-        replace(p, picture=section.picture) if isinstance(p, Pixels) and section.picture is not None else p
-        for p in result.pictures(sample)
-    ]
+    pictures = [over(p, section.picture) for p in result.pictures(sample)]
     summary = getattr(result, "summary", str)
     return {
         "heading": section.heading,

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from functools import singledispatch
 from typing import Any
 
-from termwise.core.pictures import Bars, Lines, Matrix, Picture, Pixels, Points, Steps, Table, Waterfall, Words
+from termwise.core.pictures import Bar, Bars, Lines, Matrix, Picture, Pixels, Points, Steps, Table, Waterfall, Words
 
 from .tokens import printable
 
-__all__ = ["number", "places", "sentence", "table"]
+__all__ = ["bar_name", "number", "places", "sentence", "table"]
 
 ROWS = 500
 """A table below a picture has at most as many rows; it says when there are more."""
@@ -30,6 +30,11 @@ def number(value: Any) -> str:
     else:
         text = f"{value:z.4g}"  # z: no "-0"
     return "\N{MINUS SIGN}" + text[1:] if text.startswith("-") else text
+
+
+def bar_name(bar: Bar) -> str:
+    """A term with its kind, where that says more."""
+    return printable(bar.label if bar.kind in (bar.label, "part", "whole") else f"{bar.label} ({bar.kind})")
 
 
 @singledispatch

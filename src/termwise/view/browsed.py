@@ -43,6 +43,9 @@ class Browsed:
     Raises:
         FileNotFoundError, ValueError: as `Results`.
 
+    Attributes:
+        kinds: of the columns that say something, by name; texts before numbers: they say what a row is.
+
     Memory: the scalars of all rows, and at most `KEPT` orders of 4 bytes a row.
     """
 
@@ -57,6 +60,7 @@ class Browsed:
         self.results = Results(self.path)
         self.table = self.results.scalars().combine_chunks()  # rows are taken from all over it
         self.errors = self.results.errors
+        self.kinds = self._kinds()
         self.looked = time.time()
         self._again = time.monotonic() + SHARE * (time.monotonic() - begun)
         self._orders: OrderedDict[str, Order] = OrderedDict()
@@ -79,14 +83,12 @@ class Browsed:
         except FileNotFoundError:  # it ended while they were read
             self.look()
 
-    @property
-    def columns(self) -> list[str]:
-        """Names of the columns that say something, texts before numbers: they say what a row is."""
-        kinds = {"key": "str", "label": "str", **self.results.manifest["columns"]}
+    def _kinds(self) -> dict[str, str]:
+        kinds = {"row": "int", "key": "str", "label": "str", **self.results.manifest["columns"]}
         row, key, *names = self.results.columns
         if len(self.table):
             names = [n for n in names if self.table[n].null_count < len(self.table)]
-        return [row, key, *sorted(names, key=lambda n: kinds.get(n) != "str")]
+        return {n: kinds.get(n, "float") for n in [row, key, *sorted(names, key=lambda n: kinds.get(n) != "str")]}
 
     @property
     def averages(self) -> bool:
@@ -137,7 +139,7 @@ class Browsed:
 
     def rows(self, places: Sequence[int] | Order) -> list[dict[str, Any]]:
         """What the table says of some rows."""
-        rows: list[dict[str, Any]] = self.table.select(self.columns).take(places).to_pylist()
+        rows: list[dict[str, Any]] = self.table.select(list(self.kinds)).take(places).to_pylist()
         return rows
 
 

@@ -48,7 +48,7 @@ def rows(browsed: Browsed, query: Query, problem: str = "", typed: Mapping[str, 
     places = browsed.order(query)
     at, pages, shown = page(places, query.page)
     failures = len(browsed.errors)
-    kinds = _kinds(browsed)
+    kinds = browsed.kinds
     told = {name: value for name, value in browsed.results.manifest.items() if name != "columns"}  # they are in the table
     return _rendered(
         "rows.html",
@@ -57,7 +57,7 @@ def rows(browsed: Browsed, query: Query, problem: str = "", typed: Mapping[str, 
         problem=problem,
         typed=typed or {},
         operators={name: sign for name, (_, sign) in OPERATORS.items()},
-        columns=browsed.columns,
+        columns=list(kinds),
         kinds=kinds,
         opens=browsed.results.manifest["decomposes"],
         averages=browsed.averages and bool(len(places)),
@@ -205,11 +205,6 @@ def _tiles(browsed: Browsed, failures: int) -> list[dict[str, str]]:
         worst = float(np.nanmax(errors)) if np.isfinite(errors).any() else math.nan
         tiles.append({"name": "adds up to", "value": f"{worst:.0e}" if worst else "0", "hint": "worst remainder over the whole"})
     return tiles
-
-
-def _kinds(browsed: Browsed) -> dict[str, str]:
-    known = {"row": "int", "key": "str", "label": "str"} | dict(browsed.results.manifest["columns"])
-    return {name: known.get(name, "float") for name in browsed.columns}
 
 
 def _cells(values: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, Any]:
