@@ -29,6 +29,11 @@ BATCH, CLASSES, IDS = 3, 4, 7
 LINES, DEPTH = (9, 14), 8
 LARGEST, ENTRIES = 8.0, 96  # of a value: its size, its entries per sample
 MARGIN = 0.01  # to a kink
+ONE_SAMPLE: dict[Any, int] = {
+    (nn.RNNBase, nn.InstanceNorm1d, nn.Conv1d, nn.ConvTranspose1d): 2,
+    (nn.Conv2d, nn.ConvTranspose2d): 3,
+}
+"""Layers -> so many axes are one sample to them, whose samples would then not be apart."""
 NAMES: dict[str, Any] = {"torch": torch, "nn": nn, "F": F}
 FAMILIES = {"any": (0.6, ROWS), "smooth": (0.25, SMOOTH), "piecewise linear": (0.15, LINEAR)}
 """How often a program is drawn from which rows."""
@@ -191,9 +196,8 @@ class _Drawing:
         for _ in range(300):
             if self.chance.random() < 0.08 and self.layers:
                 layer, value = self.chance.choice(list(self.layers)), self.operand()
-                # two axes are one sample to these layers: samples would not be apart
-                sequence = isinstance(self.layers[layer], nn.RNNBase | nn.InstanceNorm1d) and self.values[value].ndim != 3
-                fits = isinstance(self.layers[layer], nn.Module) and not sequence
+                one = next((n for kind, n in ONE_SAMPLE.items() if isinstance(self.layers[layer], kind)), None)
+                fits = isinstance(self.layers[layer], nn.Module) and self.values[value].ndim != one
                 if fits and self.take(f"self.{layer}({value}){self.index(layer)}"):
                     return True
                 continue

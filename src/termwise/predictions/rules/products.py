@@ -81,9 +81,7 @@ def running_product(at: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     name = getattr(at.op, "__name__", "")
     if name.startswith("cumprod") and x.ndim:
         counts = torch.arange(1, n + 1, dtype=y.dtype, device=y.device)
-        counts = counts.reshape(-1, *[1] * (y.ndim - 1 - dim % y.ndim))
-        y.register_hook(lambda c: c / counts)
-        return y
+        return share(y, 1 / counts.reshape(-1, *[1] * (y.ndim - 1 - dim % y.ndim)))
     return share(y, 1 / n)
 
 

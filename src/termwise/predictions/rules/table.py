@@ -121,9 +121,9 @@ def active(*values: Any) -> int:
     return sum(active(*v) if isinstance(v, (tuple, list)) else isinstance(v, Tensor) and v.requires_grad for v in values)
 
 
-def share(y: Tensor, fraction: float) -> Tensor:
-    """The same value, through which only a fraction of the ratio passes."""
-    if fraction != 1 and y.requires_grad:
+def share(y: Tensor, fraction: float | Tensor) -> Tensor:
+    """The same value, through which only a fraction of the ratio passes (of each entry its own, where that is a tensor)."""
+    if y.requires_grad and (isinstance(fraction, Tensor) or fraction != 1):
         y.register_hook(lambda c: c * fraction)
     return y
 
