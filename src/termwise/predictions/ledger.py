@@ -17,8 +17,6 @@ from torch import Tensor
 
 from termwise.core.samples import SampleAxis, per_sample
 
-from .rules.table import active
-
 __all__ = ["At", "Ledger", "Site"]
 
 Rule = Callable[..., Any]
@@ -196,8 +194,6 @@ class Site:
 
     def __call__(self, ledger: Ledger, *args: Any, **kwargs: Any) -> Any:
         """The node's value, with the rule's local derivative behind it."""
-        if not active(args, *kwargs.values()):  # all held: nothing leads back from here
-            return self.op(*args, **kwargs)
         at = At(self, ledger)
         if not (self.measured and ledger.complete):
             return at.settle(self.rule(at, *args, **kwargs))

@@ -97,13 +97,15 @@ def power(at: Any, base: Any, exponent: Any) -> Tensor:
     """x^p is of degree p: c_x = c x^(p-1). An exponent that is an activation makes it a function of the exponent."""
     if active(base):
         return elementwise(at, base, exponent)
+    if not active(exponent):
+        return at.op(base, exponent)
     return function(at, lambda p: at.op(base, p), exponent, varies=isinstance(base, Tensor))
 
 
 @rule("maximum", "minimum", "fmax", "fmin", "copysign", "hypot")
 def two_operands(at: Any, a: Any, b: Any) -> Tensor:
     """Against a constant a function of the other; of two activations own derivative (of degree one: max, |a| sign b)."""
-    if active(a) and active(b):
+    if active(a, b) != 1:
         return at.op(a, b)
     if active(a):
         return function(at, lambda x: at.op(x, b), a, varies=True)
