@@ -11,8 +11,8 @@ from typing import Any
 __all__ = ["costs", "rates"]
 
 WAYS = {
-    "loop 1": "plain loop, 1 thread", "local 1": "local, 1 worker", "local 2": "local, 2 workers", "ray 2": "Ray, 2 workers",
-    "loop 2": "plain loop, 2 threads",
+    "loop 1": "plain loop, 1 thread", "loop 1 keeping": "the same, freed memory kept", "local 1": "local, 1 worker",
+    "local 2": "local, 2 workers", "ray 2": "Ray, 2 workers", "loop 2": "plain loop, 2 threads",
 }  # fmt: skip
 SUBJECTS = {"nanoguard": "NanoGuard, a text", "convnet": "6 convolutions, a picture of 64 x 64"}
 WORKERS = (2, 64, 1000)

@@ -68,7 +68,10 @@ def compress(
         int, typer.Option(min=4, metavar="N", help="Pictures, texts, or windows of a text, at most.", rich_help_panel=HOW)
     ] = 32,
     window: Annotated[
-        int, typer.Option(min=8, metavar="TOKENS", help="In a window of a language model's text.", rich_help_panel=HOW)
+        int,
+        typer.Option(
+            min=8, metavar="TOKENS", help="In a window of a language model's text; a row is cut there.", rich_help_panel=HOW
+        ),
     ] = 512,
     as_json: JsonOption = False,
     dataset: Annotated[
@@ -108,7 +111,10 @@ def compress(
         from termwise.gathering import StatisticsJob, sample, statistics
 
         assert dataset is not None
-        job, folder = StatisticsJob(model, keep=keep or (), weights=weights, size=size), out.with_name(out.name + ".statistics")
+        job, folder = (
+            StatisticsJob(model, keep=keep or (), weights=weights, size=size, window=window),
+            out.with_name(out.name + ".statistics"),
+        )
         options, settings = (
             Options(column, engine, workers, batch_size, max_errors),
             replace(ctx.obj, quiet=ctx.obj.quiet or as_json),

@@ -25,8 +25,8 @@ from termwise.weights import CalibrationStats, LayerStats, find_layers
 
 __all__ = ["StatisticsJob", "sample", "statistics"]
 
-CHUNK = 32
-"""Rows in a pass, at most: those of a batch pass one after another."""
+CHUNK, TOKENS = 32, 2048
+"""Rows in a pass, at most, and tokens of a language model, which gives numbers for a whole vocabulary at each."""
 
 
 @dataclass
@@ -34,7 +34,8 @@ class StatisticsJob(OfModel):
     """Gather statistics of what the layers read that `tw.compress` may take apart.
 
     A batch leaves 8 n^2 bytes for each layer of n inputs on the disk until the run is finished: make batches large. Rows of a
-    batch that have the same shape share passes of 32.
+    batch that have the same shape share passes of 32. Where the model wraps a language model (`language_model`), as those of the
+    zoo do, that one is asked, and a row is a text to it, never padded.
 
     Args:
         model: a name of the zoo, or path/to/file.py:factory.
@@ -42,6 +43,7 @@ class StatisticsJob(OfModel):
         keep: as of `tw.compress`.
         weights: as of `own_model.load`.
         size: side of the picture that your model takes.
+        window: tokens of a language model's row, which is cut there.
     """
 
     model: str
@@ -49,6 +51,7 @@ class StatisticsJob(OfModel):
     keep: Sequence[str] = ()
     weights: Path | None = None
     size: int | None = None
+    window: int = 512
 
     verb: ClassVar[str] = "statistics"
     decomposes: ClassVar[bool] = False
@@ -56,31 +59,33 @@ class StatisticsJob(OfModel):
 
     def settings(self) -> dict[str, Any]:
         """What was asked."""
-        return {"model": self.named, "keep": list(self.keep), "size": self.size}
+        return {"model": self.named, "keep": list(self.keep), "size": self.size, "window": self.window}
 
     def start(self) -> dict[str, Any]:
         """Load the model.
 
         Raises:
-            ValueError: a model that takes something else, a language model; else as `own_model.load` and `find_layers`.
+            ValueError: a model that takes something else; else as `own_model.load` and `find_layers`.
         """
         subject = named_or_own(self.model, self.weights, None, self.size)
         if subject.kind != self.takes:
             raise ValueError(f"{self.model} takes {subject.kind}, the data set holds {self.takes}")
-        if hasattr(subject.model, "language_model"):
-            raise ValueError(f"{self.model} is calibrated on windows of prose, not on rows: give --data a text file")
-        self._subject, self._layers = subject, find_layers(subject.model, self.keep)[0]
+        net: Any = getattr(subject.model, "language_model", subject.model)
+        self._subject, self.net = subject, net
+        if net is not subject.model:
+            net.config.use_cache = False
+        self._layers = find_layers(self.net, self.keep)[0]
         return identity(self.model, subject)
 
     def run(self, rows: Sequence[Row]) -> Answers:
         """Sums of a batch. What is drawn (patches of pictures) is drawn from the numbers of its rows."""
         failed, groups = alike(self.prepared, rows)
-        passes = [group[i : i + CHUNK] for group in groups for i in range(0, len(group), CHUNK)]
+        passes = [group[i : i + n] for group in groups for n in [self._rows(group[0][1])] for i in range(0, len(group), n)]
         if not passes:
             return Answers([failed[row.index] for row in rows])
         batches = [together([x for _, x in some]) for some in passes]
         seed = torch.Generator().manual_seed(rows[0].index)
-        found = CalibrationStats.collect(self.subject.model, batches, self._layers, generator=seed)
+        found = CalibrationStats.collect(self.net, batches, self._layers, generator=seed)
         sums: dict[str, Tensor] = {}
         for name, one in found.items():
             n = one.count
@@ -88,9 +93,16 @@ class StatisticsJob(OfModel):
             sums[f"{name}/products"] = one.scatter + torch.outer(one.mean, one.mean) * n
         return Answers([failed.get(row.index, RowResult()) for row in rows], sums)
 
+    def _rows(self, x: Any) -> int:
+        """That pass together with one like this."""
+        return CHUNK if self.net is self.subject.model else max(1, min(CHUNK, TOKENS // x["input_ids"].shape[1]))
+
     def prepared(self, value: Any) -> Any:
         """What the model takes for a row; a text that is too long is cut."""
-        return self.subject.prepare(value, truncate=True) if self.takes == "text" else self.subject.prepare(value)
+        if self.takes == "image":
+            return self.subject.prepare(value)
+        x = self.subject.prepare(value, truncate=True)
+        return x if self.net is self.subject.model else {name: ids[:, : self.window] for name, ids in x.items()}
 
 
 def statistics(results: Results) -> CalibrationStats:
@@ -113,7 +125,7 @@ def statistics(results: Results) -> CalibrationStats:
 
 
 def sample(job: StatisticsJob, data: Dataset, count: int, folder: Path) -> tuple[Any, list[Any]]:
-    """The model, and some rows of the data as it takes them, for what is no sum over all. They are drawn with seed 0.
+    """The model proper, and some rows of the data as it takes them, for what is no sum over all. They are drawn with seed 0.
 
     Args:
         job: whose model.
@@ -128,4 +140,4 @@ def sample(job: StatisticsJob, data: Dataset, count: int, folder: Path) -> tuple
     read = {row.index: x for group in groups for row, x in group}
     good = [row.index for row in rows if row.index in read]  # in the order that they were drawn
     (folder / "sample.json").write_text(json.dumps({"seed": 0, "rows": good}), "utf-8")
-    return job.subject.model, [read[index] for index in good]
+    return job.net, [read[index] for index in good]

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from .allocator import keep_freed
 from .dataset import Dataset
 from .job import Job
 from .local import THREADS, cores, plain
@@ -173,6 +174,7 @@ class _Worker:
         if not self._dataset.path.exists():
             where = self._dataset.path.absolute()
             raise FileNotFoundError(f"{where} is not on {platform.node()}: data must be under the same path on every node")
+        keep_freed()
         torch.set_num_threads(threads)
         return self._job.start()
 

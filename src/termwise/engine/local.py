@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from .allocator import give_back, keep_freed
 from .dataset import Dataset
 from .job import Job
 from .worker import Done, Lost, Task, answer
@@ -65,6 +66,7 @@ class InProcess:
 
     def start(self, job: Job, dataset: Dataset) -> dict[str, Any]:
         """Load the job here."""
+        keep_freed()
         torch.set_num_threads(self._threads)
         self._job, self._dataset = job, dataset
         return job.start()
@@ -78,8 +80,9 @@ class InProcess:
         return [answer(self._job, self._dataset, self._tasks.popleft())]
 
     def stop(self) -> None:
-        """Give the threads back."""
+        """Give the threads back, and the memory."""
         torch.set_num_threads(self._before)
+        give_back()
 
 
 class Processes:
@@ -213,6 +216,7 @@ def _serve(connection: Connection, job: Job, dataset: Dataset, threads: int) -> 
         import tqdm
 
         tqdm.tqdm.set_lock(threading.RLock())
+    keep_freed()
     torch.set_num_threads(threads)
     try:
         connection.send(("ready", job.start()))
