@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import termwise as tw
-from bad_inputs.awkward import X, ids, mlp, on_meta, picture_net, poisoned, with_nan
+from bad_inputs.awkward import Custom, X, ids, mlp, on_meta, picture_net, poisoned, with_nan
 from bad_inputs.calculus import residual
 from bad_inputs.case import Case
 from termwise.computation import TNN, ABCache, DepthDecay, TaylorSeer, ToeplitzMixer, forecast, skip_layers, to_recurrent
@@ -21,9 +21,24 @@ from termwise.layers import (
     taylor_shift_expansion,
 )
 from termwise.optimizers import HighwayBackward, HighwayRecurrent, highway_gradients, highway_recurrent
-from termwise.weights import alds, allocate, cp, cur, curing, decompose_conv, lord, prune, rom, tucker2, welore
+from termwise.weights import (
+    CalibrationStats,
+    alds,
+    allocate,
+    cp,
+    cur,
+    curing,
+    decompose_conv,
+    find_layers,
+    lord,
+    prune,
+    rom,
+    tucker2,
+    welore,
+)
 
 DATA = [X, X + 1, X - 1, X * 2]
+ROOTS = nn.Sequential(nn.Linear(4, 4), Custom(lambda _, x: (-1 - x.abs()).sqrt(), nn.Identity()), nn.Linear(4, 3)).eval()
 Q = torch.ones(1, 2, 3, 4)
 
 
@@ -49,6 +64,12 @@ CASES = [
          ValueError, "budget is a positive number, got 'half'"),
     Case("compress", "a budget of a bool", lambda: smaller(True),
          ValueError, "budget is a positive number, got True"),
+    Case("compress", "a model that gives NaN", lambda: tw.compress(ROOTS, data=DATA, progress=False),
+         ValueError, "the model gives NaN for a batch of data (an output of shape (2, 3)): mend it, or leave out the samples that "
+         "it has no answer to"),
+    Case("compress", "a layer that reads NaN", lambda: CalibrationStats.collect(ROOTS, DATA, find_layers(ROOTS)[0]),
+         ValueError, "'2' reads NaN or infinity when the model runs on data: mend the model, or leave out the samples that it has "
+         "no answer to"),
     Case("compress", "no data", lambda: smaller(data=[]),
          ValueError, "data is empty: give a few batches of what the model takes"),
     Case("compress", "data of a number", lambda: smaller(data=3),

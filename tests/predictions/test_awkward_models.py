@@ -214,3 +214,32 @@ def test_nothing_is_lost_in_a_logarithm_whose_softmax_is_held():
     for rules in ("zero", "cp-lrp"):
         why = explain(model, rand(2, 4), rules=rules, target=0).check()
         assert not why.losses
+
+
+def test_what_a_recurrent_layer_reads_may_be_held_while_its_state_is_not():
+    """Constant inputs of a decoder, and a layer behind a softmax that is held, whose biases then belong to a constant."""
+
+    def decoded(self, x):
+        state = self.start(x)[None]
+        return self.head(self.gru(self.words.expand(len(x), -1, -1), state)[0][:, -1])
+
+    decoder = Custom(decoded, start=nn.Linear(4, 5), gru=nn.GRU(4, 5, batch_first=True), head=nn.Linear(5, 2))
+    decoder.words = rand(1, 3, 4)
+    behind = Custom(
+        lambda self, x: self.head(self.rnn(torch.softmax(x, 1)[:, None])[0][:, 0]) + x[:, :2],
+        rnn=nn.RNN(4, 5, batch_first=True), head=nn.Linear(5, 2),
+    )  # fmt: skip
+    for model, rules in ((decoder, "zero"), (decoder, "default"), (behind, "zero"), (behind, "cp-lrp")):
+        why = explain(model, rand(2, 4), target=0, rules=rules).check(1e-9)
+        assert not why.losses
+
+
+def test_a_plain_attribute_that_requires_grad_is_no_activation():
+    model = Custom(lambda self, x: self.head(torch.tanh(x * self.scale + self.shift)), head=nn.Linear(4, 3))
+    model.scale, model.shift = rand(4).requires_grad_(), rand(4).requires_grad_() * 2
+    x = rand(2, 4)
+    why = explain(model, x, target=0, rules="zero").check(1e-9)
+    model.scale, model.shift = model.scale.detach(), model.shift.detach()
+    same = explain(model, x, target=0, rules="zero")
+    for name, part in same.parts.items():
+        torch.testing.assert_close(why.parts[name], part)

@@ -520,9 +520,30 @@ def test_what_cannot_be_folded_is_left():
             y = self.conv(self.before(x))
             return (self.after(y) + y).flatten(1)
 
-    model, x = Shared().double().eval(), picture()
-    assert foldable(capture(model, x)) == set()
-    explain(model, x, target=0, rules="z+").check(1e-9)
+    class OtherAxis(nn.Module):
+        """What is behind a layer of features along the last axis, or a picture without a batch, has its channels elsewhere."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.rows, self.linear, self.channels = (
+                nn.Conv2d(2, 4, 1),
+                nn.BatchNorm1d(4),
+                nn.Linear(4, 4),
+                nn.BatchNorm1d(4),
+            )
+
+        def forward(self, x):
+            return self.channels(self.linear(self.rows(self.conv(x[0]))))[None].flatten(1)
+
+    torch.manual_seed(0)
+    other = OtherAxis().double().eval()
+    for norm in (other.rows, other.channels):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    for model, x in ((Shared().double().eval(), picture()), (other, torch.randn(1, 2, 4, 4, dtype=torch.float64))):
+        assert foldable(capture(model, x)) == set()
+        why = explain(model, x, target=0, rules="z+").check(1e-9)
+        torch.testing.assert_close(why.whole, model(x)[:, 0].detach())
 
 
 # -- sources of an input's entries -------------------------------------------------------------------------------------

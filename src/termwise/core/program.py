@@ -197,10 +197,12 @@ class Program:
             detached: give weights that require no grad. torch picks kernels by that flag, which round differently.
         """
         inputs = iter(tensors)
-        return {
-            name: next(inputs) if p.kind == "input" else p.value if p.value is not None else _weight(self.model, p.name, detached)
-            for name, p in self.placeholders.items()
-        }
+        return {name: next(inputs) if p.kind == "input" else self._held(p, detached) for name, p in self.placeholders.items()}
+
+    def _held(self, p: Placeholder, detached: bool) -> Tensor:
+        """A parameter or buffer, or a tensor that the model holds as a plain attribute."""
+        held = _weight(self.model, p.name) if p.value is None else p.value
+        return held.detach() if detached and held.requires_grad else held
 
     @property
     def parameters(self) -> dict[str, list[str]]:
@@ -211,7 +213,7 @@ class Program:
         held: dict[int, list[str]] = {}
         for node, p in self.placeholders.items():
             if p.kind == "parameter":
-                held.setdefault(id(_weight(self.model, p.name, detached=False)), []).append(node)
+                held.setdefault(id(_weight(self.model, p.name)), []).append(node)
         return {name: held[id(tensor)] for name, tensor in named.items() if id(tensor) in held}
 
     def tensors(self, *inputs: Any, kwargs: Mapping[str, Any] | None = None) -> list[Tensor]:
@@ -422,11 +424,11 @@ def _shape(node: fx.Node) -> tuple[Any, ...]:
     return tuple(first.shape) if isinstance(first, Tensor) else ()
 
 
-def _weight(model: Any, path: str, detached: bool) -> Tensor:
+def _weight(model: Any, path: str) -> Tensor:
     """The model's parameter or buffer at a dotted path, as it is now."""
     owner = model
     for name in path.split("."):
         owner = getattr(owner, name)
     if not isinstance(owner, Tensor):
         raise CaptureError(f"{path} of {type(model).__name__} is no tensor any more: capture the model anew")
-    return owner.detach() if detached and isinstance(owner, nn.Parameter) else owner
+    return owner

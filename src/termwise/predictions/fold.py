@@ -65,6 +65,10 @@ def _folds(affine: fx.Node) -> bool:
     name = op_name(affine) if affine.op == "call_function" else ""
     if len(affine.users) != 1 or not name.startswith(("linear", "conv")):
         return False
+    value, weight = affine.meta["val"], affine.args[1]
+    batched = 2 if name == "linear" else weight.meta["val"].ndim if isinstance(weight, fx.Node) else 0
+    if value.ndim != batched:  # the norm's channels, axis 1, are none of the operation's features
+        return False
     # with groups a transposed convolution's weight has its output channels in two axes
     return not name.startswith("conv_transpose") or len(affine.args) < 7 or affine.args[6] == 1
 

@@ -170,7 +170,7 @@ class CalibrationStats(Mapping[str, LayerStats], Pictured):
             The statistics.
 
         Raises:
-            ValueError: when a batch does not fit the model.
+            ValueError: when a batch does not fit the model, or a layer reads NaN or infinity.
 
         Cost: one forward pass per batch and N n^2 per layer; layers that read one tensor pay once. Memory: O(sum of n^2).
         """
@@ -265,6 +265,12 @@ class _Run:
         """Everything, by layer; followers share what their leader has."""
         for gathered in self.gathered.values():
             gathered.finish()
+        for name, stats in self.stats.items():
+            if not stats.mean.isfinite().all() or not stats.scatter.diagonal().isfinite().all():
+                raise ValueError(
+                    f"{name!r} reads NaN or infinity when the model runs on data: mend the model, or leave out the samples that "
+                    "it has no answer to"
+                )
         return {name: self.stats[leader] for name, leader in self.leaders.items() if leader in self.stats}
 
 

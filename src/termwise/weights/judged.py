@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .batches import call, evaluating
 from .calibration import kept_tokens
 
-__all__ = ["Judged"]
+__all__ = ["Judged", "refuse_undefined"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +45,7 @@ class Judged:
 
         Raises:
             TypeError: when there is no tensor of floating point in the output.
+            ValueError: when there is NaN in it.
         """
         with evaluating(model), torch.no_grad():
             result = call(model, batch)
@@ -62,6 +63,7 @@ class Judged:
             scales = {name: 1.0 if single else _size(y) for name, y in counted.items()}
             first = cls(scales, left)
             y = first._read(result, batch)
+            refuse_undefined(y)
             return dataclasses.replace(first, shape=tuple(y.shape), rows=first._rows(model, batch, y))
 
     @property
@@ -115,6 +117,15 @@ class Judged:
             return 0
         close = 1e-3 if torch.finfo(y.dtype).bits > 16 else 5e-2  # of other orders of summation
         return rows if float((found - wanted).double().norm()) <= close * float(wanted.double().norm()) else 0
+
+
+def refuse_undefined(y: Tensor) -> None:
+    """An output with NaN, from which nothing is far or near."""
+    if y.isnan().any():
+        raise ValueError(
+            f"the model gives NaN for a batch of data (an output of shape {tuple(y.shape)}): mend it, or leave out the samples "
+            "that it has no answer to"
+        )
 
 
 def _tensors(result: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .batches import Batches, evaluating
 from .calibration import CalibrationStats
 from .evidence import Evidence
-from .judged import Judged
+from .judged import Judged, refuse_undefined
 from .ladder import Ladder
 from .layers import Layer
 from .sensitivity import Distance, Sensitivity, distance
@@ -179,6 +179,7 @@ class Task:
         whole, samples = 0.0, 0
         for batch in getattr(self.batches, split):
             truth = self.outputs(self.model, [batch])[0]
+            refuse_undefined(truth)
             whole += 2 * self.judged.positions(truth, batch) if self.metric == "kl" else float(truth.double().square().sum())
             samples += len(truth)
             yield truth, batch

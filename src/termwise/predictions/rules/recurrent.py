@@ -8,7 +8,8 @@ time, and only the signal path is under autograd.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,10 +20,21 @@ from termwise.core.samples import SampleAxis
 
 from .elementwise import _Ratio
 from .linear import as_leaf
-from .table import rule
+from .table import active, rule
+
+
+def unless_held(unrolled: Callable[..., Any]) -> Callable[..., Any]:
+    """The operation itself where neither what it reads nor its states are activations."""
+
+    @functools.wraps(unrolled)
+    def either(at: Any, x: Tensor, states: Any, *rest: Any) -> Any:
+        return unrolled(at, x, states, *rest) if active(x, states) else at.op(x, states, *rest)
+
+    return either
 
 
 @rule("lstm")
+@unless_held
 def lstm(
     at: Any, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], has_bias: bool, layers: int, dropout: float,
     training: bool, bidirectional: bool, batch_first: bool,
@@ -49,6 +61,7 @@ def _lstm(
 
 
 @rule("gru")
+@unless_held
 def gru(
     at: Any, x: Tensor, states: Tensor, weights: Sequence[Tensor], has_bias: bool, layers: int, dropout: float, training: bool,
     bidirectional: bool, batch_first: bool,
@@ -78,6 +91,7 @@ class _GRU:
 
 
 @rule("rnn_tanh", "rnn_relu")
+@unless_held
 def rnn(
     at: Any, x: Tensor, states: Tensor, weights: Sequence[Tensor], has_bias: bool, layers: int, dropout: float, training: bool,
     bidirectional: bool, batch_first: bool,
@@ -110,6 +124,7 @@ def _plain(at: Any) -> Any:
 
 
 @rule("lstm_cell")
+@unless_held
 def lstm_cell(at: Any, x: Tensor, states: Sequence[Tensor], *parameters: Tensor | None) -> tuple[Tensor, Tensor]:
     """One step of `lstm`."""
     states = tuple(as_leaf(at, s, i + 1, SampleAxis(0)) for i, s in enumerate(states))
@@ -117,6 +132,7 @@ def lstm_cell(at: Any, x: Tensor, states: Sequence[Tensor], *parameters: Tensor 
 
 
 @rule("gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+@unless_held
 def cell(at: Any, x: Tensor, state: Tensor, *parameters: Tensor | None) -> Tensor:
     """One step of `gru` or of `rnn`."""
     how = (_GRU(), 3, 2) if at.op.__name__.startswith("gru") else (_plain(at), 1, 0)
@@ -125,6 +141,7 @@ def cell(at: Any, x: Tensor, state: Tensor, *parameters: Tensor | None) -> Tenso
 
 def _step(at: Any, x: Tensor, state: Any, parameters: Sequence[Tensor | None], cell: Any, gates: int, signal: int) -> Any:
     w, u, *biases = parameters
+    x = as_leaf(at, x, 0, SampleAxis(0))
     present = [b for b in biases if b is not None]
     return _run(at, x.unsqueeze(1), state, (w, u, present, []), cell, gates, signal, at.site.path)  # type: ignore[arg-type]
 
@@ -134,6 +151,7 @@ def _layers(
     batch_first: bool, cell: Any, gates: int, signal: int,
 ) -> tuple[Tensor, list[Any]]:  # fmt: skip
     """Every layer and direction in turn; `signal` is the place of the candidate among the stacked gates."""
+    x = as_leaf(at, x, 0, SampleAxis(0 if batch_first else 1))
     x = x if batch_first else x.transpose(0, 1)
     each = _parameters(weights, has_bias, layers * (2 if bidirectional else 1))
     states_left, last = iter(states), []
