@@ -6,6 +6,7 @@ Every call is made twice, once as the documentation writes it, and both must say
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Callable
 from fractions import Fraction
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import termwise as tw
 from bad_inputs.awkward import X, attention_net, ids, mlp, net, text_net
+from termwise.computation import DepthDecay, TaylorSeer
 from termwise.core.arguments import chosen_samples, integer, number, strings
 from termwise.predictions import (
     continuation,
@@ -34,6 +36,7 @@ from termwise.predictions import (
     token_f1,
     words,
 )
+from termwise.weights import distortion_curves
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +143,13 @@ NUMBERS: dict[str, Callable[[Any], Any]] = {
     "continuation": lambda n: [vars(start) for start in continuation(1, n)],
     "cur": lambda n: tw.weights.cur(CUBE[0], n),
     "highway_gradients": lambda n: tw.optimizers.highway_gradients(Tower(), nn.functional.mse_loss, (X, X), iterations=n),
+    "crossover": lambda n: tw.layers.crossover(n),
+    "taylor_shift_attention": lambda n: tw.layers.taylor_shift_attention(CUBE, CUBE, CUBE, order=n),
+    "relu_spectrum": lambda n: tw.relu_spectrum(CUBE.flatten(), 24.0, n=n),
+    "MultiStage": lambda n: json.dumps(tw.MultiStage(stages=n, hidden=(n, n), iterations=n)._options()),
+    "TaylorSeer": lambda n: TaylorSeer(interval=n, order=n),
+    "DepthDecay": lambda n: DepthDecay(0.9, start=n, min_layers=n + n),
+    "distortion_curves": lambda n: [ladder.params.tolist() for ladder in distortion_curves(mlp(), [X] * 4, grid=n).values()],
     "cp": lambda n: tw.weights.cp(CUBE, n),
     "chefer": lambda n: tw.chefer(attention_net(), CUBE.repeat(1, 1, 2), start_layer=n - n, target=(0, 0)).token_relevance,
 }

@@ -20,12 +20,13 @@ from torch import Tensor, fx
 
 from termwise.core.interpret import interpret
 from termwise.core.program import Program, info, op_name
+from termwise.predictions.rules.linear import SUMS
 
 __all__ = ["TWINS", "Found", "cancels", "walk"]
 
 SOFTMAX = ("softmax", "_softmax", "_safe_softmax")
 AFFINE = ("linear", "addmm", "mm", "bmm", "matmul", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "convolution")
-DIFFERENCES = ("add", "sub", "rsub", "diff", "pointwise")
+DIFFERENCES = (*SUMS, "add", "sub", "rsub", "diff", "pointwise")
 HELD = {**dict.fromkeys(SOFTMAX, definitions.softmax_constant), "scaled_dot_product_attention": definitions.attention_with_constant_weights,
         **dict.fromkeys(("log_softmax", "logsumexp"), definitions.logarithmic_constant)}  # fmt: skip
 

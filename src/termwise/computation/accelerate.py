@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from termwise.core.arguments import integer
+
 from .ab_cache import ABCache
 from .accelerated import Accelerated
 from .adaptive import Adaptive
@@ -89,7 +91,7 @@ def _automatic(target: Any, tolerance: float | None, budget: int | None, schedul
     """What wins in benchmarks/accelerated.py: every second step of the tuned solver, or adaptive on the user's own."""
     own = getattr(target, "scheduler", None)
     if budget is not None and tolerance is None and scheduler is None and can_be_tuned(own):
-        if not (isinstance(budget, int) and budget >= 2):
+        if integer(budget) is None or budget < 2:
             raise ValueError(f"budget is a whole number of evaluations, at least 2, got {budget}")
         order = 2 if budget >= 10 else 1  # chosen on noise of its own; the published form is Newton's, damped
         method = TaylorSeer(interval=2, order=order, form="published", variable="log_snr", sites="output", first_steps=2)

@@ -25,6 +25,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from termwise.core.arguments import integer
 from termwise.core.mosaic import mosaic
 from termwise.core.pictures import Line, Lines, Picture, Pictured
 
@@ -72,9 +73,9 @@ class DepthDecay:
         """Refuse what makes no sense."""
         if not (isinstance(self.decay, (int, float)) and 0 < self.decay <= 1):
             raise ValueError(f"decay is a number above 0 and at most 1 (nothing is skipped), got {self.decay!r}")
-        if not (_whole(self.start) and self.start >= 1):
+        if integer(self.start) is None or self.start < 1:
             raise ValueError(f"start is a whole number, at least 1 (masks and positions come from layer 0), got {self.start!r}")
-        if not (_whole(self.min_layers) and self.min_layers >= self.start):
+        if integer(self.min_layers) is None or self.min_layers < self.start:
             raise ValueError(
                 f"min_layers is a whole number, at least start={self.start} (layers before it are always run), got "
                 f"{self.min_layers!r}"
@@ -82,9 +83,9 @@ class DepthDecay:
 
     def count(self, i: int, num_layers: int) -> int:
         """n_i, how many of `num_layers` generated token i goes through."""
-        if not (_whole(i) and i >= 0):
+        if integer(i) is None or i < 0:
             raise ValueError(f"i counts generated tokens from 0, got {i!r}")
-        if not (_whole(num_layers) and num_layers >= self.min_layers):
+        if integer(num_layers) is None or num_layers < self.min_layers:
             raise ValueError(f"min_layers={self.min_layers} is more than the model has, which is {num_layers!r}")
         return max(math.floor(num_layers * self.decay**i + ROUNDING), self.min_layers)
 
@@ -127,7 +128,7 @@ class DepthDecay:
             (0.99354, 14, 1.5)
         """
         for name, value in {"max_new_tokens": max_new_tokens, "num_layers": num_layers}.items():
-            if not (_whole(value) and value >= 1):
+            if integer(value) is None or value < 1:
                 raise ValueError(f"{name} is a whole number, at least 1, got {value!r}")
         least = max(start or 1, 1) if min_layers is None else min_layers
 
@@ -343,7 +344,3 @@ def _tokens(given: dict[str, Any]) -> int:
     if found is None:
         raise ValueError("the decoder was called without input_ids and without inputs_embeds")
     return found.shape[1]
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from termwise.core.arguments import integer
 from termwise.core.pictures import Bars, Line, Lines, Picture, Pictured
 
 from .decoder_layers import crop_cache, find_decoder
@@ -124,7 +125,7 @@ def draft_decode(
     if input_ids.ndim != 2 or input_ids.shape[0] != 1 or not input_ids.shape[1]:
         raise ValueError(f"one prompt of shape (1, tokens) is drafted for at a time, got {tuple(input_ids.shape)}")
     for name, value in {"max_new_tokens": max_new_tokens, "drafts": drafts}.items():
-        if not isinstance(value, int) or value < 1:
+        if integer(value) is None or value < 1:
             raise ValueError(f"{name} is a whole number, at least 1, got {value!r}")
     if not 0 <= confidence <= 1:
         raise ValueError(f"confidence is a probability, got {confidence!r}")

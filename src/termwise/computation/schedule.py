@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from termwise.core.arguments import integer
+
 from .forecast import FORMS
 
 __all__ = ["Method", "Now", "every", "whole"]
@@ -85,7 +87,7 @@ class Method:
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
         name = type(self).__name__
-        if not (isinstance(self.order, int) and 0 <= self.order <= 8):
+        if integer(self.order) is None or not 0 <= self.order <= 8:
             raise ValueError(f"{name}: order is a whole number from 0 (reuse) to 8, got {self.order}")
         if self.form not in FORMS:
             raise ValueError(f"{name}: no form {self.form!r}: choose one of {', '.join(FORMS)}")
@@ -127,5 +129,5 @@ def every(interval: int, index: int, first: int) -> bool:
 
 def whole(name: str, value: int) -> None:
     """Refuse what is no positive whole number."""
-    if not (isinstance(value, int) and value >= 1):
+    if integer(value) is None or value < 1:
         raise ValueError(f"{name} is a whole number, at least 1, got {value}")

@@ -18,6 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from termwise.core.arguments import integer
+
 from .diagonal_ssm import DiagonalSSM
 from .hankel import column_space, continued, fit
 
@@ -143,7 +145,7 @@ def _check(taps: Tensor, order: int | None, error: float | None, decay: float, b
         raise ValueError(f"taps of shape {tuple(taps.shape)} hold NaN or infinity")
     if order is not None and error is not None:
         raise ValueError("give order= or error=, not both: the error decides the order")
-    if order is not None and (not isinstance(order, int) or not 1 <= order <= len(taps) // 2):
+    if order is not None and (integer(order) is None or not 1 <= order <= len(taps) // 2):
         raise ValueError(f"order lies in 1 ... {len(taps) // 2} for {len(taps)} taps (None is the exact form), got {order!r}")
     if error is not None and (not 0 < error < 1 or len(taps) < 2):
         raise ValueError(

@@ -20,6 +20,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from termwise.core.arguments import integer
 from termwise.core.decomposition import Decomposition
 from termwise.core.pictures import Line, Lines, Picture
 from termwise.core.waterfall import check_sample
@@ -234,7 +235,7 @@ def _checked(signal: Tensor, fs: float, n: int) -> Tensor:
         raise ValueError("signal is not finite: it has NaN or infinite samples")
     if not (isinstance(fs, Real) and 0 < fs < math.inf):
         raise ValueError(f"fs is the number of samples per second, positive and finite; got {fs!r}")
-    if not isinstance(n, int) or n < 1:
+    if integer(n) is None or n < 1:
         raise ValueError(f"n is the highest harmonic to name, 1 or more; got {n!r}")
     signal = signal.detach().reshape(-1, signal.shape[-1])
     return signal if signal.dtype in (torch.float32, torch.float64) else signal.float()  # torch has no FFT of the others

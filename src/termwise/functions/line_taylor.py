@@ -18,6 +18,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from termwise.core.arguments import integer
+
 from .jet import jet
 
 __all__ = ["convolve", "taylor_lines"]
@@ -39,7 +41,7 @@ def taylor_lines(act: Callable[[Tensor], Tensor], signal: Tensor, order: int) ->
 
     Cost: O(order * s * N) for s lines of the signal (its square, for the root) above rounding; memory O(N).
     """
-    if not isinstance(order, int) or isinstance(order, bool) or order < 0:
+    if integer(order) is None or order < 0:
         raise ValueError(f"taylor_order is a number of 0 or more, got {order!r}")
     lines = torch.fft.fft(signal) / signal.shape[-1]
     if not _homogeneous(act, signal):

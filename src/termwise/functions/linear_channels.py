@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from termwise.core.arguments import seeded
+from termwise.core.arguments import integer, seeded
 from termwise.core.pictures import Bars, Line, Lines, Picture, Pictured
 
 from .channel_slopes import PartlyLinear, attach_slopes
@@ -234,12 +234,12 @@ class _Batches:
 def _check(**given: Any) -> None:
     """Settings within their ranges."""
     for name in ("epochs", "batch_size"):
-        if not isinstance(given[name], int) or given[name] < 1:
+        if integer(given[name]) is None or given[name] < 1:
             raise ValueError(f"{name} is a number of 1 or more, got {given[name]!r}")
     for name in ("omega", "lr"):
         if not 0 < given[name] < math.inf:
             raise ValueError(f"{name} is positive and finite, got {given[name]!r}")
     if not 0 <= given["keep"] <= 1 or not 0 < given["tol"] < 1:
         raise ValueError(f"keep lies in [0, 1] and tol in (0, 1), got {given['keep']!r} and {given['tol']!r}")
-    if not isinstance(given["start"], int) or not 0 <= given["start"] <= given["epochs"]:
+    if integer(given["start"]) is None or not 0 <= given["start"] <= given["epochs"]:
         raise ValueError(f"start is an epoch out of 0 ... {given['epochs']}, got {given['start']!r}")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from termwise.core import one_file
+from termwise.core.arguments import integer
 from termwise.core.decomposition import Decomposition
 from termwise.core.pictures import Line, Lines, Picture, Pictured
 
@@ -58,14 +59,19 @@ class Staged(Pictured):
     def __init__(self, stages: int, hidden: Sequence[int], iterations: int, optimizer: str) -> None:
         """Check what the two have in common."""
         whole(stages=stages, iterations=iterations)
-        if not isinstance(hidden, Sequence) or not hidden or not all(isinstance(n, int) and n > 0 for n in hidden):
+        if not isinstance(hidden, Sequence) or not hidden or not all(integer(n) is not None and n > 0 for n in hidden):
             raise ValueError(f"hidden has a width for each hidden layer, as (20, 20): got {hidden!r}")
         if optimizer not in OPTIMIZERS:
             near = difflib.get_close_matches(str(optimizer), OPTIMIZERS, 1, 0.3)
             raise ValueError(
                 f"optimizer is one of {', '.join(OPTIMIZERS)}, got {optimizer!r}; nearest is {(near or OPTIMIZERS)[0]}"
             )
-        self.stages, self.hidden, self.iterations, self.optimizer = stages, tuple(hidden), iterations, optimizer
+        self.stages, self.hidden, self.iterations, self.optimizer = (
+            int(stages),
+            tuple(map(int, hidden)),
+            int(iterations),
+            optimizer,
+        )
         self.fitted, self.history = [], []
 
     def __repr__(self) -> str:
@@ -207,7 +213,7 @@ def magnitude(values: Tensor) -> float:
 def whole(**given: Any) -> None:
     """Refuse what are no whole numbers of 1 or more."""
     for name, value in given.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if integer(value) is None or value < 1:
             raise ValueError(f"{name} is a whole number of 1 or more, got {value!r}")
 
 

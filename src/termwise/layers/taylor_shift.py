@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from termwise.core.arguments import integer
 from termwise.core.pictures import Line, Lines, Picture, Pictured
 
 from .taylor_sums import taylor_sums, taylor_weights
@@ -78,8 +79,9 @@ def crossover(d: int) -> Crossover:
 
     Source: Nauen et al. 2024, the analysis of efficiency.
     """
-    if not isinstance(d, int) or d < 1:
+    if integer(d) is None or d < 1:
         raise ValueError(f"d is the dimension of one head, a whole number of 1 or more; got {d!r}")
+    d = int(d)  # in a narrow integer its powers would overflow
     time = (4 * d**3 + 10 * d**2 + 9 * d + 4) / (4 * d + 6)
     return Crossover(time, (d**2 + 2 * d + 1 + (d**4 + 12 * d**3 + 14 * d**2 + 4 * d + 1) ** 0.5) / 4, d)
 
@@ -224,7 +226,7 @@ def check_call(query: Tensor, key: Tensor, value: Tensor, order: int, mask: Tens
         leading = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
     except RuntimeError:
         raise ValueError(f"leading axes do not broadcast: {shapes}") from None
-    if not isinstance(order, int) or order < 2 or order % 2:
+    if integer(order) is None or order < 2 or order % 2:
         raise ValueError(f"order is even and 2 or more (odd ones have weights below 0); got {order!r}")
     if mask is None:
         return None

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from termwise.core.arguments import integer
+
 from .highway import HighwayGradients, _number, _row, retained
 from .scan import reverse_scan
 
@@ -188,7 +190,7 @@ def _checked(cell: Any, iterations: Any, inputs: Tensor, state: Tensor | None, g
 def _checked_cell(cell: Any, iterations: Any, gate: Gate | None) -> None:
     if not isinstance(cell, nn.Module):
         raise TypeError(f"cell must be a torch.nn.Module, whose parameters get gradients; got {type(cell).__name__}")
-    if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 0:
+    if integer(iterations) is None or iterations < 0:
         raise ValueError(f"iterations is a number of 0 or more, got {iterations!r}")
     if isinstance(cell, (nn.RNNBase, nn.LSTMCell)):
         what = "has two states" if isinstance(cell, nn.LSTMCell) else "is a whole layer"

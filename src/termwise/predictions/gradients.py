@@ -18,7 +18,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
-from termwise.core.arguments import whole_number
+from termwise.core.arguments import integer, whole_number
 from termwise.core.capture import arguments
 from termwise.core.interpret import interpret
 from termwise.core.program import info
@@ -135,7 +135,7 @@ class Differentiated:
         found = []
         for leaf in self.leaves:
             if leaf.look_up is not None:
-                if baseline is not None and (not isinstance(baseline, int) or isinstance(baseline, bool)):
+                if baseline is not None and integer(baseline) is None:
                     raise ValueError(f"the baseline of {leaf.name} is the id of a token, or None for zeros; got {baseline!r}")
                 found.append(torch.zeros_like(leaf.value) if baseline is None else leaf.look_up(baseline))
                 continue

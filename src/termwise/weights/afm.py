@@ -22,6 +22,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from termwise.core.arguments import integer
+
 from .calibration import LayerStats
 from .evidence import Evidence
 from .ladder import Fitted, Ladder
@@ -181,5 +183,5 @@ def low_rank_table(emb: Table, vectors: Tensor, mean: Tensor) -> LowRankEmbeddin
 
 
 def _check_rank(rank: int, most: int, what: str) -> None:
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= most:
+    if integer(rank) is None or not 1 <= rank <= most:
         raise ValueError(f"rank of {what} lies in 1..{most}, got {rank!r}")

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from termwise.core.arguments import integer
 from termwise.core.decomposition import Decomposition
 from termwise.core.mosaic import mosaic
 from termwise.core.pictures import MANY, Bars, Picture, Pictured, Steps
@@ -139,7 +140,7 @@ def distortion_curves(
     """
     if score not in ("magnitude", "wanda"):
         raise ValueError(f"score is 'magnitude' or 'wanda', got {score!r}")
-    if not isinstance(grid, int) or grid < 2 or not 0 < most < 1:
+    if integer(grid) is None or grid < 2 or not 0 < most < 1:
         raise ValueError(f"grid is a number of shares from 2 on, most a share between 0 and 1, got {grid!r} and {most!r}")
     batches = read_batches(data).every
     layers = find_layers(model, keep)[0]
