@@ -27,6 +27,7 @@ __all__ = ["TWINS", "Found", "cancels", "walk"]
 SOFTMAX = ("softmax", "_softmax", "_safe_softmax")
 AFFINE = ("linear", "addmm", "mm", "bmm", "matmul", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "convolution")
 DIFFERENCES = (*SUMS, "add", "sub", "rsub", "diff", "pointwise")
+TINY = 1e-10
 HELD = {**dict.fromkeys(SOFTMAX, definitions.softmax_constant), "scaled_dot_product_attention": definitions.attention_with_constant_weights,
         **dict.fromkeys(("log_softmax", "logsumexp"), definitions.logarithmic_constant)}  # fmt: skip
 
@@ -75,7 +76,8 @@ class Found:
 
 
 def walk(program: Program, tensors: list[Tensor], start: Callable[[Tensor], Tensor], rules: str) -> Found | None:
-    """Relevance of one sample; None where two equal numbers leave 0, in which R is 0 whatever the ratio was.
+    """Relevance of one sample; None where two equal numbers leave 0, in which R is 0 whatever the ratio was, or next to nothing,
+    of which a definition that subtracts has no digits.
 
     Args:
         program: what was recorded.
@@ -120,6 +122,8 @@ def walk(program: Program, tensors: list[Tensor], start: Callable[[Tensor], Tens
             continue
         args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
         if op_name(node) in DIFFERENCES and _cancels(node, values[node], args, kwargs):
+            return None
+        if any(bool(((v != 0) & (v.abs() < TINY)).any()) for v in pytree.tree_leaves(values[node]) if is_float(v)):
             return None
         positions = [
             i
