@@ -125,6 +125,10 @@ def tangent(params: Any) -> Any:
     return [*tw.tangent(mlp(), params).state_dict()]
 
 
+def shrunk(model: Any) -> dict[str, Tensor]:
+    return dict(tw.compress(model, 0.8, data=[X, X + 1, X - 1, X * 2], method="svd", progress=False).model.state_dict())
+
+
 NUMBERS: dict[str, Callable[[Any], Any]] = {
     "expand": lambda n: tw.expand(mlp(), X, X / 8, order=n),
     "residual_expansion": lambda n: tw.residual_expansion(Tower(), X, order=n),
@@ -188,6 +192,7 @@ CASES = [
     Good("explain_dataset", "a DataLoader", lambda d: explain_dataset(net(), d, target=1), DataLoader(Data(), batch_size=None), X.split(1)),
     Good("explain", "DataParallel", lambda m: tw.explain(m, X, target=1).whole, nn.DataParallel(net()).eval(), net()),
     Good("explain", "a compiled model", lambda m: tw.explain(m, X, target=1).whole, torch.compile(net()), net()),
+    Good("compress", "a compiled model", shrunk, torch.compile(mlp()), mlp()),
     Good("explain", "an int32 of ids", lambda i: tw.explain(text_net(), i, target=1), ids().int(), ids()),
     Good("explain", "a Parameter", lambda x: tw.explain(net(), x, target=1), nn.Parameter(X), X),
 ]  # fmt: skip

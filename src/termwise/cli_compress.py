@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -141,9 +139,11 @@ def compress(
 def _batches(subject: Any, data: Path, samples: int, window: int) -> tuple[Any, list[Any]]:
     """The model proper, and what it is called with."""
     if subject.kind == "image":
+        from termwise.engine.dataset import PICTURES
+
         paths = sorted(p for p in data.rglob("*") if p.suffix.lower() in PICTURES) if data.is_dir() else [data]
         if not paths:
-            raise ValueError(f"--data {data} has no pictures ({', '.join(sorted(PICTURES))})")
+            raise ValueError(f"--data {data} has no pictures ({', '.join(PICTURES)})")
         return subject.model, [subject.prepare(path) for path in paths[:samples]]
     if data.is_dir():
         raise ValueError(f"{subject.name} takes text: give --data a text file, not the folder {data}")

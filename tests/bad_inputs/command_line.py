@@ -149,7 +149,7 @@ COMMANDS = [
     Command("compress", "no data", lambda f: [*own(f), "--data", f"{f}/none", "--out", f"{f}/small"],
             "error: --data FOLDER/none does not exist"),
     Command("compress", "a folder without pictures", lambda f: [*own(f), "--data", str(f), "--out", f"{f}/small"],
-            "error: --data FOLDER has no pictures (.bmp, .jpeg, .jpg, .png, .webp)"),
+            "error: --data FOLDER has no pictures (.jpg, .jpeg, .png, .webp, .bmp, .gif, .tif, .tiff, .avif, .jp2)"),
     Command("compress", "a folder of something else", lambda f: [*own(f), "--data", picture(f), "--out", str(f)],
             "error: --out FOLDER exists and holds something else than a compressed model: choose another folder"),
     Command("compress", "a budget above 1", lambda f: [*own(f), "--data", picture(f), "--out", f"{f}/small", "--budget", "2"],

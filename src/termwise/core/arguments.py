@@ -121,7 +121,7 @@ def seeded(generator: Any) -> torch.Generator:
 
 
 def a_module(model: Any, what: str) -> nn.Module:
-    """A module whose tensors have values.
+    """A module whose tensors have values; the model itself where `torch.compile` wrapped it.
 
     Args:
         model: what a user gave.
@@ -137,7 +137,7 @@ def a_module(model: Any, what: str) -> nn.Module:
         raise ValueError(f"{name} of {type(model).__name__} is not initialised (a lazy module): run the model once before")
     if on_meta := next((name for name, p in model.named_parameters() if p.is_meta), None):
         raise ValueError(f"{on_meta} of {type(model).__name__} is on the meta device, without values: load its weights first")
-    return model
+    return getattr(model, "_orig_mod", model)  # type: ignore[no-any-return]
 
 
 def uninitialised(model: Any) -> str | None:

@@ -101,7 +101,7 @@ def compress(
         >>> small.kept <= 0.6, small.model(torch.randn(3, 20)).shape
         (True, torch.Size([3, 5]))
     """
-    a_module(model, "whose layers are replaced")
+    model = a_module(model, "whose layers are replaced")
     chosen = method if isinstance(method, Method) else _method(method)
     before = sum(p.numel() for p in model.parameters())
     expects = chosen.sensitive or chosen.measure is not None

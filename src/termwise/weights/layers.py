@@ -186,7 +186,7 @@ def sharing_copy(model: nn.Module) -> nn.Module:
 
     Buffers are copied, as running it in training mode may change them.
     """
-    a_module(model, "of the architecture that was compressed")
+    model = a_module(model, "of the architecture that was compressed")
     return copy.deepcopy(model, {id(tensor): tensor for tensor in model.parameters()})
 
 
