@@ -23,12 +23,12 @@ from termwise.core.decomposition import Decomposition
 from termwise.engine import Dataset, Results, folder, run
 from termwise.functions import staged
 from termwise.layers import pldr
-from termwise.weights import saved
+from termwise.weights import CalibrationStats, calibration, find_layers, saved
 
 FOLDER = Path(__file__).parent / "data" / "formats"
 FORMATS = {
-    "decomposition": decomposition.FORMAT, "multistage": staged.FORMAT, "pldr": pldr.FORMAT, "compressed": saved.FORMAT,
-    "results": folder.FORMAT,
+    "decomposition": decomposition.FORMAT, "multistage": staged.FORMAT, "pldr": pldr.FORMAT, "statistics": calibration.FORMAT,
+    "compressed": saved.FORMAT, "results": folder.FORMAT,
 }  # fmt: skip
 
 
@@ -142,6 +142,11 @@ def write_pldr(path: Path) -> None:
     small_pldr().save(path)
 
 
+def write_statistics(path: Path) -> None:
+    model = net()
+    CalibrationStats.collect(model, [rand(40, 6)], find_layers(model)[0]).save(path)
+
+
 def write_compressed(folder: Path) -> None:
     tw.compress(net(), 0.6, data=rand(40, 6), progress=False).save(folder)
 
@@ -172,6 +177,9 @@ def look(path: Path) -> dict[str, Any]:
         return {"stored": {f"row {i}": _numbers(d.whole) for i, d in enumerate(found)}, "computed": _numbers(found[1].total())}
     if kind == "pldr":
         return {"computed": _numbers(tw.layers.PLDRForCausalLM.load(path)(IDS).detach())}
+    if kind == "statistics":
+        stats = CalibrationStats.load(path)
+        return {"stored": {name: _numbers(stats[name].mean) for name in stats}, "computed": _numbers(stats["0"].scatter)}
     return {"computed": _numbers(tw.load_compressed(path, net())(rand(2, 6)).detach())}
 
 
@@ -187,6 +195,7 @@ def main() -> None:
         **{f"decomposition-{FORMATS['decomposition']}/{name}.safetensors": lambda p, m=make: m().save(p) for name, make in MAKE.items()},
         f"multistage-{FORMATS['multistage']}/stages.safetensors": write_stages,
         f"pldr-{FORMATS['pldr']}/model.safetensors": write_pldr,
+        f"statistics-{FORMATS['statistics']}/layers.safetensors": write_statistics,
         f"compressed-{FORMATS['compressed']}/net": write_compressed,
         f"results-{FORMATS['results']}/lines": write_results,
     }  # fmt: skip

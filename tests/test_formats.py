@@ -17,7 +17,7 @@ import termwise as tw
 from termwise.core.decomposition import Decomposition
 
 EXPECTED = json.loads((formats.FOLDER / "expected.json").read_text("utf-8"))
-KEYS = {"decomposition": "termwise", "multistage": "termwise.multistage", "pldr": "termwise.pldr"}
+KEYS = {"decomposition": "termwise", "multistage": "termwise.multistage", "pldr": "termwise.pldr", "statistics": "termwise"}
 
 
 @pytest.mark.parametrize("name", EXPECTED)

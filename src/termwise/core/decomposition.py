@@ -378,8 +378,7 @@ Decomposition._classes[f"{Decomposition.__module__}:Decomposition"] = Decomposit
 
 def _read(content: Any, tensors: dict[str, Tensor], path: str | Path) -> Decomposition:
     """The decomposition that a header describes."""
-    if content["format"] > FORMAT:
-        raise ValueError(f"{path} has format {content['format']}, this version reads up to {FORMAT}: update termwise")
+    one_file.refuse_newer(path, content["format"], FORMAT)
     for name in content.get("complex", ()):
         if not tensors[name].is_complex():  # aligned anew: a file aligns to 8 bytes, complex128 needs 16
             tensors[name] = torch.view_as_complex(tensors[name].clone())

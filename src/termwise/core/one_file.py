@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .arguments import file_path
 
-__all__ = ["read", "write"]
+__all__ = ["read", "refuse_newer", "write"]
 
 T = TypeVar("T")
 
@@ -88,3 +88,13 @@ def read(path: str | Path, key: str, make: Callable[[Any, dict[str, Tensor], Pat
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError, RuntimeError) as problem:
         said = " ".join(str(problem).split())[:300]  # torch names every tensor that does not fit
         raise ValueError(f"{path} has a header that cannot be read ({type(problem).__name__}: {said})") from None
+
+
+def refuse_newer(path: str | Path, found: int, known: int) -> None:
+    """Refuse a file of a format that this version does not know yet.
+
+    Raises:
+        ValueError: when `found` is above `known`.
+    """
+    if found > known:
+        raise ValueError(f"{path} has format {found}, this version reads up to {known}: update termwise")

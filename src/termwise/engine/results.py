@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from termwise.core.decomposition import Decomposition
+from termwise.core.one_file import refuse_newer
 
 from .folder import FORMAT
 from .parquet import arrow
@@ -196,8 +197,8 @@ def _told(file: Path) -> dict[str, Any]:
     except ValueError as problem:  # no UTF-8, no JSON
         raise ValueError(f"{file} cannot be read: {problem}") from None
     said = said if isinstance(said, dict) else {}
-    if isinstance(said.get("format"), int) and said["format"] > FORMAT:
-        raise ValueError(f"{file.parent} has format {said['format']}, this version reads up to {FORMAT}: update termwise")
+    if isinstance(said.get("format"), int):
+        refuse_newer(file.parent, said["format"], FORMAT)
     wrong = [name for name, kind in SAID.items() if not isinstance(said.get(name), kind)]
     data = {} if wrong else said["dataset"]
     wrong = wrong or [

@@ -150,8 +150,7 @@ class MultiStage(Staged):
 
 def _read(header: Any, tensors: Mapping[str, Tensor], path: Path) -> MultiStage:
     """The model that a header describes."""
-    if header["format"] > FORMAT:
-        raise ValueError(f"{path} has format {header['format']}, this version reads up to {FORMAT}: update termwise")
+    one_file.refuse_newer(path, header["format"], FORMAT)
     model = MultiStage(**header["options"])
     for n, record in enumerate(header["history"]):
         state = {k.partition(".")[2]: v for k, v in tensors.items() if k.partition(".")[0] == str(n)}

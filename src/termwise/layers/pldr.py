@@ -311,8 +311,7 @@ class PLDRForCausalLM(nn.Module):
 
 def _read(header: Any, tensors: dict[str, Tensor], path: Path) -> PLDRForCausalLM:
     """The model that a header describes."""
-    if header["format"] > FORMAT:
-        raise ValueError(f"{path} has format {header['format']}, this version reads up to {FORMAT}: update termwise")
+    one_file.refuse_newer(path, header["format"], FORMAT)
     config = PLDRConfig(**header["config"])
     held, many = sum(t.numel() for t in tensors.values()), len(tensors)
     table, claimed = tuple(tensors["embedding.weight"].shape), (config.vocab_size, config.d_model)

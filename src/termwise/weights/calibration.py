@@ -30,6 +30,9 @@ from .layers import Layer
 
 __all__ = ["CalibrationStats", "LayerStats", "kept_tokens", "rows_read", "shrink"]
 
+FORMAT = 1
+"""Of files of statistics."""
+
 SPECTRA = 512
 """Inputs up to which a picture has their spectrum."""
 
@@ -200,13 +203,14 @@ class CalibrationStats(Mapping[str, LayerStats], Pictured):
             for part in ("mean", "scatter", "abs_mean")
         }
         counts = {name: self.layers[name].count for name in first}
-        return one_file.write(path, tensors, "termwise", {"shared": first, "counts": counts})
+        return one_file.write(path, tensors, "termwise", {"format": FORMAT, "shared": first, "counts": counts})
 
     @classmethod
     def load(cls, path: str | Path) -> CalibrationStats:
         """Read what `save` wrote."""
 
         def make(header: Any, tensors: dict[str, Tensor], path: Path) -> CalibrationStats:
+            one_file.refuse_newer(path, header["format"], FORMAT)
             own = {
                 name: LayerStats(header["counts"][name], *(tensors[f"{name}/{p}"] for p in ("mean", "scatter", "abs_mean")))
                 for name in dict.fromkeys(header["shared"].values())

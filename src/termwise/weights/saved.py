@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from termwise.core import one_file
+
 from . import low_rank_linear
 from .layers import put, sharing_copy
 from .recipe import construct, describe
@@ -230,12 +232,11 @@ def _read(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no recipe of a compressed model: it has {path.stat().st_size:,} bytes")
     try:
         recipe = json.loads(path.read_text("utf-8"))
-        newer = recipe["format"] > FORMAT
+        found = recipe["format"] + 0  # a number
         recipe["replaced"].items()
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as problem:
         raise ValueError(f"{path} is no recipe of a compressed model ({type(problem).__name__}: {problem})") from None
-    if newer:
-        raise ValueError(f"{path} has format {recipe['format']}, this version reads up to {FORMAT}: update termwise")
+    one_file.refuse_newer(path, found, FORMAT)
     return recipe  # type: ignore[no-any-return]
 
 
