@@ -188,9 +188,9 @@ def relevance_closes(subject: Subject) -> Iterator[tuple[str, str]]:
         if why is None:
             yield rules, REFUSED
             continue
-        if rules == "dynamiclrp" and cancels(subject.recorded, list(subject.inputs)):
-            yield rules, "a sum is 0"
-            continue  # R of a sum that is exactly 0 goes to both summands, divided by next to nothing: all digits are lost
+        if rules in ("dynamiclrp", "deep-taylor") and cancels(subject.recorded, list(subject.inputs)):
+            yield rules, "a sum is 0, or next to it"
+            continue  # these give R to a sum that is 0, where it goes to both summands, divided by next to nothing: without digits
         near(why.whole, chosen(subject), subject.tolerance, f"{rules}: the whole is another number")
         gap, size = _gap(why)
         allowed = subject.tolerance * size
