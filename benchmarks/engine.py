@@ -6,8 +6,9 @@ Subjects: NanoGuard on texts of one length (some 45 ms a row), and a convolution
 The loop does what one would write: prepare 16 rows, `tw.explain`, look at the error; it writes nothing. "loop 1 keeping" is the same
 where freed memory stays with the process, which the engine's workers do (`engine/allocator.py`). The engine is what `termwise explain
 --dataset` runs, with every tensor written. Each run has a process of its own, in turn; rows per second are counted from when the first
-worker has loaded its model and explained one batch, until the table is there. What came before is `start`. Ratios are of medians. Then: what a batch costs by itself (a job that does nothing), what merging costs, bytes per row, and the peak of memory over 1,000
-and 10,000 pictures of 32 x 32. `--rows` multiplies the rows. Results go to docs/data/engine.json.
+worker has loaded its model and explained one batch, until the table is there. What came before is `start`. Ratios are of medians.
+Then: what a batch costs by itself (a job that does nothing), what merging costs, bytes per row, and the peak of memory over 1,000 and
+10,000 pictures of 32 x 32. `--rows` multiplies the rows. Results go to docs/data/engine.json.
 """
 
 import argparse

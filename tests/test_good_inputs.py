@@ -9,6 +9,7 @@ import copy
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -22,7 +23,10 @@ from torch.utils.data import DataLoader, Dataset
 import termwise as tw
 from bad_inputs.awkward import X, attention_net, ids, mlp, net, text_net
 from termwise.computation import DepthDecay, TaylorSeer
+from termwise.computation.ab_cache import adams_bashforth_weights
 from termwise.core.arguments import chosen_samples, integer, number, strings
+from termwise.gathering import StatisticsJob
+from termwise.optimizers import HighwayRecurrent
 from termwise.predictions import (
     continuation,
     explain_dataset,
@@ -129,6 +133,18 @@ def shrunk(model: Any) -> dict[str, Tensor]:
     return dict(tw.compress(model, 0.8, data=[X, X + 1, X - 1, X * 2], method="svd", progress=False).model.state_dict())
 
 
+def linearized(**sizes: Any) -> Any:
+    data = (X.repeat(70, 1) + torch.arange(140.0)[:, None] / 70, torch.arange(140) % 3)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    found = tw.linearize_channels(model, data, omega=0.01, progress=False, generator=torch.Generator().manual_seed(0), **sizes)
+    return dict(found.model.state_dict())
+
+
+def recurrent(iterations: Any) -> Any:
+    return json.dumps(HighwayRecurrent(nn.GRUCell(4, 3), iterations=iterations).iterations)
+
+
 NUMBERS: dict[str, Callable[[Any], Any]] = {
     "expand": lambda n: tw.expand(mlp(), X, X / 8, order=n),
     "residual_expansion": lambda n: tw.residual_expansion(Tower(), X, order=n),
@@ -151,14 +167,30 @@ NUMBERS: dict[str, Callable[[Any], Any]] = {
     "taylor_shift_attention": lambda n: tw.layers.taylor_shift_attention(CUBE, CUBE, CUBE, order=n),
     "relu_spectrum": lambda n: tw.relu_spectrum(CUBE.flatten(), 24.0, n=n),
     "MultiStage": lambda n: json.dumps(tw.MultiStage(stages=n, hidden=(n, n), iterations=n)._options()),
-    "TaylorSeer": lambda n: TaylorSeer(interval=n, order=n),
-    "DepthDecay": lambda n: DepthDecay(0.9, start=n, min_layers=n + n),
+    "TaylorSeer": lambda n: json.dumps(asdict(TaylorSeer(interval=n, order=n, first_steps=n))),
+    "DepthDecay": lambda n: json.dumps(asdict(DepthDecay(0.9, start=n, min_layers=n))),
+    "adams_bashforth_weights": lambda n: adams_bashforth_weights(n),
+    "linearize_channels": lambda n: linearized(epochs=n, start=n - n, batch_size=n),
+    "highway_recurrent": lambda n: recurrent(n),
+    "baseline": lambda n: integrated_gradients(text_net(), ids(), target=1, baseline=n, steps=4),
+    "StatisticsJob": lambda n: StatisticsJob("nanoguard", window=n).window,
     "distortion_curves": lambda n: [ladder.params.tolist() for ladder in distortion_curves(mlp(), [X] * 4, grid=n).values()],
     "cp": lambda n: tw.weights.cp(CUBE, n),
     "chefer": lambda n: tw.chefer(attention_net(), CUBE.repeat(1, 1, 2), start_layer=n - n, target=(0, 0)).token_relevance,
 }
 
+HUNDREDS = {"int8": np.int8(100), "uint8": np.uint8(100), "a tensor of uint8": torch.tensor(100, dtype=torch.uint8)}
+LARGE: dict[str, Callable[[Any], Any]] = {
+    "DepthDecay.speedup": lambda n: DepthDecay(0.99, 2, 3).speedup(n, n),
+    "DepthDecay.for_speedup": lambda n: DepthDecay.for_speedup(1.2, max_new_tokens=n, num_layers=n),
+    "DepthDecay.layers": lambda n: DepthDecay(0.99, n, n).layers(5, 200),
+    "crossover": lambda n: tw.layers.crossover(n),
+    "linearize_channels": lambda n: linearized(epochs=1, batch_size=n),
+}
+"""Where numbers of so few bits would overflow."""
+
 CASES = [
+    *(Good(verb, what, call, given, 100) for verb, call in LARGE.items() for what, given in HUNDREDS.items()),
     *(Good(verb, what, call, given, 2) for verb, call in NUMBERS.items() for what, given in TWOS.items()),
     *(Good("Decomposition[]", what, why, *pair) for what, pair in SAMPLES.items()),
     *(Good("expand at", what, lambda at: tw.expand(mlp(), X, X / 8, at=at), given, 0.5) for what, given in HALVES.items()),

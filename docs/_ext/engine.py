@@ -38,8 +38,9 @@ def rates(data: Path) -> Iterator[str]:
     about = found["environment"]
     turns = len(found["rates"][0]["rates"])
     yield (
-        f"\nMedians of {turns}, interleaved, on {about['cores']} cores with a load of {about['load_before']} by others before "
-        f"it began (below 0.3 the machine was free); torch {about['torch']}, batches of {about['batch']}, {about['date']}."
+        f"\n{'Means' if turns == 2 else 'Medians'} of {turns}, interleaved, on {about['cores']} cores with a load of "
+        f"{about['load_before']} by others before it began (below 0.3 the machine was free); torch {about['torch']}, "
+        f"batches of {about['batch']}, {about['date']}."
     )
 
 

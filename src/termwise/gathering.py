@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from termwise.core.arguments import whole_number
 from termwise.engine import Answers, Dataset, Results, Row, RowResult
 from termwise.jobs import OfModel, alike, identity, together
 from termwise.own_model import named_or_own
@@ -57,9 +58,12 @@ class StatisticsJob(OfModel):
     decomposes: ClassVar[bool] = False
     scalars: ClassVar[Mapping[str, type]] = {}
 
+    def __post_init__(self) -> None:
+        self.window = whole_number("window", self.window)
+
     def settings(self) -> dict[str, Any]:
         """What was asked."""
-        return {"model": self.named, "keep": list(self.keep), "size": self.size, "window": self.window}
+        return {"model": self.named, "keep": list(self.keep), "size": self.size}
 
     def start(self) -> dict[str, Any]:
         """Load the model.
@@ -70,12 +74,14 @@ class StatisticsJob(OfModel):
         subject = named_or_own(self.model, self.weights, None, self.size)
         if subject.kind != self.takes:
             raise ValueError(f"{self.model} takes {subject.kind}, the data set holds {self.takes}")
-        net: Any = getattr(subject.model, "language_model", subject.model)
+        net: Any = getattr(subject.model, "language_model", subject.model) if self.takes == "text" else subject.model
         self._subject, self.net = subject, net
-        if net is not subject.model:
+        self._layers = find_layers(net, self.keep)[0]
+        if net is subject.model:
+            return identity(self.model, subject)
+        if hasattr(net, "config"):
             net.config.use_cache = False
-        self._layers = find_layers(self.net, self.keep)[0]
-        return identity(self.model, subject)
+        return identity(self.model, subject) | {"window": self.window}
 
     def run(self, rows: Sequence[Row]) -> Answers:
         """Sums of a batch. What is drawn (patches of pictures) is drawn from the numbers of its rows."""
@@ -102,6 +108,8 @@ class StatisticsJob(OfModel):
         if self.takes == "image":
             return self.subject.prepare(value)
         x = self.subject.prepare(value, truncate=True)
+        if not x["input_ids"].numel():
+            raise ValueError("the text has no tokens")
         return x if self.net is self.subject.model else {name: ids[:, : self.window] for name, ids in x.items()}
 
 

@@ -65,8 +65,10 @@ CASES = [
     Case("compress", "a budget of a bool", lambda: smaller(True),
          ValueError, "budget is a positive number, got True"),
     Case("compress", "a model that gives NaN", lambda: tw.compress(ROOTS, data=DATA, progress=False),
-         ValueError, "the model gives NaN for a batch of data (an output of shape (2, 3)): mend it, or leave out the samples that "
-         "it has no answer to"),
+         ValueError, "the model gives NaN or infinity for a batch of data (an output of shape (2, 3)): mend it, or leave out the samples "
+         "that it has no answer to. Logits that do not count are better large and negative than -inf"),
+    Case("compress", "logits of -inf", lambda: tw.compress(Custom(lambda inner, x: inner(x).relu().log()), data=DATA, progress=False),
+         ValueError, "the model gives NaN or infinity for a batch of data..."),
     Case("compress", "a layer that reads NaN", lambda: CalibrationStats.collect(ROOTS, DATA, find_layers(ROOTS)[0]),
          ValueError, "'2' reads NaN or infinity when the model runs on data: mend the model, or leave out the samples that it has "
          "no answer to"),

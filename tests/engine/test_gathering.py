@@ -120,6 +120,15 @@ def test_of_a_language_model_every_row_is_a_text_and_cut_at_the_window(own, word
     assert type(model).__name__ == "LlamaForCausalLM"
     assert {x["input_ids"].shape[1] for x in batches} == set(range(3, 9))
     close(found, CalibrationStats.collect(model, batches, find_layers(model)[0]))
+    (tmp_path / "some.jsonl").write_text('{"text": "abcdef"}\n{"text": ""}\n')
+    job.run(rows := Dataset.open(tmp_path / "some.jsonl").rows(0, 2))
+    assert "the text is empty" in str(job.run(rows).rows[1])
+    monkeypatch.setattr(type(job.subject), "prepare", lambda *_, **__: {"input_ids": torch.zeros(1, 0)})
+    assert str(job.run(rows[:1]).rows[0]) == "the text has no tokens"
+    monkeypatch.undo()
+    assert len(sample(job, Dataset.open(tmp_path / "some.jsonl"), 2, tmp_path)[1]) == 1
+    with pytest.raises(ValueError, match=r"loaded\.window: 8 there, 9 now"):
+        run(StatisticsJob(own, window=9), words, tmp_path / "out", workers=1, batch_size=40)
     small = tmp_path / "small"
     command = (
         f"--no-progress compress --model {own} --dataset {words.path} --budget .7 --window 8 --workers 1 --out {small} --json"

@@ -546,6 +546,27 @@ def test_what_cannot_be_folded_is_left():
         torch.testing.assert_close(why.whole, model(x)[:, 0].detach())
 
 
+@pytest.mark.parametrize(("inner", "groups"), [(4, 1), (3, 1), (4, 2)])
+def test_a_transposed_convolution_by_another_name_is_left(inner, groups):
+    """`convolution` of decomposed programs, whose weight has its output channels in axis 1."""
+
+    class Decomposed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.ConvTranspose1d(inner, 4, 2, groups=groups), nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            y = torch.ops.aten.convolution(x, self.conv.weight, self.conv.bias, [1], [0], [1], True, [0], groups)
+            return self.norm(y).flatten(1)
+
+    torch.manual_seed(0)
+    model, x = Decomposed().double().eval(), torch.randn(2, inner, 5, dtype=torch.float64)
+    model.norm.running_mean.normal_()
+    model.norm.running_var.uniform_(0.5, 2)
+    assert foldable(capture(model, x)) == set()
+    torch.testing.assert_close(explain(model, x, target=0, rules="z+").check(1e-9).whole, model(x)[:, 0].detach())
+
+
 # -- sources of an input's entries -------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from termwise.core.arguments import integer
+from termwise.core.arguments import integer, plain_integers
 from termwise.core.mosaic import mosaic
 from termwise.core.pictures import Line, Lines, Picture, Pictured
 
@@ -71,6 +71,7 @@ class DepthDecay:
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
+        plain_integers(self)
         if not (isinstance(self.decay, (int, float)) and 0 < self.decay <= 1):
             raise ValueError(f"decay is a number above 0 and at most 1 (nothing is skipped), got {self.decay!r}")
         if integer(self.start) is None or self.start < 1:
@@ -87,7 +88,7 @@ class DepthDecay:
             raise ValueError(f"i counts generated tokens from 0, got {i!r}")
         if integer(num_layers) is None or num_layers < self.min_layers:
             raise ValueError(f"min_layers={self.min_layers} is more than the model has, which is {num_layers!r}")
-        return max(math.floor(num_layers * self.decay**i + ROUNDING), self.min_layers)
+        return max(math.floor(int(num_layers) * self.decay ** int(i) + ROUNDING), self.min_layers)
 
     def layers(self, i: int, num_layers: int) -> list[int]:
         """Which layers generated token i goes through.
@@ -99,12 +100,13 @@ class DepthDecay:
         Raises:
             ValueError: for a negative i, or a model with fewer than `min_layers`.
         """
-        skipped = num_layers - self.count(i, num_layers)
+        skipped = int(num_layers) - self.count(i, num_layers)
         return [j for j in range(num_layers) if not self.start <= j < self.start + skipped]
 
     def speedup(self, max_new_tokens: int, num_layers: int) -> float:
         """Layers of the full model over those that are run, for so many generated tokens."""
-        return num_layers * max_new_tokens / sum(self.count(i, num_layers) for i in range(max_new_tokens))
+        every = [self.count(i, num_layers) for i in range(max_new_tokens)]
+        return int(num_layers) * len(every) / sum(every)
 
     @classmethod
     def for_speedup(
@@ -130,6 +132,7 @@ class DepthDecay:
         for name, value in {"max_new_tokens": max_new_tokens, "num_layers": num_layers}.items():
             if integer(value) is None or value < 1:
                 raise ValueError(f"{name} is a whole number, at least 1, got {value!r}")
+        max_new_tokens, num_layers = int(max_new_tokens), int(num_layers)
         least = max(start or 1, 1) if min_layers is None else min_layers
 
         def saved(decay: float) -> float:

@@ -127,6 +127,7 @@ def draft_decode(
     for name, value in {"max_new_tokens": max_new_tokens, "drafts": drafts}.items():
         if integer(value) is None or value < 1:
             raise ValueError(f"{name} is a whole number, at least 1, got {value!r}")
+    max_new_tokens, drafts = int(max_new_tokens), int(drafts)
     if not 0 <= confidence <= 1:
         raise ValueError(f"confidence is a probability, got {confidence!r}")
     found = find_decoder(model)
@@ -168,4 +169,5 @@ def _next(model: Any, ids: Tensor, cache: Any) -> Tensor:
 
 
 def _ends(ids: int | Iterable[int] | None) -> set[int]:
-    return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
+    several = () if ids is None else ids if integer(ids) is None else (ids,)
+    return {int(end) for end in several}

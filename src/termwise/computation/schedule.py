@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from termwise.core.arguments import integer
+from termwise.core.arguments import integer, plain_integers
 
 from .forecast import FORMS
 
@@ -86,6 +86,7 @@ class Method:
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
+        plain_integers(self)
         name = type(self).__name__
         if integer(self.order) is None or not 0 <= self.order <= 8:
             raise ValueError(f"{name}: order is a whole number from 0 (reuse) to 8, got {self.order}")

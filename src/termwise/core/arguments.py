@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 import os
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ __all__ = [
     "file_path",
     "integer",
     "number",
+    "plain_integers",
     "seeded",
     "strings",
     "uninitialised",
@@ -42,6 +44,13 @@ def number(value: Any) -> float | None:
     """The real number that it is, of Python, numpy or torch (a tensor without axes); None for anything else, True too."""
     value = _scalar(value)
     return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
+
+
+def plain_integers(given: Any) -> None:
+    """The whole numbers among the fields of a frozen dataclass, as Python's: others overflow, and are no JSON."""
+    for field in dataclasses.fields(given):
+        if (found := integer(getattr(given, field.name))) is not None:
+            object.__setattr__(given, field.name, found)
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:

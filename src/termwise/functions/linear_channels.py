@@ -145,7 +145,8 @@ def linearize_channels(
     Source: Mehmeti-Goepel & Disselhoff 2023.
     """
     _check(omega=omega, epochs=epochs, start=start, keep=keep, lr=lr, batch_size=batch_size, tol=tol)
-    batches = _Batches(data, batch_size, generator)
+    epochs, start = int(epochs), int(start)
+    batches = _Batches(data, int(batch_size), generator)
     found = LinearizedChannels(attach_slopes(model, *batches.example(), select=select), omega)
     net, slopes = found.model, found.model.slopes
     optimizer = torch.optim.Adam(net.model.parameters(), lr=lr)

@@ -133,7 +133,7 @@ class HighwayRecurrent(nn.Module):
         """Nothing runs before the first call."""
         _checked_cell(cell, iterations, gate)
         super().__init__()
-        self.cell, self.iterations, self._gate, self.training = cell, iterations, gate, cell.training
+        self.cell, self.iterations, self._gate, self.training = cell, int(iterations), gate, cell.training
 
     def extra_repr(self) -> str:
         """K."""

@@ -61,13 +61,18 @@ def foldable(program: Program) -> set[str]:
     }
 
 
+AXES = {"linear": 2, "conv1d": 3, "conv2d": 4, "conv3d": 5, "conv_transpose1d": 3, "conv_transpose2d": 4, "conv_transpose3d": 5}
+"""Operators into which a norm folds, and how many axes their value has where its channels are axis 1, as those of the norm."""
+
+
 def _folds(affine: fx.Node) -> bool:
     name = op_name(affine) if affine.op == "call_function" else ""
-    if len(affine.users) != 1 or not name.startswith(("linear", "conv")):
+    if len(affine.users) != 1 or len(affine.args) < 2 or not isinstance(affine.args[1], fx.Node):
         return False
-    value, weight = affine.meta["val"], affine.args[1]
-    batched = 2 if name == "linear" else weight.meta["val"].ndim if isinstance(weight, fx.Node) else 0
-    if value.ndim != batched:  # the norm's channels, axis 1, are none of the operation's features
+    axes = affine.args[1].meta["val"].ndim
+    if name == "convolution":
+        return affine.meta["val"].ndim == axes and not affine.args[6]  # args[6]: transposed
+    if affine.meta["val"].ndim != AXES.get(name) or axes != AXES[name]:
         return False
     # with groups a transposed convolution's weight has its output channels in two axes
     return not name.startswith("conv_transpose") or len(affine.args) < 7 or affine.args[6] == 1

@@ -135,9 +135,10 @@ class Differentiated:
         found = []
         for leaf in self.leaves:
             if leaf.look_up is not None:
-                if baseline is not None and integer(baseline) is None:
+                token = integer(baseline)
+                if baseline is not None and token is None:
                     raise ValueError(f"the baseline of {leaf.name} is the id of a token, or None for zeros; got {baseline!r}")
-                found.append(torch.zeros_like(leaf.value) if baseline is None else leaf.look_up(baseline))
+                found.append(torch.zeros_like(leaf.value) if token is None else leaf.look_up(token))
                 continue
             value = filled(leaf.value, 0.0 if baseline is None else baseline)
             if value is None:

@@ -45,7 +45,7 @@ class Judged:
 
         Raises:
             TypeError: when there is no tensor of floating point in the output.
-            ValueError: when there is NaN in it.
+            ValueError: when there is NaN or infinity in it.
         """
         with evaluating(model), torch.no_grad():
             result = call(model, batch)
@@ -59,11 +59,12 @@ class Judged:
                 raise TypeError(
                     f"the model returns {found}, in which there is no tensor of floating point: wrap it to return one"
                 )
+            for y in counted.values():
+                refuse_undefined(_unpadded(y, _kept(batch)))
             single = len(counted) == 1
             scales = {name: 1.0 if single else _size(y) for name, y in counted.items()}
             first = cls(scales, left)
             y = first._read(result, batch)
-            refuse_undefined(y)
             return dataclasses.replace(first, shape=tuple(y.shape), rows=first._rows(model, batch, y))
 
     @property
@@ -120,11 +121,11 @@ class Judged:
 
 
 def refuse_undefined(y: Tensor) -> None:
-    """An output with NaN, from which nothing is far or near."""
-    if y.isnan().any():
+    """An output with NaN or infinity, from which nothing is far or near."""
+    if not y.isfinite().all():
         raise ValueError(
-            f"the model gives NaN for a batch of data (an output of shape {tuple(y.shape)}): mend it, or leave out the samples "
-            "that it has no answer to"
+            f"the model gives NaN or infinity for a batch of data (an output of shape {tuple(y.shape)}): mend it, or leave out "
+            "the samples that it has no answer to. Logits that do not count are better large and negative than -inf"
         )
 
 

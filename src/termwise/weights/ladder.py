@@ -43,7 +43,9 @@ class Curve(Pictured):
                 f"costs and errors are two lists of one length, got shapes {self.costs.shape} and {self.errors.shape}"
             )
         if not np.isfinite(self.costs).all() or not np.isfinite(self.errors).all() or (self.errors < 0).any():
-            raise ValueError("costs and errors are finite, and errors not negative")
+            raise ValueError(
+                "costs and errors are finite, and errors not negative: does the model or its derivative give NaN for these data?"
+            )
 
     def pictures(self, sample: int = 0) -> list[Picture]:
         """What each choice costs, and what it spoils."""
