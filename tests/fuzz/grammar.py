@@ -58,7 +58,7 @@ KINKED = _rows(
     "kinked",
     ("234", "F.elu({a})", "{a}"),
     ("234", "F.selu({a})", "{a}"),
-    ("234", "F.celu({a}, 0.75)", "{a}"),  # torch holds its alpha in float32, where 0.7 is another number
+    ("234", "F.celu({a}, 0.75)", "{a}"),  # torch's derivative holds alpha in float32, where 0.7 is another number
     ("234", "F.hardswish({a})", "{a}.abs() - 3"),
     ("234", "F.softshrink({a}, 0.3)", "{a}.abs() - 0.3"),
     ("234", "F.hardshrink({a}, 0.3)", "{a}.abs() - 0.3"),
