@@ -146,7 +146,7 @@ def _cancels(node: fx.Node, value: Tensor, args: Any, kwargs: Any) -> bool:
     """Whether a 0 among the values is one number less an equal one: of other numbers there is no 0."""
     if op_name(node) == "pointwise":  # f(x) = 0 where f(0) is not
         return bool(((value == 0) & (node.target(torch.zeros_like(args[0])) != 0)).any())  # type: ignore[operator]
-    others = [v * (1.5 + v.abs().cumsum(-1).sin()) if is_float(v) and v.ndim else v for v in args]
+    others = [v * (1.5 + torch.arange(v.numel()).sin().reshape(v.shape)) if is_float(v) and v.ndim else v for v in args]
     return bool(((value == 0) & (node.target(*others, **kwargs) != 0)).any())  # type: ignore[operator]
 
 
