@@ -72,19 +72,20 @@ def test_two_workers_give_the_same_bytes(reference, tmp_path):
 
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 sys.path.insert(0, {tests!r})
 from engine.subjects import Lengths
 from termwise.engine import Dataset, run
 if __name__ == "__main__":
-    run(Lengths(pause={pause}), Dataset.open({data!r}), {out!r}, workers={workers}, batch_size=4)
+    run(Lengths(pause=0.05), Dataset.open({data!r}), {out!r}, workers={workers}, batch_size=4)
 """
 
 
-def started(tmp_path, workers=1, pause=0.05):
+def started(tmp_path, workers=1):
     script = tmp_path / "script.py"
     data = texts(tmp_path / "a.txt", LINES)
-    script.write_text(SCRIPT.format(tests=str(HERE), data=str(data), out=str(tmp_path / "out"), workers=workers, pause=pause))
+    script.write_text(SCRIPT.format(tests=str(HERE), data=str(data), out=str(tmp_path / "out"), workers=workers))
     return subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True)
 
 
@@ -122,7 +123,7 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_done(reference, tmp_path, w
 
 
 def test_ctrl_c_says_how_to_go_on(reference, tmp_path):
-    process = started(tmp_path, pause=1)  # a batch: long enough to be interrupted in, however busy the machine
+    process = started(tmp_path)
     until_batches(tmp_path / "out", 2, process)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
