@@ -37,14 +37,8 @@ from termwise.jobs import ExplainJob
 OUT = Path(__file__).parent.parent / "docs" / "data" / "engine.json"
 BATCH = 16
 ROWS = {"nanoguard": 320, "convnet": 768}
-HOW = (
-    "loop 1",
-    "loop 1 keeping",
-    "local 1",
-    "local 2",
-    "ray 2",
-    "loop 2",
-)  # and how many threads of the loop, workers of the engine
+HOW = ("loop 1", "loop 1 keeping", "local 1", "local 2", "ray 2", "loop 2")
+"""And how many threads of the loop, workers of the engine."""
 EMPTY = 200 * BATCH
 MEMORY = (1_000, 10_000)
 SIDE = {"convnet": 64, "small": 32}

@@ -109,10 +109,8 @@ def compress(
         from termwise.gathering import StatisticsJob, sample, statistics
 
         assert dataset is not None
-        job, folder = (
-            StatisticsJob(model, keep=keep or (), weights=weights, size=size, window=window),
-            out.with_name(out.name + ".statistics"),
-        )
+        job = StatisticsJob(model, keep=keep or (), weights=weights, size=size, window=window)
+        folder = out.with_name(out.name + ".statistics")
         options, settings = (
             Options(column, engine, workers, batch_size, max_errors),
             replace(ctx.obj, quiet=ctx.obj.quiet or as_json),

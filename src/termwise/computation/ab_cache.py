@@ -32,8 +32,7 @@ def adams_bashforth_reuse_weights(k: int) -> Tensor:
 
     Source: Yu et al. 2025, section 3.
     """
-    whole("k", k)
-    k = int(k)
+    k = whole("k", k)
     return torch.tensor([(-1.0) ** (j + 1) * math.comb(k, j) for j in range(1, k + 1)], dtype=torch.float64)
 
 
@@ -51,8 +50,7 @@ def adams_bashforth_weights(k: int) -> Tensor:
 
     Source: Bashforth & Adams 1883; Hairer, Norsett & Wanner, Solving ODEs I, III.1.
     """
-    whole("k", k)
-    k = int(k)
+    k = whole("k", k)
     nodes = -torch.arange(k, dtype=torch.float64)
     powers = nodes.unsqueeze(0) ** torch.arange(k).unsqueeze(1)  # row p: every node to the p-th
     return torch.linalg.solve(powers, 1 / (torch.arange(k, dtype=torch.float64) + 1))

@@ -128,7 +128,9 @@ def every(interval: int, index: int, first: int) -> bool:
     return index < first or (index - first + 1) % interval == 0
 
 
-def whole(name: str, value: int) -> None:
-    """Refuse what is no positive whole number."""
-    if integer(value) is None or value < 1:
+def whole(name: str, value: int) -> int:
+    """A positive whole number, as Python's; anything else is refused."""
+    found = integer(value)
+    if found is None or found < 1:
         raise ValueError(f"{name} is a whole number, at least 1, got {value}")
+    return found

@@ -66,12 +66,8 @@ class Staged(Pictured):
             raise ValueError(
                 f"optimizer is one of {', '.join(OPTIMIZERS)}, got {optimizer!r}; nearest is {(near or OPTIMIZERS)[0]}"
             )
-        self.stages, self.hidden, self.iterations, self.optimizer = (
-            int(stages),
-            tuple(map(int, hidden)),
-            int(iterations),
-            optimizer,
-        )
+        self.stages, self.hidden, self.iterations = int(stages), tuple(map(int, hidden)), int(iterations)
+        self.optimizer = optimizer
         self.fitted, self.history = [], []
 
     def __repr__(self) -> str:
